@@ -1,0 +1,1 @@
+"""The engine: who runs next, what is sampled, when it stops."""

@@ -1,0 +1,73 @@
+"""What can go wrong in the model package, each error with what a person needs to mend it."""
+
+
+class ModelError(Exception):
+    """Root of every error this package raises for a reason outside its own code."""
+
+
+class ConfigInvalid(ModelError):
+    """A checkpoint's or the engine's configuration cannot be used."""
+
+    def __init__(self, key: str, value: object, expected: str, remedy: str) -> None:
+        super().__init__(f"{key} is {value!r}, expected {expected}; {remedy}")
+        self.key = key
+        self.value = value
+
+
+class CheckpointNotFound(ModelError):
+    """No checkpoint stands where one was named."""
+
+
+class WeightsMismatch(ModelError):
+    """Checkpoint and model disagree about a parameter: missing, left over or of another shape."""
+
+
+class RequestRefused(ModelError):
+    """A request was refused before anything of it ran. ``param`` names the field to blame."""
+
+    param: str | None = None
+
+
+class PromptTooLong(RequestRefused):
+    """Prompt plus the tokens asked for do not fit the hard context limit."""
+
+    param = "messages"
+
+    def __init__(self, num_prompt_tokens: int, max_tokens: int, max_context_tokens: int) -> None:
+        super().__init__(
+            f"the prompt has {num_prompt_tokens} tokens and {max_tokens} more were asked for, "
+            f"but the context limit is {max_context_tokens} tokens; shorten the prompt, lower "
+            "max_tokens or raise FANO_MAX_CONTEXT_TOKENS"
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_tokens = max_tokens
+        self.max_context_tokens = max_context_tokens
+
+
+class QueueFull(RequestRefused):
+    """The waiting line is at its bound; try again after ``retry_after_seconds``."""
+
+    def __init__(self, num_waiting: int, max_waiting: int, retry_after_seconds: int) -> None:
+        super().__init__(
+            f"{num_waiting} requests are waiting and the queue holds {max_waiting}; "
+            f"try again in {retry_after_seconds} seconds"
+        )
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineDraining(RequestRefused):
+    """The engine finishes what it has and takes nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down and takes no new requests; ask another replica or try again")
+
+
+class PoolExhausted(ModelError):
+    """A pool has fewer free units than were asked for."""
+
+    def __init__(self, pool: str, needed: int, free: int, total: int) -> None:
+        super().__init__(f"pool {pool!r} has {free} of {total} units free, {needed} were needed")
+        self.pool = pool
+        self.needed = needed
+        self.free = free
+        self.total = total

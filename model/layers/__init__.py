@@ -1,0 +1,1 @@
+"""The mixers and blocks a hybrid model is made of."""

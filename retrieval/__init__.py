@@ -1,0 +1,1 @@
+"""Text in, passages out: the archive that gives back verbatim what a state cannot hold."""

@@ -1,0 +1,52 @@
+"""What can go wrong in the archive, each error with what a person needs to mend it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieval.passage import Document
+
+
+class RetrievalError(Exception):
+    """Root of every error this package raises for a reason outside its own code."""
+
+
+class UnknownDocument(RetrievalError):
+    """No document of this tenant has the id."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"no document has the id {document_id!r}; GET /v1/documents lists those there are")
+        self.document_id = document_id
+
+
+class DocumentNotReady(RetrievalError):
+    """The document exists but cannot be asked yet, or has failed. ``document`` carries the progress."""
+
+    def __init__(self, document: "Document") -> None:
+        detail = (
+            f"failed: {document.error.message}; delete it and send it again"
+            if document.error
+            else f"{document.status.value} ({document.progress.stage} {document.progress.done} of "
+            f"{document.progress.total}); ask again when it is answerable"
+        )
+        super().__init__(f"document {document.id!r} cannot be asked: {detail}")
+        self.document = document
+
+
+class UnsupportedMediaType(RetrievalError):
+    """The file is of a kind that no parser here reads."""
+
+
+class ParseFailed(RetrievalError):
+    """The file could not be read as what it says it is. ``code`` is stable, the message is for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DataDirectoryInUse(RetrievalError):
+    """Another process works on the data directory."""
+
+
+class StoreInvalid(RetrievalError):
+    """The store on disk is damaged or of a version this program cannot read."""

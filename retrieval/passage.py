@@ -1,0 +1,134 @@
+"""The nouns of the archive: spans, chunks, facts, documents, passages.
+
+Every position is a half-open range of Unicode code points of the stored text, so that
+``text[start:end]`` is the quote (law 6). Pages count from 1.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """``text[start:end]``."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start <= self.end, f"span {self.start}..{self.end}"
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document between sentence borders. ``heading`` is the path of titles above it."""
+
+    span: Span
+    text: str
+    page: int | None
+    heading: str
+
+
+class FactKind(StrEnum):
+    """What a recogniser takes a span for."""
+
+    IDENTIFIER = "identifier"
+    AMOUNT = "amount"
+    DATE = "date"
+    KEY_VALUE = "key_value"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A verbatim span that must be recalled exactly.
+
+    ``keys`` are its normalised forms. ``evidence`` is the sentence or row it stands in,
+    which is what an answer may quote on a key hit.
+    """
+
+    kind: FactKind
+    span: Span
+    text: str
+    keys: tuple[str, ...]
+    evidence: Span
+    source: str
+    score: float
+
+
+class DocumentStatus(StrEnum):
+    """Where a document is on its way."""
+
+    QUEUED = "queued"
+    PARSING = "parsing"
+    INDEXING = "indexing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the current stage is. ``seconds_left`` is None while there is nothing to judge by."""
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentError:
+    """Why a document failed."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One stored document as its tenant sees it."""
+
+    id: str
+    tenant: str
+    name: str
+    media_type: str
+    status: DocumentStatus
+    answerable: bool
+    progress: Progress
+    num_bytes: int
+    num_characters: int | None
+    num_tokens: int | None
+    created_at: int
+    error: DocumentError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a stored document that may hold the answer.
+
+    ``found_by`` says which searches returned it ("key", "lexical", "dense"). On a key hit
+    ``evidence`` is the sentence or row that holds the key, else None.
+    """
+
+    document_id: str
+    document_name: str
+    span: Span
+    text: str
+    page: int | None
+    score: float
+    found_by: tuple[str, ...]
+    evidence: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Passages best first, and what was searched. ``found`` is False when nothing relevant stood anywhere."""
+
+    passages: tuple[Passage, ...]
+    found: bool
+    reason: str
+    num_facts: int
+    num_chunks_searched: int
+    seconds: dict[str, float]

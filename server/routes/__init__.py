@@ -1,0 +1,1 @@
+"""One file a resource: thin handlers over the use cases."""
