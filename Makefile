@@ -1,0 +1,49 @@
+# One command each; everything they need is installed on first use.
+PYTHON ?= python3
+EXTRA  ?= cpu
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(EXTRA)
+
+.PHONY: help install serve check format test test-all bench clean
+
+help:
+	@echo "make install   make $(VENV) with everything in it (EXTRA=gpu for a CUDA machine)"
+	@echo "make serve     start the server with the embedded model on 127.0.0.1:8000"
+	@echo "make test      run the tests          make test-all  adds the slow suites"
+	@echo "make check     lint, types, import contracts"
+	@echo "make bench     run the benchmarks in their short form"
+
+install: $(STAMP)
+
+# torch is named in the same call as everything else: resolved on its own, a dependency would pull a newer one.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Fano needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Set PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "No virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0" -e ".[$(EXTRA),dev]"
+	$(BIN)/python -m model.kernels.build
+	@touch $@
+
+serve: $(STAMP)
+	$(BIN)/fano serve
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
