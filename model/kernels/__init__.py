@@ -1,0 +1,55 @@
+"""The door to the kernels: one set of functions, chosen once per process, with the reason for the choice.
+
+Every fast kernel has a reference twin of the same signature in ``model.kernels.reference``, which is its
+specification. Callers hold a :class:`Kernels` and never ask which one it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from model.kernels import reference
+from model.policy import AttentionPolicy
+
+CausalConv = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor]
+SelectiveScan = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor
+]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Tensor], Sequence[AttentionPolicy]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """One implementation of each kernel. ``name`` goes into build information and session fingerprints."""
+
+    name: str
+    causal_conv: CausalConv
+    selective_scan: SelectiveScan
+    attend: Attend
+
+
+REFERENCE = Kernels("reference", reference.causal_conv, reference.selective_scan, reference.attend)
+
+
+def choose(device: str, num_threads: int) -> tuple[Kernels, str]:
+    """The fastest kernels that work on ``device`` and why it is these: ``(kernels, reason)``.
+
+    Raises nothing for a missing or broken native library: the reference twins answer then, and the reason says so.
+    """
+    if device != "cpu":
+        return REFERENCE, f"there are no fast kernels for device {device!r}"
+    from model.kernels.native import load_native
+
+    kernels, reason = load_native(num_threads)
+    return kernels or REFERENCE, reason
+
+
+def forced(name: str, num_threads: int = 1) -> Kernels:
+    """The kernels called ``name``: ``reference`` or ``native``. Raises ValueError where they are not to be had."""
+    if name == REFERENCE.name:
+        return REFERENCE
+    kernels, reason = choose("cpu", num_threads)
+    if kernels.name.split("-")[0] != name:
+        raise ValueError(f"kernels {name!r} were asked for, expected one that works on this machine: {reason}")
+    return kernels

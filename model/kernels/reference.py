@@ -1,0 +1,228 @@
+"""The specification of every kernel, in plain torch: the oracle of the fast twins, and what runs where there are none.
+
+What all twins share:
+
+* **Token-major.** A step's tokens lie one after another in rows; sequence ``s`` owns the rows
+  ``query_start[s]:query_start[s + 1]``. ``query_start [S+1]`` and ``state_slots [S]`` are contiguous int64 tensors
+  on the CPU, so that a native twin reads them through one pointer.
+* **State in, state out.** Sequence ``s`` starts from the state in slot ``state_slots[s]`` of the pool and leaves its
+  final state there, in place. A fresh sequence starts from zeros, which the pool provides. No two sequences of one
+  step share a slot; slots not named are untouched. A sequence may have no rows: its state is then unchanged.
+* **float32** for activations, parameters and recurrent state. ``attend`` alone works in the dtype of the pool.
+* **Strides.** Activations ``[T, ...]`` have unit stride in the last dimension and any row stride (they are column
+  slices of a projection's output). Parameters, one slot of a state and the result are contiguous.
+
+Layouts: SSM state ``[slots, N, I]`` and convolution state ``[slots, K-1, I]``, oldest input first. The inner channel
+is last everywhere because the scan is independent per channel: one vector register holds neighbouring channels.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+
+# Bound the temporaries whatever the length of the prompt: tokens whose decay factors are formed at once,
+# query tokens per tile, and elements of one tile of scores.
+SCAN_TILE_TOKENS = 64
+QUERY_TILE_TOKENS = 128
+SCORE_TILE_ELEMENTS = 1 << 20
+LOWEST_PEAK = -1e30
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    query_start: Tensor,
+    state_slots: Tensor,
+) -> Tensor:
+    """Depthwise causal convolution over time, then SiLU.
+
+    ``y[t] = silu(bias + sum_k weight[k] * x[t - K + 1 + k])``, where inputs before the chunk come from ``state``.
+
+    Takes x [T, I] fp32 (any row stride), weight [K, I] fp32 (row K-1 weighs the present token), bias [I] fp32 or None,
+    state [slots, K-1, I] fp32: the last K-1 inputs, oldest first. Returns [T, I] fp32, contiguous.
+    Mutates the slots of ``state`` named by ``state_slots``.
+    """
+    num_taps = weight.shape[0]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for start, end, slot in _ragged(query_start, state_slots):
+        num_tokens = end - start
+        inputs = torch.cat((state[slot], x[start:end]))
+        out = inputs[:num_tokens] * weight[0]
+        for tap in range(1, num_taps):
+            out.addcmul_(inputs[tap : tap + num_tokens], weight[tap])
+        if bias is not None:
+            out += bias
+        torch.mul(out, torch.sigmoid(out), out=y[start:end])
+        state[slot] = inputs[num_tokens:]
+    return y
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    z: Tensor | None,
+    state: Tensor,
+    query_start: Tensor,
+    state_slots: Tensor,
+) -> Tensor:
+    """The Mamba-1 recurrence (arXiv 2312.00752, algorithm 2) with initial and final state.
+
+    With ``delta = softplus(dt[t] + dt_bias)``, per state row n and channel i:
+    ``h[n, i] = exp(delta[i] * a[n, i]) * h[n, i] + delta[i] * u[t, i] * b[t, n]`` and
+    ``y[t, i] = (sum_n c[t, n] * h[n, i] + d[i] * u[t, i]) * silu(z[t, i])``; without z the last factor is 1.
+
+    Takes u [T, I], dt [T, I] (before bias and softplus), dt_bias [I], a [N, I] (``-exp(A_log)``, transposed),
+    b [T, N], c [T, N], d [I], z [T, I] or None, state [slots, N, I]; all fp32, the activations with any row stride.
+    Returns [T, I] fp32, contiguous. Mutates the slots of ``state`` named by ``state_slots``.
+    """
+    delta = F.softplus(dt + dt_bias)
+    driven = delta * u
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    for start, end, slot in _ragged(query_start, state_slots):
+        hidden = state[slot]
+        for tile in range(start, end, SCAN_TILE_TOKENS):
+            stop = min(tile + SCAN_TILE_TOKENS, end)
+            decay = torch.exp(delta[tile:stop, None] * a)
+            inflow = driven[tile:stop, None] * b[tile:stop, :, None]
+            for step in range(stop - tile):
+                hidden = torch.addcmul(inflow[step], decay[step], hidden, out=inflow[step])
+            y[tile:stop] = torch.matmul(c[tile:stop, None], inflow)[:, 0]
+        if end > start:
+            state[slot] = hidden
+    y.addcmul_(u, d)
+    return y if z is None else y.mul_(F.silu(z))
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    query_start: Tensor,
+    first_positions: Sequence[int],
+    block_tables: Sequence[Tensor],
+    policies: Sequence[AttentionPolicy],
+) -> Tensor:
+    """Softmax attention of each token over the keys its policy shows it, scaled by ``E ** -0.5``.
+
+    Takes queries [T, H, E] (any row stride) and one layer's paged pool, keys and values [num_blocks, P, G, E] in the
+    dtype of the queries. The tokens of sequence ``s`` stand at the consecutive positions from ``first_positions[s]``
+    on; ``block_tables[s] [num logical blocks]`` int64 maps logical block ``position // P`` to a block of the pool, -1
+    where the block was given back. Keys and values of the step's own tokens are already in the pool. Query head ``h``
+    reads key head ``h // (H / G)``. Scores and sums are float32. Returns [T, H, E] in the dtype of the queries,
+    contiguous. Mutates nothing.
+
+    Only blocks that some query sees are read, in tiles, with the softmax carried along
+    (Milakov and Gimelshein 2018), so temporaries do not grow with the length of the sequence.
+    """
+    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    bounds = query_start.tolist()
+    for index, (first, table, policy) in enumerate(zip(first_positions, block_tables, policies, strict=True)):
+        start, end = bounds[index], bounds[index + 1]
+        for tile in range(start, end, QUERY_TILE_TOKENS):
+            stop = min(tile + QUERY_TILE_TOKENS, end)
+            _attend_tile(queries[tile:stop], keys, values, first + tile - start, table, policy, out[tile:stop])
+    return out
+
+
+def _ragged(query_start: Tensor, state_slots: Tensor) -> Iterator[tuple[int, int, int]]:
+    bounds = query_start.tolist()
+    return zip(bounds[:-1], bounds[1:], state_slots.tolist(), strict=True)
+
+
+def _attend_tile(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first: int,
+    table: Tensor,
+    policy: AttentionPolicy,
+    out: Tensor,
+) -> None:
+    """Attention of the tokens at positions ``first ..`` of one sequence into ``out`` [T, H, E]."""
+    num_tokens, num_heads, width = queries.shape
+    _, block_tokens, num_groups, _ = keys.shape
+    per_group = num_heads // num_groups
+    # Query heads that share a key head become rows of one product: no key is ever repeated in memory.
+    rows = queries.view(num_tokens, num_groups, per_group, width).permute(1, 2, 0, 3)
+    rows = rows.reshape(num_groups, per_group * num_tokens, width) * width**-0.5
+    positions = torch.arange(first, first + num_tokens) if num_tokens > 1 else None
+
+    tile_blocks = max(1, SCORE_TILE_ELEMENTS // (num_heads * num_tokens * block_tokens))
+    peak: Tensor | None = None
+    total = mixed = peak
+    for low, high in _visible_ranges(first, num_tokens, block_tokens, policy):
+        for block in range(low // block_tokens, -(-high // block_tokens), tile_blocks):
+            stop = min(block + tile_blocks, -(-high // block_tokens))
+            length = min(high, stop * block_tokens) - block * block_tokens
+            chosen = table[block:stop]
+            tile_keys = _gather(keys, chosen)[:length].transpose(0, 1)
+            tile_values = _gather(values, chosen)[:length].transpose(0, 1)
+            scores = torch.bmm(rows, tile_keys.transpose(1, 2)).float()
+            if positions is not None:
+                _hide(scores, positions, block * block_tokens, length, policy, per_group)
+            # A row that sees nothing in this tile keeps a finite peak: its weights are then 0, not 0 / 0.
+            tile_peak = scores.amax(-1, keepdim=True).clamp_min_(LOWEST_PEAK)
+            if peak is None or total is None or mixed is None:
+                peak = tile_peak
+                weights = scores.sub_(peak).exp_()
+                total = weights.sum(-1, keepdim=True)
+                mixed = torch.bmm(weights.to(values.dtype), tile_values).float()
+            else:
+                raised = torch.maximum(peak, tile_peak)
+                shrink = torch.exp(peak - raised)
+                peak = raised
+                weights = scores.sub_(peak).exp_()
+                total = total.mul_(shrink).add_(weights.sum(-1, keepdim=True))
+                mixed = mixed.mul_(shrink).add_(torch.bmm(weights.to(values.dtype), tile_values))
+    assert total is not None and mixed is not None, "a token sees at least itself"
+    mixed = (mixed / total).view(num_groups, per_group, num_tokens, width)
+    out.view(num_tokens, num_groups, per_group, width).copy_(mixed.permute(2, 0, 1, 3))
+
+
+def _visible_ranges(first: int, num_tokens: int, block_tokens: int, policy: AttentionPolicy) -> list[tuple[int, int]]:
+    """Half-open position ranges, starting at block borders, outside which no token of the tile sees anything.
+
+    Under ``window`` these are the sinks and the union of the tokens' windows.
+    """
+    end = first + num_tokens
+    window_start = policy.window_start(first)
+    if policy.name is PolicyName.FULL or window_start <= policy.sinks:
+        return [(0, end)]
+    window = (window_start // block_tokens * block_tokens, end)
+    return [(0, policy.sinks), window] if policy.sinks else [window]
+
+
+def _gather(pool: Tensor, blocks: Tensor) -> Tensor:
+    """[num tokens, G, E]: a view where the blocks lie one after another in the pool, else a copy."""
+    count = blocks.shape[0]
+    start, last = int(blocks[0]), int(blocks[-1])
+    if last - start == count - 1 and (count < 3 or bool((blocks[1:] - blocks[:-1] == 1).all())):
+        return pool[start : start + count].flatten(0, 1)
+    return pool.index_select(0, blocks).flatten(0, 1)
+
+
+def _hide(scores: Tensor, positions: Tensor, low: int, length: int, policy: AttentionPolicy, per_group: int) -> None:
+    """Set the scores [G, H/G * T, length] of the keys from position ``low`` on that a token does not see to -inf."""
+    first, last = int(positions[0]), int(positions[-1])
+    full = policy.name is PolicyName.FULL
+    sees_all_late = low + length - 1 <= first
+    sees_all_early = full or low + length <= policy.sinks or low >= policy.window_start(last)
+    if sees_all_late and sees_all_early:
+        return
+    key = torch.arange(low, low + length)
+    hidden = key > positions[:, None]
+    if not full:
+        block = torch.div(positions - policy.window + 1, BLOCK_TOKENS, rounding_mode="floor") * BLOCK_TOKENS
+        hidden |= (key >= policy.sinks) & (key < block[:, None])
+    scores.view(scores.shape[0], per_group, len(positions), length).masked_fill_(hidden, float("-inf"))
