@@ -62,6 +62,29 @@ class EngineDraining(RequestRefused):
         super().__init__("the server is shutting down and takes no new requests; ask another replica or try again")
 
 
+class InvalidRequest(RequestRefused):
+    """A field of a request has a value the engine cannot work with."""
+
+    def __init__(self, param: str, value: object, expected: str) -> None:
+        super().__init__(f"{param} is {value!r}, expected {expected}")
+        self.param = param
+
+
+class GenerationFailed(ModelError):
+    """One request could not go on after it was accepted; the others are not touched."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"generation stopped by {type(cause).__name__}; send the request again")
+        self.cause = cause
+
+
+class EngineStopped(ModelError):
+    """The engine runs no more, so that no request can be accepted or finished."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine has stopped ({reason}); restart the server or ask another replica")
+
+
 class PoolExhausted(ModelError):
     """A pool has fewer free units than were asked for."""
 

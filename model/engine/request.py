@@ -1,17 +1,19 @@
 """What goes into the engine and what comes out: requests, sampling, events, usage. No torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
+from model.errors import ModelError
 from model.policy import AttentionPolicy
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended, in the words of the OpenAI schema."""
+    """Why a sequence ended; ``stop`` and ``length`` in the words of the OpenAI schema."""
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class SamplingParams:
 class GenerationRequest:
     """One prompt to continue.
 
-    ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts.
-    ``policy`` of None takes the engine's own.
+    ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
+    or up to ``max_spans`` of them. ``policy`` of None takes the engine's own.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class GenerationRequest:
     sampling: SamplingParams
     evidence: tuple[str, ...] | None = None
     policy: AttentionPolicy | None = None
+    max_spans: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class TokenEvent:
     """Text that is safe to show, and at the end the reason, the usage and the verbatim spans.
 
     A stop string never appears in ``text``; text that might become one is held back.
-    Exactly one event of a request has a ``finish_reason``, and it is the last.
+    Exactly one event of a request has a ``finish_reason``, and it is the last. With
+    ``FinishReason.ERROR`` it has ``error``, the reason why this request alone could not go on.
     """
 
     request_id: str
@@ -81,4 +85,5 @@ class TokenEvent:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     usage: RequestUsage | None = None
-    spans: tuple[EvidenceSpan, ...] = field(default=())
+    spans: tuple[EvidenceSpan, ...] = ()
+    error: ModelError | None = None

@@ -1,0 +1,80 @@
+"""What the engine says about itself: a frozen snapshot after each step, readable from any thread. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+POOL_NAMES = ("weights", "ssm_state", "conv_state", "kv", "workspace")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCounts:
+    """Units of one pool by status. Law of conservation: ``free + used + cached == total``."""
+
+    free: int
+    used: int
+    cached: int = 0
+
+    @property
+    def total(self) -> int:
+        """All units of the pool."""
+        return self.free + self.used + self.cached
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """What runs: the label values of ``fano_build_info``."""
+
+    model: str
+    device: str
+    kernels: str
+    dtype: str
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """The step that was run last: ``phase`` is ``prefill`` or ``decode``."""
+
+    phase: str
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """One consistent view of the engine between two steps.
+
+    ``pool_bytes`` are bytes of tensors held, ``plan_bytes`` those promised at the start, both by
+    the names in ``POOL_NAMES``. Counters (``num_*_tokens``, ``num_aborted``, ``num_failed``,
+    ``num_finished``, ``num_steps``) only grow.
+    """
+
+    build: BuildInfo
+    slots: PoolCounts
+    blocks: PoolCounts
+    pool_bytes: Mapping[str, int]
+    plan_bytes: Mapping[str, int]
+    max_context_tokens: int
+    num_running: int = 0
+    num_waiting: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_completion_tokens: int = 0
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_failed: int = 0
+    num_steps: int = 0
+    draining: bool = False
+    last_step: StepRecord | None = None
+
+    @property
+    def tokens_by_kind(self) -> Mapping[str, int]:
+        """The counters of ``fano_tokens_total`` by their label."""
+        return MappingProxyType(
+            {
+                "prompt": self.num_prompt_tokens,
+                "cached": self.num_cached_tokens,
+                "completion": self.num_completion_tokens,
+            }
+        )
