@@ -1,0 +1,1 @@
+"""The recipe that makes the embedded checkpoint: tokenizer, data, model, training loop, export, evaluation."""
