@@ -70,6 +70,27 @@ class InvalidRequest(RequestRefused):
         self.param = param
 
 
+class ChatTemplateMissing(RequestRefused):
+    """The checkpoint has no chat template, so a list of messages cannot become a prompt."""
+
+    param = "messages"
+
+    def __init__(self, directory: object) -> None:
+        super().__init__(
+            f"the checkpoint in {str(directory)!r} has no chat template; use /v1/completions with a prompt, "
+            "or put a chat_template.jinja beside its tokenizer.json"
+        )
+
+
+class ChatTemplateRejected(RequestRefused):
+    """The checkpoint's chat template does not take these messages, for the reason it gives itself."""
+
+    param = "messages"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the model's chat template does not take these messages: {reason}")
+
+
 class GenerationFailed(ModelError):
     """One request could not go on after it was accepted; the others are not touched."""
 
