@@ -16,7 +16,10 @@ CausalConv = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], T
 SelectiveScan = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor
 ]
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Tensor], Sequence[AttentionPolicy]], Tensor]
+Attend = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Sequence[int]], Sequence[AttentionPolicy]],
+    Tensor,
+]
 
 
 @dataclass(frozen=True, slots=True)

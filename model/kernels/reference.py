@@ -17,6 +17,7 @@ is last everywhere because the scan is independent per channel: one vector regis
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,9 @@ SCAN_TILE_TOKENS = 64
 QUERY_TILE_TOKENS = 128
 SCORE_TILE_ELEMENTS = 1 << 20
 LOWEST_PEAK = -1e30
+
+# Runs of neighbouring blocks are read in place if they are at least this long on average, else gathered.
+RUN_BLOCKS = 8
 
 
 def causal_conv(
@@ -110,15 +114,15 @@ def attend(
     values: Tensor,
     query_start: Tensor,
     first_positions: Sequence[int],
-    block_tables: Sequence[Tensor],
+    block_tables: Sequence[Sequence[int]],
     policies: Sequence[AttentionPolicy],
 ) -> Tensor:
     """Softmax attention of each token over the keys its policy shows it, scaled by ``E ** -0.5``.
 
     Takes queries [T, H, E] (any row stride) and one layer's paged pool, keys and values [num_blocks, P, G, E] in the
     dtype of the queries. The tokens of sequence ``s`` stand at the consecutive positions from ``first_positions[s]``
-    on; ``block_tables[s] [num logical blocks]`` int64 maps logical block ``position // P`` to a block of the pool, -1
-    where the block was given back. Keys and values of the step's own tokens are already in the pool. Query head ``h``
+    on; ``block_tables[s]`` maps logical block ``position // P`` to a block of the pool, -1 where the block was given
+    back. Keys and values of the step's own tokens are already in the pool. Query head ``h``
     reads key head ``h // (H / G)``. Scores and sums are float32. Returns [T, H, E] in the dtype of the queries,
     contiguous. Mutates nothing.
 
@@ -145,7 +149,7 @@ def _attend_tile(
     keys: Tensor,
     values: Tensor,
     first: int,
-    table: Tensor,
+    table: Sequence[int],
     policy: AttentionPolicy,
     out: Tensor,
 ) -> None:
@@ -156,42 +160,26 @@ def _attend_tile(
     # Query heads that share a key head become rows of one product: no key is ever repeated in memory.
     rows = queries.view(num_tokens, num_groups, per_group, width).permute(1, 2, 0, 3)
     rows = rows.reshape(num_groups, per_group * num_tokens, width) * width**-0.5
-    positions = torch.arange(first, first + num_tokens) if num_tokens > 1 else None
-
     tile_blocks = max(1, SCORE_TILE_ELEMENTS // (num_heads * num_tokens * block_tokens))
-    peak: Tensor | None = None
-    total = mixed = peak
-    for low, high in _visible_ranges(first, num_tokens, block_tokens, policy):
-        for block in range(low // block_tokens, -(-high // block_tokens), tile_blocks):
-            stop = min(block + tile_blocks, -(-high // block_tokens))
-            length = min(high, stop * block_tokens) - block * block_tokens
-            chosen = table[block:stop]
+    carried: tuple[Tensor, Tensor, Tensor] | None = None
+    for low, high in _visible_ranges(first, num_tokens, policy):
+        for block, chosen in _tiles(table[low // block_tokens : -(-high // block_tokens)], tile_blocks):
+            start = low + block * block_tokens
+            length = min(high - start, len(chosen) * block_tokens)
             tile_keys = _gather(keys, chosen)[:length].transpose(0, 1)
             tile_values = _gather(values, chosen)[:length].transpose(0, 1)
             scores = torch.bmm(rows, tile_keys.transpose(1, 2)).float()
-            if positions is not None:
-                _hide(scores, positions, block * block_tokens, length, policy, per_group)
-            # A row that sees nothing in this tile keeps a finite peak: its weights are then 0, not 0 / 0.
-            tile_peak = scores.amax(-1, keepdim=True).clamp_min_(LOWEST_PEAK)
-            if peak is None or total is None or mixed is None:
-                peak = tile_peak
-                weights = scores.sub_(peak).exp_()
-                total = weights.sum(-1, keepdim=True)
-                mixed = torch.bmm(weights.to(values.dtype), tile_values).float()
-            else:
-                raised = torch.maximum(peak, tile_peak)
-                shrink = torch.exp(peak - raised)
-                peak = raised
-                weights = scores.sub_(peak).exp_()
-                total = total.mul_(shrink).add_(weights.sum(-1, keepdim=True))
-                mixed = mixed.mul_(shrink).add_(torch.bmm(weights.to(values.dtype), tile_values))
-    assert total is not None and mixed is not None, "a token sees at least itself"
-    mixed = (mixed / total).view(num_groups, per_group, num_tokens, width)
+            if num_tokens > 1:
+                _hide(scores, first, num_tokens, start, policy)
+            carried = _softmax_step(scores, tile_values, carried)
+    assert carried is not None, "a token sees at least itself"
+    _, total, mixed = carried
+    mixed = mixed.div_(total).view(num_groups, per_group, num_tokens, width)
     out.view(num_tokens, num_groups, per_group, width).copy_(mixed.permute(2, 0, 1, 3))
 
 
-def _visible_ranges(first: int, num_tokens: int, block_tokens: int, policy: AttentionPolicy) -> list[tuple[int, int]]:
-    """Half-open position ranges, starting at block borders, outside which no token of the tile sees anything.
+def _visible_ranges(first: int, num_tokens: int, policy: AttentionPolicy) -> list[tuple[int, int]]:
+    """Half-open position ranges, from block borders on, outside which no token of the tile sees anything.
 
     Under ``window`` these are the sinks and the union of the tokens' windows.
     """
@@ -199,30 +187,67 @@ def _visible_ranges(first: int, num_tokens: int, block_tokens: int, policy: Atte
     window_start = policy.window_start(first)
     if policy.name is PolicyName.FULL or window_start <= policy.sinks:
         return [(0, end)]
-    window = (window_start // block_tokens * block_tokens, end)
-    return [(0, policy.sinks), window] if policy.sinks else [window]
+    return [(0, policy.sinks), (window_start, end)] if policy.sinks else [(window_start, end)]
 
 
-def _gather(pool: Tensor, blocks: Tensor) -> Tensor:
+def _tiles(blocks: Sequence[int], tile_blocks: int) -> list[tuple[int, Sequence[int]]]:
+    """Cut ``blocks`` into tiles of at most ``tile_blocks``, with the index each starts at.
+
+    Long runs of neighbours in the pool become tiles of their own, because they are read in place.
+    """
+    borders = [0, *(i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1] + 1), len(blocks)]
+    if len(borders) > 2 + len(blocks) // RUN_BLOCKS:
+        borders = [0, len(blocks)]
+    return [
+        (start, blocks[start : min(start + tile_blocks, stop)])
+        for begin, stop in pairwise(borders)
+        for start in range(begin, stop, tile_blocks)
+    ]
+
+
+def _gather(pool: Tensor, blocks: Sequence[int]) -> Tensor:
     """[num tokens, G, E]: a view where the blocks lie one after another in the pool, else a copy."""
-    count = blocks.shape[0]
-    start, last = int(blocks[0]), int(blocks[-1])
-    if last - start == count - 1 and (count < 3 or bool((blocks[1:] - blocks[:-1] == 1).all())):
+    start, count = blocks[0], len(blocks)
+    if blocks[-1] - start == count - 1 and all(blocks[i] == start + i for i in range(count)):
         return pool[start : start + count].flatten(0, 1)
-    return pool.index_select(0, blocks).flatten(0, 1)
+    return pool.index_select(0, torch.tensor(blocks)).flatten(0, 1)
 
 
-def _hide(scores: Tensor, positions: Tensor, low: int, length: int, policy: AttentionPolicy, per_group: int) -> None:
-    """Set the scores [G, H/G * T, length] of the keys from position ``low`` on that a token does not see to -inf."""
-    first, last = int(positions[0]), int(positions[-1])
+def _hide(scores: Tensor, first: int, num_tokens: int, low: int, policy: AttentionPolicy) -> None:
+    """Set the scores [G, H/G * T, length] of keys from position ``low`` on that a token does not see to -inf."""
+    length = scores.shape[-1]
     full = policy.name is PolicyName.FULL
-    sees_all_late = low + length - 1 <= first
-    sees_all_early = full or low + length <= policy.sinks or low >= policy.window_start(last)
-    if sees_all_late and sees_all_early:
+    last = first + num_tokens - 1
+    none_late = low + length - 1 <= first
+    none_early = full or low + length <= policy.sinks or low >= policy.window_start(last)
+    if none_late and none_early:
         return
     key = torch.arange(low, low + length)
-    hidden = key > positions[:, None]
+    position = torch.arange(first, first + num_tokens)[:, None]
+    hidden = key > position
     if not full:
-        block = torch.div(positions - policy.window + 1, BLOCK_TOKENS, rounding_mode="floor") * BLOCK_TOKENS
-        hidden |= (key >= policy.sinks) & (key < block[:, None])
-    scores.view(scores.shape[0], per_group, len(positions), length).masked_fill_(hidden, float("-inf"))
+        # The array form of AttentionPolicy.window_start.
+        start = torch.div(position - policy.window + 1, BLOCK_TOKENS, rounding_mode="floor") * BLOCK_TOKENS
+        hidden |= (key >= policy.sinks) & (key < start)
+    scores.view(-1, num_tokens, length).masked_fill_(hidden, float("-inf"))
+
+
+def _softmax_step(
+    scores: Tensor, values: Tensor, carried: tuple[Tensor, Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add a tile to the running softmax: row maximum, sum of weights, weighted sum of ``values`` [G, length, E].
+
+    Overwrites ``scores`` [G, rows, length] float32 and what was carried.
+    """
+    # A row that sees nothing in this tile keeps a finite peak: its weights are then 0, not 0 / 0.
+    peak = scores.amax(-1, keepdim=True).clamp_min_(LOWEST_PEAK)
+    if carried is not None:
+        peak = torch.maximum(peak, carried[0])
+    weights = scores.sub_(peak).exp_()
+    total = weights.sum(-1, keepdim=True)
+    mixed = torch.bmm(weights.to(values.dtype), values).float()
+    if carried is not None:
+        shrink = torch.exp(carried[0] - peak)
+        total.add_(carried[1].mul_(shrink))
+        mixed.add_(carried[2].mul_(shrink))
+    return peak, total, mixed

@@ -1,0 +1,91 @@
+"""The tensors of one step: prompt chunks and decode tokens of several sequences, one after another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.policy import BLOCK_TOKENS, AttentionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceChunk:
+    """The next tokens of one sequence: a prompt chunk, or one token while decoding.
+
+    ``first_position`` is the absolute position of the first of them; everything before it has been read into
+    ``state_slot`` and ``blocks``. ``blocks`` is the sequence's block table, long enough for these tokens.
+    Logits are computed for the last ``num_logits`` tokens.
+    """
+
+    token_ids: Sequence[int]
+    first_position: int
+    state_slot: int
+    blocks: Sequence[int]
+    policy: AttentionPolicy
+    num_logits: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step, packed. Index tensors are int64; ``query_start`` and ``state_slots`` stay on the CPU.
+
+    ``input_ids`` [T]; ``query_start`` [S+1], the rows of sequence s are ``query_start[s]:query_start[s+1]``;
+    ``state_slots`` [S], all different; ``kv_rows`` [T], the row ``block * P + offset`` of the key/value pool each
+    token is written to; ``logits_rows``, the rows that need logits, ascending; ``first_positions``,
+    ``block_tables`` and ``policies`` have one entry per sequence.
+    """
+
+    input_ids: Tensor
+    query_start: Tensor
+    state_slots: Tensor
+    kv_rows: Tensor
+    logits_rows: Tensor
+    first_positions: tuple[int, ...]
+    block_tables: tuple[Sequence[int], ...]
+    policies: tuple[AttentionPolicy, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """T: tokens in the step."""
+        return self.input_ids.shape[0]
+
+    @staticmethod
+    def pack(chunks: Sequence[SequenceChunk], device: str = "cpu") -> "Batch":
+        """Flatten ``chunks`` in their order. The block tables are referred to, not copied."""
+        assert chunks, "a step has at least one sequence"
+        ids: list[int] = []
+        starts = [0]
+        logits_rows: list[int] = []
+        for chunk in chunks:
+            count = len(chunk.token_ids)
+            assert 0 <= chunk.num_logits <= count > 0, f"{chunk.num_logits} logits of {count} tokens"
+            ids += chunk.token_ids
+            starts.append(len(ids))
+            logits_rows += range(len(ids) - chunk.num_logits, len(ids))
+        slots = [chunk.state_slot for chunk in chunks]
+        assert len(set(slots)) == len(slots), f"two sequences of one step share a state slot: {slots}"
+        return Batch(
+            input_ids=torch.tensor(ids, dtype=torch.int64, device=device),
+            query_start=torch.tensor(starts, dtype=torch.int64),
+            state_slots=torch.tensor(slots, dtype=torch.int64),
+            kv_rows=_kv_rows(chunks).to(device),
+            logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),
+            first_positions=tuple(chunk.first_position for chunk in chunks),
+            block_tables=tuple(chunk.blocks for chunk in chunks),
+            policies=tuple(chunk.policy for chunk in chunks),
+        )
+
+
+def _kv_rows(chunks: Sequence[SequenceChunk]) -> Tensor:
+    rows: list[Tensor] = []
+    for chunk in chunks:
+        first, end = chunk.first_position, chunk.first_position + len(chunk.token_ids)
+        blocks = chunk.blocks[first // BLOCK_TOKENS : -(-end // BLOCK_TOKENS)]
+        assert len(blocks) * BLOCK_TOKENS >= end - first // BLOCK_TOKENS * BLOCK_TOKENS, "the block table is too short"
+        assert min(blocks) >= 0, "a block that is written to was given back"
+        starts = torch.tensor(blocks, dtype=torch.int64) * BLOCK_TOKENS
+        skipped = first % BLOCK_TOKENS
+        in_blocks = (starts[:, None] + torch.arange(BLOCK_TOKENS)).flatten()
+        rows.append(in_blocks[skipped : skipped + end - first])
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -1,0 +1,316 @@
+"""What a checkpoint is (``ModelConfig``) and how an engine runs it (``EngineConfig``). No torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from model.errors import CheckpointNotFound, ConfigInvalid
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+
+FLOAT32_BYTES = 4
+
+
+class Dtype(StrEnum):
+    """Number format of weights, matrix products and the key/value pool."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one element."""
+        return 4 if self is Dtype.FLOAT32 else 2
+
+
+class LayerKind(StrEnum):
+    """Which mixer a layer has."""
+
+    MAMBA = "mamba"
+    ATTENTION = "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The architecture of a checkpoint in the Jamba layout, as its ``config.json`` states it.
+
+    ``policy`` is the attention policy the checkpoint was made for: its ``fano`` entry, else ``full``.
+    ``num_experts == 1`` means that no layer has experts.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    attn_layer_period: int
+    attn_layer_offset: int
+    state_size: int
+    conv_width: int
+    expand: int
+    dt_rank: int
+    norm_eps: float
+    num_experts: int = 1
+    num_experts_per_token: int = 1
+    expert_layer_period: int = 1
+    expert_layer_offset: int = 0
+    conv_bias: bool = True
+    proj_bias: bool = False
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int | None = None
+    policy: AttentionPolicy = field(default_factory=AttentionPolicy)
+
+    @staticmethod
+    def from_pretrained(directory: Path) -> "ModelConfig":
+        """Read ``config.json`` in ``directory``.
+
+        Raises CheckpointNotFound where the file is absent, ConfigInvalid where it is not JSON or cannot be used.
+        """
+        path = directory / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointNotFound(f"{path} does not exist; name a directory that holds a checkpoint") from None
+        except ValueError as error:
+            raise ConfigInvalid(str(path), str(error), "a JSON object", "fetch the checkpoint again") from error
+        if not isinstance(values, dict):
+            raise ConfigInvalid(str(path), type(values).__name__, "a JSON object", "fetch the checkpoint again")
+        return ModelConfig.from_dict(values)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, object]) -> "ModelConfig":
+        """Build from the keys of transformers' ``JambaConfig``. Raises ConfigInvalid naming the key at fault."""
+        _require_jamba(values)
+        hidden_size = _integer(values, "hidden_size")
+        num_heads = _integer(values, "num_attention_heads")
+        num_experts = _integer(values, "num_experts", default=1)
+        routed = num_experts > 1
+        config = ModelConfig(
+            vocab_size=_integer(values, "vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=_integer(values, "intermediate_size"),
+            num_layers=_integer(values, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=_integer(values, "num_key_value_heads", default=num_heads),
+            head_width=_integer(values, "head_dim", default=hidden_size // num_heads),
+            attn_layer_period=_integer(values, "attn_layer_period"),
+            attn_layer_offset=_integer(values, "attn_layer_offset", least=0),
+            state_size=_integer(values, "mamba_d_state"),
+            conv_width=_integer(values, "mamba_d_conv", least=2),
+            expand=_integer(values, "mamba_expand"),
+            dt_rank=-(-hidden_size // 16)
+            if values.get("mamba_dt_rank") == "auto"
+            else _integer(values, "mamba_dt_rank"),
+            norm_eps=_positive(values, "rms_norm_eps"),
+            num_experts=num_experts,
+            num_experts_per_token=_integer(values, "num_experts_per_tok") if routed else 1,
+            expert_layer_period=_integer(values, "expert_layer_period") if routed else 1,
+            expert_layer_offset=_integer(values, "expert_layer_offset", least=0) if routed else 0,
+            conv_bias=_boolean(values, "mamba_conv_bias", default=True),
+            proj_bias=_boolean(values, "mamba_proj_bias", default=False),
+            tie_word_embeddings=_boolean(values, "tie_word_embeddings", default=False),
+            max_position_embeddings=_integer(values, "max_position_embeddings", default=0, least=0) or None,
+            policy=_policy(values),
+        )
+        config._require_consistency()
+        return config
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The mixer of each layer, first to last."""
+        return tuple(
+            LayerKind.ATTENTION if index % self.attn_layer_period == self.attn_layer_offset else LayerKind.MAMBA
+            for index in range(self.num_layers)
+        )
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that keep keys and values."""
+        return sum(kind is LayerKind.ATTENTION for kind in self.layer_kinds)
+
+    @property
+    def num_mamba_layers(self) -> int:
+        """Layers that keep a recurrent state."""
+        return self.num_layers - self.num_attention_layers
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the feed-forward of ``layer`` is routed among experts."""
+        return self.num_experts > 1 and layer % self.expert_layer_period == self.expert_layer_offset
+
+    @property
+    def num_expert_layers(self) -> int:
+        """Layers whose feed-forward is routed among experts."""
+        return sum(self.has_experts(layer) for layer in range(self.num_layers))
+
+    @property
+    def inner_size(self) -> int:
+        """I: channels inside a Mamba mixer."""
+        return self.expand * self.hidden_size
+
+    @property
+    def query_size(self) -> int:
+        """H * E: width of all query heads together."""
+        return self.num_heads * self.head_width
+
+    @property
+    def kv_size(self) -> int:
+        """G * E: width of all key heads together."""
+        return self.num_kv_heads * self.head_width
+
+    @property
+    def num_matrix_parameters(self) -> int:
+        """Parameters that are held in the weight dtype: embedding, head and projections."""
+        width, inner = self.hidden_size, self.inner_size
+        embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
+        attention = width * (2 * self.query_size + 2 * self.kv_size)
+        mamba = width * 2 * inner + inner * (self.dt_rank + 2 * self.state_size) + inner * width
+        num_forwards = self.num_layers + self.num_expert_layers * (self.num_experts - 1)
+        return (
+            embeddings
+            + self.num_attention_layers * attention
+            + self.num_mamba_layers * mamba
+            + num_forwards * 3 * width * self.intermediate_size
+        )
+
+    @property
+    def num_float32_parameters(self) -> int:
+        """Parameters that stay float32 under every weight dtype: norms, routers, and what steers the recurrence."""
+        width, inner, state, rank = self.hidden_size, self.inner_size, self.state_size, self.dt_rank
+        convolution = self.conv_width * inner + (inner if self.conv_bias else 0)
+        time_step = rank * inner + inner
+        projection_bias = 2 * inner + width if self.proj_bias else 0
+        mamba = convolution + time_step + state * inner + inner + rank + 2 * state + projection_bias
+        return (
+            width * (2 * self.num_layers + 1)
+            + self.num_mamba_layers * mamba
+            + self.num_expert_layers * self.num_experts * width
+        )
+
+    def num_parameters(self) -> int:
+        """Parameters of the checkpoint; tied ones count once."""
+        return self.num_matrix_parameters + self.num_float32_parameters
+
+    def weight_bytes(self, dtype: Dtype) -> int:
+        """Bytes of the weights as the model holds them."""
+        return self.num_matrix_parameters * dtype.num_bytes + self.num_float32_parameters * FLOAT32_BYTES
+
+    def kv_bytes_per_token(self, dtype: Dtype) -> int:
+        """Bytes of keys and values that one token leaves in all attention layers."""
+        return 2 * self.num_attention_layers * self.kv_size * dtype.num_bytes
+
+    @property
+    def ssm_state_bytes(self) -> int:
+        """Bytes of the scan state of one sequence (float32), whatever its length."""
+        return self.num_mamba_layers * self.state_size * self.inner_size * FLOAT32_BYTES
+
+    @property
+    def conv_state_bytes(self) -> int:
+        """Bytes of the convolution state of one sequence (float32), whatever its length."""
+        return self.num_mamba_layers * (self.conv_width - 1) * self.inner_size * FLOAT32_BYTES
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent state of one sequence."""
+        return self.ssm_state_bytes + self.conv_state_bytes
+
+    def _require_consistency(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            expected = f"a divisor of num_attention_heads = {self.num_heads}"
+            raise ConfigInvalid("num_key_value_heads", self.num_kv_heads, expected, "correct config.json")
+        for key, offset, period in (
+            ("attn_layer_offset", self.attn_layer_offset, self.attn_layer_period),
+            ("expert_layer_offset", self.expert_layer_offset, self.expert_layer_period),
+        ):
+            if offset >= period:
+                raise ConfigInvalid(key, offset, f"less than its period {period}", "correct config.json")
+        if self.num_experts_per_token > self.num_experts:
+            expected = f"at most num_experts = {self.num_experts}"
+            raise ConfigInvalid("num_experts_per_tok", self.num_experts_per_token, expected, "correct config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine runs a model. ``None`` means: take the checkpoint's own, or derive it.
+
+    ``num_blocks`` of None gives every slot enough blocks for ``max_context_tokens`` under the policy.
+    ``kernels`` of None takes the fastest that work; ``prefill_chunk_tokens`` is a multiple of the block size.
+    """
+
+    num_slots: int = 8
+    max_context_tokens: int = 32768
+    num_blocks: int | None = None
+    dtype: Dtype = Dtype.FLOAT32
+    policy: AttentionPolicy | None = None
+    prefill_chunk_tokens: int = 512
+    max_waiting: int = 64
+    device: str = "cpu"
+    num_threads: int = 1
+    kernels: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("num_slots", "max_context_tokens", "prefill_chunk_tokens", "num_threads"):
+            if getattr(self, key) < 1:
+                raise ConfigInvalid(key, getattr(self, key), "at least 1", f"raise {key}")
+        if self.prefill_chunk_tokens % BLOCK_TOKENS:
+            expected = f"a multiple of {BLOCK_TOKENS} tokens"
+            raise ConfigInvalid("prefill_chunk_tokens", self.prefill_chunk_tokens, expected, "round it")
+        if self.max_waiting < 0:
+            raise ConfigInvalid("max_waiting", self.max_waiting, "at least 0", "raise max_waiting")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ConfigInvalid("num_blocks", self.num_blocks, "at least 1", "raise num_blocks or leave it out")
+
+
+def _require_jamba(values: Mapping[str, object]) -> None:
+    remedy = "only checkpoints in the Jamba layout can be run"
+    if values.get("model_type") != "jamba":
+        raise ConfigInvalid("model_type", values.get("model_type"), "'jamba'", remedy)
+    for key, expected in (("hidden_act", "silu"), ("mamba_inner_layernorms", True), ("sliding_window", None)):
+        if values.get(key, expected) != expected:
+            raise ConfigInvalid(key, values[key], repr(expected), remedy)
+
+
+def _policy(values: Mapping[str, object]) -> AttentionPolicy:
+    entry = values.get("fano")
+    if entry is None:
+        return AttentionPolicy()
+    if not isinstance(entry, Mapping):
+        raise ConfigInvalid("fano", entry, "an object with policy, sinks and window", "correct config.json")
+    unknown = sorted(set(entry) - {"policy", "sinks", "window"})
+    if unknown:
+        raise ConfigInvalid(f"fano.{unknown[0]}", entry[unknown[0]], "no such key", "remove it from config.json")
+    name = entry.get("policy")
+    if name not in [*PolicyName]:
+        raise ConfigInvalid("fano.policy", name, f"one of {[*map(str, PolicyName)]}", "correct config.json")
+    default = AttentionPolicy()
+    sinks = _integer(entry, "sinks", default=default.sinks, least=0)
+    window = _integer(entry, "window", default=default.window)
+    try:
+        return AttentionPolicy(PolicyName(str(name)), sinks, window)
+    except ValueError as error:
+        raise ConfigInvalid("fano", dict(entry), str(error), "correct config.json") from error
+
+
+def _integer(values: Mapping[str, object], key: str, default: int | None = None, least: int = 1) -> int:
+    value = values.get(key)
+    if value is None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigInvalid(key, values.get(key), f"a whole number of at least {least}", "correct config.json")
+    return value
+
+
+def _positive(values: Mapping[str, object], key: str) -> float:
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise ConfigInvalid(key, value, "a positive number", "correct config.json")
+    return float(value)
+
+
+def _boolean(values: Mapping[str, object], key: str, default: bool) -> bool:
+    value = values.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigInvalid(key, value, "true or false", "correct config.json")
+    return value

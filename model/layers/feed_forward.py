@@ -1,0 +1,65 @@
+"""The gated feed-forward, alone or as one of several routed experts."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.layers.projection import Projection, parameter
+
+
+class GatedFeedForward(nn.Module):
+    """``down(silu(gate(x)) * up(x))`` with gate and up as one product (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate_up_proj = Projection(config.hidden_size, 2 * config.intermediate_size, dtype)
+        self.down_proj = Projection(config.intermediate_size, config.hidden_size, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] float32 -> [T, D] in the weight dtype."""
+        out: Tensor = self.down_proj(_gate(self.gate_up_proj(x)))
+        return out
+
+
+class ExpertFeedForward(nn.Module):
+    """Each token through the ``num_experts_per_token`` experts its router scores highest, summed by probability.
+
+    As in Jamba the probabilities are a softmax over all experts and the chosen ones are not rescaled to sum to 1.
+    The router is float32 under every weight dtype, so that rounding does not change who is chosen.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        num_experts, width, inner = config.num_experts, config.hidden_size, config.intermediate_size
+        self.num_chosen = config.num_experts_per_token
+        self.router = parameter(num_experts, width)
+        self.gate_up = parameter(num_experts, 2 * inner, width, dtype=dtype)
+        self.down = parameter(num_experts, width, inner, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] float32 -> [T, D] float32."""
+        scores = torch.softmax(F.linear(x, self.router), dim=-1)
+        weights, experts = torch.topk(scores, self.num_chosen, dim=-1)
+        # Tokens of one expert become neighbours: one product per expert that has any.
+        order = torch.argsort(experts.flatten(), stable=True)
+        counts = torch.bincount(experts.flatten(), minlength=self.router.shape[0]).tolist()
+        tokens = torch.div(order, self.num_chosen, rounding_mode="floor")
+        grouped = x[tokens].to(self.down.dtype)
+        shares = weights.flatten()[order, None]
+        out = torch.zeros_like(x)
+        start = 0
+        for expert, count in enumerate(counts):
+            if count:
+                end = start + count
+                hidden = _gate(F.linear(grouped[start:end], self.gate_up[expert]))
+                mixed = F.linear(hidden, self.down[expert]).float().mul_(shares[start:end])
+                out.index_add_(0, tokens[start:end], mixed)
+                start = end
+        return out
+
+
+def _gate(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, in place in the left half of ``gate_up`` [T, 2F]."""
+    gate, up = gate_up.chunk(2, dim=1)
+    return F.silu(gate, inplace=True).mul_(up)

@@ -1,0 +1,209 @@
+"""Checkpoints in safetensors, local or from a hub, into the parameters of a model: each filled exactly once."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.errors import CheckpointNotFound, WeightsMismatch
+from model.hybrid import HybridLayer, HybridLM
+from model.layers.attention import SparseAttention
+from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
+from model.layers.mamba import MambaMixer
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+HUB_PATTERNS = ["config.json", "*.safetensors", INDEX_FILE, "tokenizer*", "special_tokens_map.json", "*.jinja"]
+
+
+def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
+    """The directory of a checkpoint: the local one of that name, else a snapshot of the hub repository.
+
+    The hub's own environment variables apply (cache, token, offline). Raises CheckpointNotFound where neither is
+    to be had, saying why.
+    """
+    local = Path(path_or_hub_id).expanduser()
+    if local.is_dir():
+        return local
+    name = str(path_or_hub_id)
+    if isinstance(path_or_hub_id, Path) or name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise CheckpointNotFound(
+            f"{name!r} is not a directory here; name one that holds config.json and {SINGLE_FILE}, "
+            "or a hub repository as 'owner/name'"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    # What the hub client raises for an unknown name, no network, offline mode and a full disk; all derive from these.
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointNotFound(
+            f"{name!r} is neither a directory here nor could it be fetched from the hub ({type(error).__name__}: "
+            f"{reason}); check the name and the network, or fetch it elsewhere and name the directory"
+        ) from error
+
+
+def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
+    """Fill every parameter of ``model`` from the checkpoint, converting to the dtype each is held in.
+
+    Fused parameters are filled from their parts, each part exactly once. Raises CheckpointNotFound where a file is
+    absent, WeightsMismatch naming the tensor where one is missing, left over, there twice, of another shape or not
+    of a float type, or where a file is damaged. After an error the parameters are undefined.
+    """
+    directory = resolve_checkpoint(path_or_hub_id)
+    parts = dict(_parts(model))
+    covered = sum(part.target.numel() for part in parts.values())
+    assert covered == sum(p.numel() for p in model.parameters()), "the parts do not add up to the parameters"
+    filled: set[str] = set()
+    head_copy: Tensor | None = None
+    for path in _files(directory):
+        for name, tensor in _tensors(path):
+            if name in filled:
+                raise WeightsMismatch(f"{name} is in the checkpoint {directory} twice, the second time in {path.name}")
+            if name == "lm_head.weight" and model.head is None:
+                head_copy = tensor
+            elif name in parts:
+                _fill(parts[name], tensor, name, path)
+            else:
+                raise WeightsMismatch(
+                    f"{name} in {path} belongs to no parameter of the model that config.json describes; "
+                    "config.json and weights are of different checkpoints"
+                )
+            filled.add(name)
+    missing = [name for name in parts if name not in filled]
+    if missing:
+        raise WeightsMismatch(
+            f"{missing[0]} is missing in the checkpoint {directory}, as are {len(missing) - 1} more; "
+            "fetch the checkpoint again"
+        )
+    # Some writers store a tied head beside the embedding; it must then be the same matrix.
+    if head_copy is not None and not torch.equal(head_copy.to(model.embedding.dtype), model.embedding):
+        raise WeightsMismatch(
+            f"lm_head.weight in {directory} differs from model.embed_tokens.weight, to which config.json ties it; "
+            "set tie_word_embeddings to false there if they are meant to differ"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where one tensor of the checkpoint goes: a view of a parameter, and how the tensor gets into its layout."""
+
+    target: Tensor
+    shape: tuple[int, ...]
+    layout: Callable[[Tensor], Tensor]
+
+
+def _plain(target: Tensor) -> _Part:
+    return _Part(target, tuple(target.shape), lambda tensor: tensor)
+
+
+def _parts(model: HybridLM) -> Iterator[tuple[str, _Part]]:
+    """Every tensor name of the published layout with its place in the model."""
+    yield "model.embed_tokens.weight", _plain(model.embedding)
+    yield "model.final_layernorm.weight", _plain(model.final_norm.weight)
+    if model.head is not None:
+        yield "lm_head.weight", _plain(model.head)
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, HybridLayer)
+        for name, part in _layer_parts(layer):
+            yield f"model.layers.{index}.{name}", part
+
+
+def _layer_parts(layer: HybridLayer) -> Iterator[tuple[str, _Part]]:
+    yield "input_layernorm.weight", _plain(layer.mixer_norm.weight)
+    yield "pre_ff_layernorm.weight", _plain(layer.ffn_norm.weight)
+    yield from _mamba_parts(layer.mixer) if isinstance(layer.mixer, MambaMixer) else _attention_parts(layer.mixer)
+    if isinstance(layer.ffn, ExpertFeedForward):
+        yield from _expert_parts(layer.ffn)
+    else:
+        yield from _gated_parts(layer.ffn)
+
+
+def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
+    num_taps, inner = mixer.conv_weight.shape
+    yield "mamba.in_proj.weight", _plain(mixer.in_proj.weight)
+    yield "mamba.out_proj.weight", _plain(mixer.out_proj.weight)
+    for name, bias in (
+        ("in_proj", mixer.in_proj.bias),
+        ("out_proj", mixer.out_proj.bias),
+        ("conv1d", mixer.conv_bias),
+        ("dt_proj", mixer.dt_bias),
+    ):
+        if bias is not None:
+            yield f"mamba.{name}.bias", _plain(bias)
+    yield "mamba.conv1d.weight", _Part(mixer.conv_weight, (inner, 1, num_taps), lambda tensor: tensor[:, 0].t())
+    yield "mamba.x_proj.weight", _plain(mixer.x_proj.weight)
+    yield "mamba.dt_proj.weight", _plain(mixer.dt_weight)
+    yield "mamba.dt_layernorm.weight", _plain(mixer.dt_norm.weight)
+    yield "mamba.b_layernorm.weight", _plain(mixer.b_norm.weight)
+    yield "mamba.c_layernorm.weight", _plain(mixer.c_norm.weight)
+    yield "mamba.A_log", _Part(mixer.a, (inner, mixer.a.shape[0]), lambda tensor: -torch.exp(tensor.float()).t())
+    yield "mamba.D", _plain(mixer.d)
+
+
+def _attention_parts(mixer: SparseAttention) -> Iterator[tuple[str, _Part]]:
+    q, k, v = mixer.qkv_proj.weight.split(mixer.split)
+    yield "self_attn.q_proj.weight", _plain(q)
+    yield "self_attn.k_proj.weight", _plain(k)
+    yield "self_attn.v_proj.weight", _plain(v)
+    yield "self_attn.o_proj.weight", _plain(mixer.o_proj.weight)
+
+
+def _gated_parts(ffn: GatedFeedForward) -> Iterator[tuple[str, _Part]]:
+    gate, up = ffn.gate_up_proj.weight.chunk(2)
+    yield "feed_forward.gate_proj.weight", _plain(gate)
+    yield "feed_forward.up_proj.weight", _plain(up)
+    yield "feed_forward.down_proj.weight", _plain(ffn.down_proj.weight)
+
+
+def _expert_parts(ffn: ExpertFeedForward) -> Iterator[tuple[str, _Part]]:
+    yield "feed_forward.router.weight", _plain(ffn.router)
+    for expert, (gate_up, down) in enumerate(zip(ffn.gate_up, ffn.down, strict=True)):
+        gate, up = gate_up.chunk(2)
+        yield f"feed_forward.experts.{expert}.gate_proj.weight", _plain(gate)
+        yield f"feed_forward.experts.{expert}.up_proj.weight", _plain(up)
+        yield f"feed_forward.experts.{expert}.down_proj.weight", _plain(down)
+
+
+def _files(directory: Path) -> list[Path]:
+    """The weight files of a checkpoint. Raises CheckpointNotFound where one is absent."""
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        names = {SINGLE_FILE}
+    else:
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsMismatch(f"{index} is not an index of safetensors files; fetch it again") from error
+    for name in sorted(names):
+        if not (directory / name).is_file():
+            raise CheckpointNotFound(f"{directory / name} does not exist; fetch the checkpoint again")
+    return [directory / name for name in sorted(names)]
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a file, one in memory at a time. Raises WeightsMismatch where the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise WeightsMismatch(f"{path} is damaged ({error}); fetch the checkpoint again") from error
+
+
+@torch.no_grad()
+def _fill(part: _Part, tensor: Tensor, name: str, path: Path) -> None:
+    if tuple(tensor.shape) != part.shape:
+        raise WeightsMismatch(
+            f"{name} in {path} has the shape {tuple(tensor.shape)}, expected {part.shape} by config.json; "
+            "config.json and weights are of different checkpoints"
+        )
+    if not tensor.is_floating_point():
+        raise WeightsMismatch(
+            f"{name} in {path} is {tensor.dtype}, expected a float type; quantised checkpoints cannot be loaded"
+        )
+    part.target.copy_(part.layout(tensor))
