@@ -250,6 +250,10 @@ class EngineConfig:
     num_threads: int = 1
     kernels: str | None = None
 
+    def policy_for(self, model: ModelConfig) -> AttentionPolicy:
+        """The attention policy requests run under unless they choose their own."""
+        return model.policy if self.policy is None else self.policy
+
     def __post_init__(self) -> None:
         for key in ("num_slots", "max_context_tokens", "prefill_chunk_tokens", "num_threads"):
             if getattr(self, key) < 1:

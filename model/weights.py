@@ -146,7 +146,7 @@ def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
 
 
 def _attention_parts(mixer: SparseAttention) -> Iterator[tuple[str, _Part]]:
-    q, k, v = mixer.qkv_proj.weight.split(mixer.split)
+    q, k, v = torch.split(mixer.qkv_proj.weight, mixer.split)
     yield "self_attn.q_proj.weight", _plain(q)
     yield "self_attn.k_proj.weight", _plain(k)
     yield "self_attn.v_proj.weight", _plain(v)

@@ -24,16 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import QUERY_TILE_TOKENS, RUN_BLOCKS, SCAN_TILE_TOKENS, key_tile_blocks
 
-# Bound the temporaries whatever the length of the prompt: tokens whose decay factors are formed at once,
-# query tokens per tile, and elements of one tile of scores.
-SCAN_TILE_TOKENS = 64
-QUERY_TILE_TOKENS = 128
-SCORE_TILE_ELEMENTS = 1 << 20
+# The finite stand-in for the maximum of a row of scores that shows nothing.
 LOWEST_PEAK = -1e30
-
-# Runs of neighbouring blocks are read in place if they are at least this long on average, else gathered.
-RUN_BLOCKS = 8
 
 
 def causal_conv(
@@ -160,7 +154,7 @@ def _attend_tile(
     # Query heads that share a key head become rows of one product: no key is ever repeated in memory.
     rows = queries.view(num_tokens, num_groups, per_group, width).permute(1, 2, 0, 3)
     rows = rows.reshape(num_groups, per_group * num_tokens, width) * width**-0.5
-    tile_blocks = max(1, SCORE_TILE_ELEMENTS // (num_heads * num_tokens * block_tokens))
+    tile_blocks = key_tile_blocks(num_heads * num_tokens, block_tokens)
     carried: tuple[Tensor, Tensor, Tensor] | None = None
     for low, high in _visible_ranges(first, num_tokens, policy):
         for block, chosen in _tiles(table[low // block_tokens : -(-high // block_tokens)], tile_blocks):

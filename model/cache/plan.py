@@ -1,0 +1,130 @@
+"""The memory bill before anything is loaded: pure arithmetic over the two configurations. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model.config import FLOAT32_BYTES, EngineConfig, ModelConfig
+from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.tiles import QUERY_TILE_TOKENS, SCAN_TILE_TOKENS, key_tile_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What an engine will hold, in bytes.
+
+    Weights, states and keys/values equal what is allocated, to the byte. The workspace is an upper bound of the
+    temporaries of one step: a prompt chunk of ``prefill_chunk_tokens``, or one token of every slot.
+    """
+
+    num_slots: int
+    num_blocks: int
+    weight_bytes: int
+    ssm_state_bytes: int
+    conv_state_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+
+    @staticmethod
+    def of(model: ModelConfig, engine: EngineConfig) -> "MemoryPlan":
+        """The plan of ``model`` run as ``engine`` says."""
+        num_blocks = engine.num_blocks
+        if num_blocks is None:
+            policy = engine.policy_for(model)
+            num_blocks = engine.num_slots * num_resident_blocks(
+                policy, engine.max_context_tokens, engine.prefill_chunk_tokens
+            )
+        return MemoryPlan(
+            num_slots=engine.num_slots,
+            num_blocks=num_blocks,
+            weight_bytes=model.weight_bytes(engine.dtype),
+            ssm_state_bytes=engine.num_slots * model.ssm_state_bytes,
+            conv_state_bytes=engine.num_slots * model.conv_state_bytes,
+            kv_bytes=num_blocks * BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype),
+            workspace_bytes=_workspace_bytes(model, engine),
+        )
+
+    @property
+    def pool_bytes(self) -> Mapping[str, int]:
+        """Bytes by the pool names of ``fano_device_memory_plan_bytes``."""
+        return {
+            "weights": self.weight_bytes,
+            "ssm_state": self.ssm_state_bytes,
+            "conv_state": self.conv_state_bytes,
+            "kv": self.kv_bytes,
+            "workspace": self.workspace_bytes,
+        }
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all pools."""
+        return sum(self.pool_bytes.values())
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of recurrent state that one sequence holds, whatever its length."""
+        return (self.ssm_state_bytes + self.conv_state_bytes) // self.num_slots
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of keys and values of one block in all attention layers."""
+        return self.kv_bytes // self.num_blocks
+
+
+def num_resident_blocks(policy: AttentionPolicy, num_tokens: int, chunk_tokens: int) -> int:
+    """Most blocks a sequence of ``num_tokens`` holds at once while it is read in chunks of ``chunk_tokens``."""
+    return -(-policy.max_resident_tokens(num_tokens, chunk_tokens) // BLOCK_TOKENS)
+
+
+def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
+    """The residual stream, the widest of the layers' parts with all its temporaries, and the logits."""
+    num_tokens = max(engine.prefill_chunk_tokens, engine.num_slots)
+    cast = engine.dtype.num_bytes
+    width = model.hidden_size
+    # Residual, normed input, its cast, and the part's output that is added to the residual.
+    stream = num_tokens * width * (2 * FLOAT32_BYTES + cast + max(cast, FLOAT32_BYTES if model.proj_bias else 0))
+    parts = [_feed_forward_bytes(model, num_tokens, cast)]
+    if model.num_mamba_layers:
+        parts.append(_mamba_bytes(model, num_tokens, cast))
+    if model.num_attention_layers:
+        parts.append(_attention_bytes(model, num_tokens, cast))
+    if model.num_expert_layers:
+        parts.append(_expert_bytes(model, num_tokens, cast))
+    logits = engine.num_slots * (model.vocab_size * (cast + FLOAT32_BYTES) + width * (FLOAT32_BYTES + cast))
+    return stream + max(*parts, logits)
+
+
+def _feed_forward_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
+    # Gate and up, and the copy a matrix product may make of the strided half.
+    return num_tokens * 3 * model.intermediate_size * cast
+
+
+def _expert_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
+    width, chosen = model.hidden_size, model.num_experts_per_token
+    grouped = num_tokens * chosen * width * (FLOAT32_BYTES + cast)
+    # At worst one expert is chosen by every token.
+    busiest = num_tokens * (3 * model.intermediate_size * cast + width * (cast + FLOAT32_BYTES))
+    routing = num_tokens * (2 * model.num_experts * FLOAT32_BYTES + chosen * 48)
+    return grouped + busiest + num_tokens * width * FLOAT32_BYTES + routing
+
+
+def _mamba_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
+    inner, ranks = model.inner_size, model.dt_rank + 2 * model.state_size
+    projected = 2 * inner * (FLOAT32_BYTES + (cast if cast != FLOAT32_BYTES else 0))
+    # u, its cast, the time step before and after softplus, the driven input, y, silu(z): see selective_scan.
+    scanned = inner * (6 * FLOAT32_BYTES + cast)
+    steering = ranks * (2 * FLOAT32_BYTES + cast)
+    tile = min(num_tokens, SCAN_TILE_TOKENS)
+    return num_tokens * (projected + scanned + steering) + 3 * tile * model.state_size * inner * FLOAT32_BYTES
+
+
+def _attention_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
+    projected = num_tokens * (2 * model.query_size + 2 * model.kv_size) * cast
+    worst = 0
+    for tile in (1, min(num_tokens, QUERY_TILE_TOKENS)):
+        rows = tile * model.num_heads
+        keys = key_tile_blocks(rows, BLOCK_TOKENS) * BLOCK_TOKENS
+        scores = rows * keys * (FLOAT32_BYTES + 2 * cast) + tile * keys * (8 + 2)
+        gathered = 2 * keys * model.kv_size * cast
+        carried = rows * ((model.head_width + 2) * 3 * FLOAT32_BYTES + 2 * model.head_width * cast)
+        worst = max(worst, scores + gathered + carried)
+    return projected + worst
