@@ -50,3 +50,11 @@ class DataDirectoryInUse(RetrievalError):
 
 class StoreInvalid(RetrievalError):
     """The store on disk is damaged or of a version this program cannot read."""
+
+
+class VectorsInvalid(RetrievalError):
+    """Vectors cannot be indexed or searched with: wrong dimension, not of unit length, ids not their own."""
+
+
+class IndexDamaged(RetrievalError):
+    """A file of a derived index is missing, altered or of another state of the store; it is to be rebuilt."""

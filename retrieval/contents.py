@@ -1,0 +1,198 @@
+"""What was found in the documents: chunks, facts under their keys, embeddings. Truth, like the store itself."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.database import Database
+from retrieval.passage import Chunk, Fact, Span
+from retrieval.store import alive
+
+
+class StoredChunk(NamedTuple):
+    """Where a chunk stands. ``ordinal`` counts the chunks of its document from 0, in reading order."""
+
+    ordinal: int
+    start: int
+    end: int
+    page: int | None
+    heading: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFact:
+    """A fact that a key led to. ``form`` says how far the key is folded: 0 is the form as written."""
+
+    document: int
+    key: str
+    form: int
+    kind: str
+    span: Span
+    evidence: Span
+
+
+class Contents:
+    """Chunks, facts and embeddings by document number. Changes are durable when a method returns."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write_index(self, number: int, chunks: Sequence[Chunk], facts: Sequence[Fact]) -> None:
+        """Keep the chunks and facts of a document in place of any it had, and stamp them with the revision.
+
+        Raises:
+            UnknownDocument: it was deleted meanwhile.
+        """
+        with self._database.write() as (connection, revision):
+            alive(connection, number)
+            for table in ("chunks", "facts", "fact_keys", "embeddings"):
+                connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
+            connection.executemany(
+                "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    (number, ordinal, chunk.span.start, chunk.span.end, chunk.page, chunk.heading)
+                    for ordinal, chunk in enumerate(chunks)
+                ),
+            )
+            connection.executemany(
+                "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        number,
+                        index,
+                        fact.kind.value,
+                        fact.span.start,
+                        fact.span.end,
+                        fact.evidence.start,
+                        fact.evidence.end,
+                        fact.source,
+                        fact.score,
+                    )
+                    for index, fact in enumerate(facts)
+                ),
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO fact_keys VALUES (?, ?, ?, ?)",
+                ((number, key, form, index) for index, fact in enumerate(facts) for form, key in enumerate(fact.keys)),
+            )
+            connection.execute(
+                "UPDATE documents SET num_chunks = ?, num_facts = ?, chunks_revision = ? WHERE number = ?",
+                (len(chunks), len(facts), revision, number),
+            )
+
+    def open_for_questions(self, number: int, fingerprint: str) -> None:
+        """The document can be asked; its vectors, by the embedder ``fingerprint``, are what is left to do."""
+        with self._database.write() as (connection, _):
+            alive(connection, number)
+            connection.execute(
+                "UPDATE documents SET stage = 'dense', answerable = 1, fingerprint = ?, done = 0, total = num_chunks "
+                "WHERE number = ?",
+                (fingerprint, number),
+            )
+
+    def chunks(self, number: int, first: int = 0, count: int = -1) -> list[StoredChunk]:
+        """``count`` chunks of a document (all when negative) in reading order, from ordinal ``first`` on."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                'SELECT ordinal, start, "end", page, heading FROM chunks '
+                "WHERE document = ? AND ordinal >= ? ORDER BY ordinal LIMIT ?",
+                (number, first, count),
+            ).fetchall()
+        return [StoredChunk(*row) for row in rows]
+
+    def chunks_at(self, number: int, ordinals: Sequence[int]) -> dict[int, StoredChunk]:
+        """The chunks with these ordinals."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                'SELECT ordinal, start, "end", page, heading FROM chunks '
+                "WHERE document = ? AND ordinal IN (SELECT value FROM json_each(?))",
+                (number, json.dumps([int(ordinal) for ordinal in ordinals])),
+            ).fetchall()
+        return {row[0]: StoredChunk(*row) for row in rows}
+
+    def chunk_holding(self, number: int, position: int) -> StoredChunk | None:
+        """The last chunk that begins at or before ``position``."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                'SELECT ordinal, start, "end", page, heading FROM chunks '
+                "WHERE document = ? AND start <= ? ORDER BY ordinal DESC LIMIT 1",
+                (number, position),
+            ).fetchone()
+        return StoredChunk(*row) if row else None
+
+    def num_embeddings(self, number: int, fingerprint: str) -> int:
+        """How many chunks of the document have a vector; they are the first ones, for they come in order."""
+        with self._database.read() as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM embeddings WHERE document = ? AND fingerprint = ?", (number, fingerprint)
+            ).fetchone()
+        return int(count)
+
+    def add_embeddings(self, number: int, fingerprint: str, first: int, vectors: NDArray[np.float32]) -> None:
+        """Keep the vectors [n, dimension] of the chunks ``first`` to ``first + n``, at half precision.
+
+        Raises:
+            UnknownDocument: it was deleted meanwhile.
+        """
+        with self._database.write() as (connection, _):
+            alive(connection, number)
+            connection.executemany(
+                "INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?)",
+                (
+                    (number, fingerprint, first + row, vector.tobytes())
+                    for row, vector in enumerate(vectors.astype("<f2"))
+                ),
+            )
+            connection.execute("UPDATE documents SET done = ? WHERE number = ?", (first + len(vectors), number))
+
+    def finish_embeddings(self, number: int) -> None:
+        """All vectors stand: stamp them with the revision; the document is ready."""
+        with self._database.write() as (connection, revision):
+            alive(connection, number)
+            connection.execute(
+                "UPDATE documents SET stage = 'ready', vectors_revision = ?, done = total WHERE number = ?",
+                (revision, number),
+            )
+
+    def embeddings(self, number: int, fingerprint: str, dimension: int) -> NDArray[np.float32]:
+        """The vectors [chunks, dimension] of a document in reading order, of unit length."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT vector FROM embeddings WHERE document = ? AND fingerprint = ? ORDER BY ordinal",
+                (number, fingerprint),
+            ).fetchall()
+        stored = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f2").reshape(len(rows), dimension)
+        vectors = stored.astype(np.float32)
+        # Half precision moves the length by up to 2^-11; searches compare by inner product.
+        norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.maximum(norms, np.finfo(np.float32).tiny)
+        return vectors
+
+    def facts_by_key(self, numbers: Sequence[int], keys: Sequence[str]) -> list[StoredFact]:
+        """Every fact of these documents that stands under one of ``keys``, in reading order."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                'SELECT k.document, k.key, k.form, f.kind, f.start, f."end", f.evidence_start, f.evidence_end '
+                "FROM json_each(?1) d CROSS JOIN json_each(?2) q "
+                "CROSS JOIN fact_keys k ON k.document = d.value AND k.key = q.value "
+                "JOIN facts f ON f.document = k.document AND f.fact = k.fact "
+                "ORDER BY d.key, f.start, k.form",
+                (json.dumps(list(numbers)), json.dumps(list(keys))),
+            ).fetchall()
+        return [
+            StoredFact(document, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
+            for document, key, form, kind, start, end, evidence_start, evidence_end in rows
+        ]
+
+    def totals(self) -> tuple[int, int]:
+        """How many vectors and how many facts the store holds."""
+        with self._database.read() as connection:
+            (vectors, facts) = connection.execute(
+                "SELECT coalesce(sum(CASE WHEN stage = 'ready' THEN num_chunks WHEN stage = 'dense' THEN done "
+                "ELSE 0 END), 0), coalesce(sum(num_facts), 0) FROM documents WHERE stage != 'deleting'"
+            ).fetchone()
+        return int(vectors), int(facts)

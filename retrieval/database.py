@@ -1,0 +1,107 @@
+"""One SQLite file: a single writer, many readers, a revision that every change advances."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from retrieval.errors import StoreInvalid
+from retrieval.migrations import migrate
+
+BUSY_SECONDS = 10.0
+
+
+class Transaction(NamedTuple):
+    """A change under way: the connection to make it on, and the revision the store will have after it."""
+
+    connection: sqlite3.Connection
+    revision: int
+
+
+class Database:
+    """WAL journal, ``synchronous=FULL``: what a transaction committed is on the disk.
+
+    ``secure_delete`` overwrites deleted content with zeros, and ``checkpoint`` empties the journal, so that
+    deleted text is nowhere on the disk. Readers never wait for the writer, nor it for them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.lock = threading.RLock()
+        self._idle: list[sqlite3.Connection] = []
+        self._idle_lock = threading.Lock()
+        try:
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            migrate(self._writer, path)
+        except sqlite3.DatabaseError as error:
+            raise StoreInvalid(
+                f"{path} cannot be read as a store ({error}); restore it from a backup, or move it away to start empty"
+            ) from error
+
+    def close(self) -> None:
+        """Close all connections; SQLite then empties and removes the journal."""
+        with self.lock, self._idle_lock:
+            while self._idle:
+                self._idle.pop().close()
+            self._writer.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """A transaction that bumps the revision. An exception inside undoes all of it."""
+        with self.lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                (revision,) = self._writer.execute("UPDATE revision SET value = value + 1 RETURNING value").fetchone()
+                yield Transaction(self._writer, revision)
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection nobody else uses meanwhile. All reads inside see one state of the store."""
+        with self._idle_lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._connect()
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("ROLLBACK")
+            with self._idle_lock:
+                self._idle.append(connection)
+
+    def revision(self) -> int:
+        """How many changes the store has seen."""
+        with self.read() as connection:
+            (value,) = connection.execute("SELECT value FROM revision").fetchone()
+            return int(value)
+
+    def checkpoint(self) -> bool:
+        """Move the journal into the file and cut it to nothing. False when a reader was in the way too long."""
+        with self.lock:
+            (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
+    def disk_bytes(self) -> int:
+        """Bytes of the file and its journal."""
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                total += self._path.with_name(self._path.name + suffix).stat().st_size
+            except FileNotFoundError:
+                continue
+        return total
+
+    def _connect(self) -> sqlite3.Connection:
+        # Connections change threads, but read() and write() hand each to one thread at a time.
+        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")
+        return connection

@@ -1,0 +1,92 @@
+"""The vector index by FAISS, flat and exact, behind the contract of ``retrieval.vector_index``.
+
+What FAISS leaves to its caller is done here: it crashes when one thread adds while another searches, so changes
+are made on a copy; it stores duplicate ids and vectors of any length without a word, so both are refused; with
+more than one OpenMP thread a query of a tenth of a millisecond waits for the threads to wake (measured: 16 ms),
+so every call runs on one. A process that has searched must not fork.
+"""
+
+import threading
+from typing import Any, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.vector_index import Hits, check_query, check_rows
+
+# Fetched beyond k, so that equal scores at the border are usually settled by the first search.
+TIE_MARGIN = 8
+# One node of the id map beside the vector and the id (libstdc++ unordered_map: node, hash, bucket).
+ID_MAP_BYTES = 48
+
+
+class FaissIndex:
+    """``IndexIDMap2(IndexFlatIP)``: exact inner products. Flat is the right index up to about 100,000 rows."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+        self._lock = threading.Lock()
+        # Replaced whole, never changed in place: a search works on the index it began with.
+        self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        return self._dimension
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory the index holds, vectors included."""
+        return len(self) * (4 * self._dimension + 8 + ID_MAP_BYTES)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def add(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """See ``VectorIndex.add``."""
+        faiss.omp_set_num_threads(1)
+        with self._lock:
+            check_rows(ids, vectors, self._dimension, set(faiss.vector_to_array(self._index.id_map).tolist()))
+            changed = faiss.clone_index(self._index)
+            changed.add_with_ids(np.ascontiguousarray(vectors), np.ascontiguousarray(ids))
+            self._index = changed
+
+    def remove(self, ids: NDArray[np.int64]) -> int:
+        """See ``VectorIndex.remove``."""
+        faiss.omp_set_num_threads(1)
+        with self._lock:
+            changed: Any = faiss.clone_index(self._index)
+            removed = int(changed.remove_ids(np.ascontiguousarray(ids)))
+            self._index = changed
+            return removed
+
+    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+        """See ``VectorIndex.search``."""
+        check_query(query, self._dimension)
+        # The number of threads is kept by OpenMP for each calling thread, so it is said in every call.
+        faiss.omp_set_num_threads(1)
+        index = self._index
+        row = np.ascontiguousarray(query[np.newaxis])
+        total = int(index.ntotal)
+        k = min(k, total)
+        if k == 0:
+            return []
+        fetched = min(k + TIE_MARGIN, total)
+        scores, ids = index.search(row, fetched)
+        while fetched < total and scores[0, k - 1] == scores[0, -1]:
+            fetched = min(2 * fetched, total)
+            scores, ids = index.search(row, fetched)
+        order = np.lexsort((ids[0], -scores[0]))[:k]
+        return [(int(ids[0, column]), float(scores[0, column])) for column in order]
+
+    def to_bytes(self) -> bytes:
+        """See ``VectorIndex.to_bytes``."""
+        return bytes(faiss.serialize_index(self._index).tobytes())
+
+    @classmethod
+    def from_bytes(cls, dimension: int, content: bytes) -> Self:
+        """See ``VectorIndex.from_bytes``."""
+        index = cls(dimension)
+        index._index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        return index

@@ -1,0 +1,137 @@
+"""A document on its way from bytes to answers: parsing, indexing, dense. Every step can be taken up again."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from retrieval.chunker import chunk
+from retrieval.contents import Contents, StoredChunk
+from retrieval.embedder import Embedder
+from retrieval.errors import ParseFailed, UnknownDocument
+from retrieval.parsers import parse
+from retrieval.passage import Document, DocumentError, Progress
+from retrieval.recognisers import recognise
+from retrieval.shelves import Shelves
+from retrieval.store import UNFINISHED, Record, Stage, Store
+
+# One commit, one look at ``stop`` and one chance for a question to be embedded between batches.
+EMBEDDING_BATCH = 32
+
+logger = logging.getLogger(__name__)
+
+
+class Ingestion:
+    """Takes one document at a time through what is left to do; the store says what that is.
+
+    An interruption at any point, ``kill -9`` included, loses at most the step under way: the text once parsed,
+    the index once made, and every batch of vectors are committed as they come.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        contents: Contents,
+        shelves: Shelves,
+        embedder: Embedder,
+        fingerprint: str,
+        max_characters: int,
+        count_tokens: Callable[[str], int] | None,
+    ) -> None:
+        self._store = store
+        self._contents = contents
+        self._shelves = shelves
+        self._embedder = embedder
+        self._fingerprint = fingerprint
+        self._max_characters = max_characters
+        self._count_tokens = count_tokens
+        self._lock = threading.Lock()
+        self._seconds_left: dict[str, float] = {}
+
+    def run(self, document_id: str, stop: Callable[[], bool]) -> None:
+        """Take the document to ready, or to failed with the reason; return early when ``stop()`` or it is deleted.
+
+        No document's trouble is raised: others wait behind it.
+        """
+        try:
+            self._steps(document_id, stop)
+        except UnknownDocument:
+            logger.info("%s was deleted while it was read", document_id)
+        except ParseFailed as error:
+            self._fail(document_id, DocumentError(error.code, str(error)))
+        except MemoryError:
+            logger.exception("%s did not fit in memory", document_id)
+            self._fail(document_id, DocumentError("out_of_memory", "the document did not fit in memory"))
+        except Exception as error:
+            logger.exception("%s could not be read", document_id)
+            message = f"an unexpected error stopped the reading: {type(error).__name__}: {error}"
+            self._fail(document_id, DocumentError("internal_error", message))
+        finally:
+            with self._lock:
+                self._seconds_left.pop(document_id, None)
+
+    def with_seconds_left(self, document: Document) -> Document:
+        """The document with the time its stage will still take, if it is being worked on."""
+        with self._lock:
+            seconds = self._seconds_left.get(document.id)
+        if seconds is None:
+            return document
+        shown = document.progress
+        return replace(document, progress=Progress(shown.stage, shown.done, shown.total, seconds))
+
+    def _steps(self, document_id: str, stop: Callable[[], bool]) -> None:
+        while not stop():
+            record = self._store.record(document_id)
+            if record.stage not in UNFINISHED:
+                return
+            if record.stage in (Stage.QUEUED, Stage.PARSING):
+                self._parse(record)
+            elif record.stage is Stage.INDEXING:
+                self._index(record)
+            elif not self._embed(record, stop):
+                return
+
+    def _parse(self, record: Record) -> None:
+        self._store.begin_parsing(record.number)
+        path = self._store.blob_path(record)
+        parsed = parse(path, record.document.media_type, max_characters=self._max_characters)
+        self._store.write_text(record.number, parsed.text, parsed.pages)
+
+    def _index(self, record: Record) -> None:
+        text = self._store.text(record.number)
+        chunks = chunk(text, self._store.pages(record.number))
+        self._contents.write_index(record.number, chunks, recognise(text))
+        self._shelves.open(self._store.record(record.document.id))
+        self._contents.open_for_questions(record.number, self._fingerprint)
+        if self._count_tokens is not None:
+            self._store.count_tokens(record.number, self._count_tokens(text))
+
+    def _embed(self, record: Record, stop: Callable[[], bool]) -> bool:
+        """Embed what has no vector yet, batch by batch; False when told to stop before the end."""
+        text = self._store.text(record.number)
+        done = first = self._contents.num_embeddings(record.number, self._fingerprint)
+        started = time.monotonic()
+        while batch := self._contents.chunks(record.number, done, EMBEDDING_BATCH):
+            if stop():
+                return False
+            vectors = self._embedder.embed_passages([passage_text(text, chunk) for chunk in batch])
+            self._contents.add_embeddings(record.number, self._fingerprint, done, vectors)
+            done += len(batch)
+            pace = (time.monotonic() - started) / (done - first)
+            with self._lock:
+                self._seconds_left[record.document.id] = pace * (record.num_chunks - done)
+        self._contents.finish_embeddings(record.number)
+        self._shelves.open(self._store.record(record.document.id))
+        return True
+
+    def _fail(self, document_id: str, error: DocumentError) -> None:
+        try:
+            self._store.fail(self._store.record(document_id).number, error)
+        except UnknownDocument:
+            logger.info("%s was deleted while it was read", document_id)
+
+
+def passage_text(text: str, chunk: StoredChunk) -> str:
+    """What is embedded of a chunk."""
+    return text[chunk.start : chunk.end]

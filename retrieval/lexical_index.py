@@ -1,0 +1,154 @@
+"""Words of a document's chunks by BM25: one tantivy index for each document.
+
+An index of its own makes three things simple and exact: only the documents asked are searched, no word of another
+tenant sways a score, and deleting a document leaves none of its words in a shared dictionary. What the documents
+of one question have in common, how rare a word is among all of them, is put right at query time.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import tantivy
+
+from retrieval.words import content_words, fold_accents, words
+
+# tantivy's writer wants at least 15 MB; the postings of a text need less than four times its size.
+MIN_HEAP_BYTES = 15_000_000
+MAX_HEAP_BYTES = 512_000_000
+STEMMED_WEIGHT = 1.0
+EXACT_WEIGHT = 0.3
+HEADING_WEIGHT = 0.3
+
+_STEMMED, _EXACT, _HEADING, _CHUNK = "stemmed", "exact", "heading", "chunk"
+
+
+@dataclass(frozen=True, slots=True)
+class LexicalQuery:
+    """The words of a question as the index holds them. No character of a question has a meaning as syntax."""
+
+    exact: tuple[str, ...]
+    stemmed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, question: str) -> Self:
+        """The content words of ``question``, each once, in order; all its words if it has no others."""
+        exact = tuple(dict.fromkeys(content_words(question)))
+        stems = _stemmer().analyze(" ".join(fold_accents(word) for word in exact))
+        return cls(exact, tuple(dict.fromkeys(stems)))
+
+
+class LexicalIndex:
+    """The words of one document. Never changes once built; any number of threads may search it."""
+
+    def __init__(self, index: tantivy.Index) -> None:
+        self._schema = index.schema
+        self._searcher = index.searcher()
+
+    @classmethod
+    def build(cls, directory: Path | None, chunks: Iterable[tuple[str, str]], num_characters: int) -> Self:
+        """Index (text, heading) of each chunk, in order, into the empty ``directory`` (None: in memory)."""
+        index = _with_tokenizers(tantivy.Index(_schema(), path=str(directory) if directory else None))
+        heap_bytes = min(max(4 * num_characters, MIN_HEAP_BYTES), MAX_HEAP_BYTES)
+        # One thread writes one segment, in order: the index is the same each time it is built.
+        writer = index.writer(heap_size=heap_bytes, num_threads=1)
+        for ordinal, (text, heading) in enumerate(chunks):
+            tokens = words(text)
+            document = tantivy.Document()
+            document.add_text(_EXACT, " ".join(tokens))
+            document.add_text(_STEMMED, " ".join(fold_accents(token) for token in tokens))
+            document.add_text(_HEADING, " ".join(fold_accents(token) for token in words(heading)))
+            document.add_unsigned(_CHUNK, ordinal)
+            writer.add_document(document)
+        writer.commit()
+        writer.wait_merging_threads()
+        index.reload()
+        return cls(index)
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """The index that was built in ``directory``, whose files must have been verified."""
+        return cls(_with_tokenizers(tantivy.Index.open(str(directory))))
+
+    def __len__(self) -> int:
+        return int(self._searcher.num_docs)
+
+    def frequencies(self, query: LexicalQuery) -> dict[tuple[str, str], int]:
+        """In how many chunks each word of ``query`` stands, by (field, word)."""
+        return {(field, word): int(self._searcher.doc_freq(field, word)) for field, word, _ in _terms(query)}
+
+    def search(self, query: LexicalQuery, k: int, boosts: dict[tuple[str, str], float]) -> list[tuple[int, float]]:
+        """The ``k`` best (ordinal, score) by BM25, best first, equal ones in reading order."""
+        clauses = [
+            (
+                tantivy.Occur.Should,
+                tantivy.Query.boost_query(
+                    tantivy.Query.term_query(self._schema, field, word, index_option="freq"),
+                    weight * boosts.get((field, word), 1.0),
+                ),
+            )
+            for field, word, weight in _terms(query)
+        ]
+        if not clauses:
+            return []
+        hits = self._searcher.search(tantivy.Query.boolean_query(clauses), k, count=False).hits
+        ordinals = self._searcher.fast_field_values(_CHUNK, [address for _, address in hits])
+        found = [(int(ordinal or 0), float(score)) for ordinal, (score, _) in zip(ordinals, hits, strict=True)]
+        return sorted(found, key=lambda hit: (-hit[1], hit[0]))
+
+
+def search_lexical(
+    indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int
+) -> tuple[list[tuple[int, int, float]], int]:
+    """The ``k`` best (index, ordinal, score) over several documents as if they were one, and the words found.
+
+    BM25 weighs a word by how rare it is; each index knows only its own chunks. The weight is corrected to the
+    rarity among all of ``indexes``, so that scores of different documents compare.
+    """
+    frequencies = [index.frequencies(query) for index in indexes]
+    num_chunks = sum(len(index) for index in indexes)
+    totals = {term: sum(counts[term] for counts in frequencies) for term in (frequencies[0] if frequencies else ())}
+    num_found = sum(1 for word in query.stemmed if totals.get((_STEMMED, word)) or totals.get((_HEADING, word)))
+    found = []
+    for number, (index, counts) in enumerate(zip(indexes, frequencies, strict=True)):
+        boosts = {
+            term: _rarity(num_chunks, totals[term]) / _rarity(len(index), count) for term, count in counts.items()
+        }
+        found += [(number, ordinal, score) for ordinal, score in index.search(query, k, boosts)]
+    found.sort(key=lambda hit: (-hit[2], hit[0], hit[1]))
+    return found[:k], num_found
+
+
+def _rarity(num_chunks: int, frequency: int) -> float:
+    # Robertson-Sparck Jones weight as tantivy's BM25 has it.
+    return math.log(1.0 + (num_chunks - frequency + 0.5) / (frequency + 0.5))
+
+
+def _terms(query: LexicalQuery) -> list[tuple[str, str, float]]:
+    return [
+        *((_STEMMED, word, STEMMED_WEIGHT) for word in query.stemmed),
+        *((_HEADING, word, HEADING_WEIGHT) for word in query.stemmed),
+        *((_EXACT, word, EXACT_WEIGHT) for word in query.exact),
+    ]
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field(_STEMMED, stored=False, tokenizer_name="stemmed", index_option="freq")
+    builder.add_text_field(_HEADING, stored=False, tokenizer_name="stemmed", index_option="freq")
+    builder.add_text_field(_EXACT, stored=False, tokenizer_name="exact", index_option="freq")
+    builder.add_unsigned_field(_CHUNK, stored=False, indexed=False, fast=True)
+    return builder.build()
+
+
+def _stemmer() -> tantivy.TextAnalyzer:
+    tokens = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
+    return tokens.filter(tantivy.Filter.stemmer("english")).build()
+
+
+def _with_tokenizers(index: tantivy.Index) -> tantivy.Index:
+    index.register_tokenizer("exact", tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build())
+    index.register_tokenizer("stemmed", _stemmer())
+    return index

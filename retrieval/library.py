@@ -1,0 +1,204 @@
+"""The archive as the rest of the program sees it: documents in, passages out."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from retrieval.contents import Contents
+from retrieval.durability import make_directory
+from retrieval.embedder import Embedder
+from retrieval.errors import DataDirectoryInUse, DocumentNotReady
+from retrieval.faiss_index import FaissIndex
+from retrieval.ingestion import Ingestion
+from retrieval.passage import Document, SearchResult
+from retrieval.search import Search
+from retrieval.shelf_files import ShelfFiles
+from retrieval.shelves import Shelves
+from retrieval.store import Record, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one library takes on: characters of a document, and bytes of indexes held in memory."""
+
+    max_characters: int = 20_000_000
+    max_index_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryStats:
+    """The library's bill at one moment. ``host_bytes`` by index and embeddings, ``disk_bytes`` by store and index."""
+
+    num_documents: dict[str, int]
+    num_vectors: int
+    num_facts: int
+    host_bytes: dict[str, int]
+    disk_bytes: dict[str, int]
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+class Library:
+    """Documents of all tenants in one data directory, which one process at a time may hold.
+
+    ``process`` runs on one thread at a time; every other method on any thread at any time. A method that is
+    given an id of no document, or of another tenant's, raises ``UnknownDocument``.
+    """
+
+    def __init__(
+        self, lock: FileLock, store: Store, contents: Contents, shelves: Shelves, ingestion: Ingestion, search: Search
+    ) -> None:
+        self._file_lock = lock
+        self._store = store
+        self._contents = contents
+        self._shelves = shelves
+        self._ingestion = ingestion
+        self._search = search
+        self._at_work: set[str] = set()
+        self._work_done = threading.Condition()
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        embedder: Embedder,
+        *,
+        count_tokens: Callable[[str], int] | None = None,
+        limits: Limits | None = None,
+    ) -> Self:
+        """Open the library in ``data_dir``, made if need be, and finish what an interruption left undone.
+
+        ``count_tokens`` says how many tokens of the serving model a text is; without it documents do not tell.
+
+        Raises:
+            DataDirectoryInUse: another process, or this one, has it open.
+            StoreInvalid: the store is damaged or was written by a newer program.
+        """
+        make_directory(data_dir)
+        lock = FileLock(data_dir / "library.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataDirectoryInUse(
+                f"{data_dir} is in use by another process; stop it, or name another data directory"
+            ) from None
+        try:
+            return cls._open_locked(lock, data_dir, embedder, count_tokens, limits or Limits())
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Let go of the data directory. No other method may be running or be called afterwards."""
+        self._shelves.close()
+        self._store.close()
+        self._file_lock.release()
+
+    def add(self, tenant: str, name: str, media_type: str, blob_path: Path) -> tuple[Document, bool]:
+        """Keep the file ``blob_path``, which stays where it is, as a document; it is on the disk on return.
+
+        The flag says whether there is work to do: False for content this tenant has sent before as this media
+        type, which is the document there is. One that failed is queued again under its id (True).
+        """
+        record, accepted = self._store.add(tenant, name, media_type, blob_path)
+        return record.document, accepted
+
+    def pending(self) -> list[str]:
+        """Ids of the documents ``process`` has work with, oldest first."""
+        return self._store.unfinished()
+
+    def process(self, document_id: str, stop: Callable[[], bool] = never) -> None:
+        """Do what is left to do with a document, whoever's it is, until it is ready or failed.
+
+        ``stop`` is asked between steps; after it the document can be taken up again where it was left. What goes
+        wrong with the document stands in its ``error`` and is not raised.
+        """
+        with self._work_done:
+            self._at_work.add(document_id)
+        try:
+            self._ingestion.run(document_id, stop)
+        finally:
+            with self._work_done:
+                self._at_work.discard(document_id)
+                self._work_done.notify_all()
+
+    def get(self, tenant: str, document_id: str) -> Document:
+        """One document, with its progress."""
+        return self._ingestion.with_seconds_left(self._store.record(document_id, tenant).document)
+
+    def list(self, tenant: str, after: str | None = None, limit: int = 100) -> Sequence[Document]:
+        """The tenant's documents in the order they came, from the one after ``after`` on."""
+        records = self._store.page(tenant, after, limit)
+        return [self._ingestion.with_seconds_left(record.document) for record in records]
+
+    def text(self, tenant: str, document_id: str, start: int = 0, end: int | None = None) -> str:
+        """Code points ``start`` to ``end`` of the document's text, cut to what there is; empty before parsing."""
+        return self._store.text(self._store.record(document_id, tenant).number, start, end)
+
+    def delete(self, tenant: str, document_id: str) -> None:
+        """Delete a document for good: when this returns nothing of it is on the disk.
+
+        Waits for ``process`` to let go of it. An interrupted deletion is finished by the next ``open``.
+        """
+        record = self._store.record(document_id, tenant)
+        self._store.mark_deleting(record.number)
+        with self._work_done:
+            self._work_done.wait_for(lambda: document_id not in self._at_work)
+        self._erase(record)
+
+    def search(self, tenant: str, query: str, document_ids: Sequence[str], max_passages: int = 5) -> SearchResult:
+        """The passages of these documents that may hold the answer, best first; nothing of any other document.
+
+        Raises:
+            DocumentNotReady: one of them cannot be asked yet, or has failed.
+        """
+        records = [self._store.record(document_id, tenant) for document_id in dict.fromkeys(document_ids)]
+        for record in records:
+            if not record.document.answerable:
+                raise DocumentNotReady(self._ingestion.with_seconds_left(record.document))
+        return self._search.run(query, records, max_passages)
+
+    def stats(self) -> LibraryStats:
+        """What the library holds and takes; reads counters only."""
+        num_vectors, num_facts = self._contents.totals()
+        return LibraryStats(
+            num_documents=self._store.num_documents(),
+            num_vectors=num_vectors,
+            num_facts=num_facts,
+            host_bytes=self._shelves.host_bytes(),
+            disk_bytes={"store": self._store.disk_bytes(), "index": self._shelves.disk_bytes()},
+        )
+
+    @classmethod
+    def _open_locked(
+        cls,
+        lock: FileLock,
+        data_dir: Path,
+        embedder: Embedder,
+        count_tokens: Callable[[str], int] | None,
+        limits: Limits,
+    ) -> Self:
+        # Read once: an embedder at work answers only between its batches.
+        fingerprint, dimension = embedder.fingerprint, embedder.dimension
+        store = Store(data_dir)
+        contents = Contents(store.database)
+        files = ShelfFiles(data_dir / "indexes", store, contents, fingerprint, dimension, FaissIndex)
+        shelves = Shelves(data_dir / "indexes", store, files, 4 * dimension, limits.max_index_bytes)
+        ingestion = Ingestion(store, contents, shelves, embedder, fingerprint, limits.max_characters, count_tokens)
+        library = cls(lock, store, contents, shelves, ingestion, Search(store, contents, shelves, embedder))
+        for record in store.recover(fingerprint):
+            library._erase(record)
+        shelves.sweep(store.ids())
+        return library
+
+    def _erase(self, record: Record) -> None:
+        # The rows go last: as long as they stand, the next start knows there is something to delete.
+        self._shelves.discard(record.document.id)
+        self._store.erase(record)

@@ -1,0 +1,119 @@
+"""The schema of the store, as the numbered steps that lead to it. Steps are only ever added at the end."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from retrieval.errors import StoreInvalid
+
+# 1. documents.number is the short key everything of a document hangs on; documents.id is what the world sees.
+#    A row in blobs stands as long as a document refers to it. Texts are cut into blocks so that a quote can be
+#    read without its book. *_revision is the store's revision at which that part of the document was completed:
+#    derived indexes carry it as their stamp.
+_FIRST = """
+CREATE TABLE revision (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
+INSERT INTO revision VALUES (1, 0);
+
+CREATE TABLE blobs (sha256 TEXT PRIMARY KEY, num_bytes INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE documents (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    sha256 TEXT NOT NULL REFERENCES blobs (sha256),
+    created_at INTEGER NOT NULL,
+    stage TEXT NOT NULL CHECK (stage IN ('queued', 'parsing', 'indexing', 'dense', 'ready', 'failed', 'deleting')),
+    answerable INTEGER NOT NULL DEFAULT 0,
+    done INTEGER NOT NULL DEFAULT 0,
+    total INTEGER NOT NULL DEFAULT 0,
+    num_characters INTEGER,
+    num_tokens INTEGER,
+    num_chunks INTEGER,
+    num_facts INTEGER NOT NULL DEFAULT 0,
+    fingerprint TEXT,
+    chunks_revision INTEGER,
+    vectors_revision INTEGER,
+    error_code TEXT,
+    error_message TEXT
+);
+CREATE UNIQUE INDEX documents_by_content ON documents (tenant, sha256, media_type) WHERE stage != 'deleting';
+CREATE INDEX documents_by_tenant ON documents (tenant, number);
+CREATE INDEX documents_by_stage ON documents (stage, number);
+CREATE INDEX documents_by_blob ON documents (sha256);
+
+CREATE TABLE texts (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    start INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (document, start)
+);
+
+CREATE TABLE pages (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    page INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    PRIMARY KEY (document, page)
+) WITHOUT ROWID;
+
+CREATE TABLE chunks (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    ordinal INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    page INTEGER,
+    heading TEXT NOT NULL,
+    PRIMARY KEY (document, ordinal)
+) WITHOUT ROWID;
+
+CREATE TABLE embeddings (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    fingerprint TEXT NOT NULL,
+    ordinal INTEGER NOT NULL,
+    vector BLOB NOT NULL,
+    PRIMARY KEY (document, fingerprint, ordinal)
+) WITHOUT ROWID;
+
+CREATE TABLE facts (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    fact INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    evidence_start INTEGER NOT NULL,
+    evidence_end INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    score REAL NOT NULL,
+    PRIMARY KEY (document, fact)
+) WITHOUT ROWID;
+
+CREATE TABLE fact_keys (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    form INTEGER NOT NULL,
+    fact INTEGER NOT NULL,
+    PRIMARY KEY (document, key, form, fact)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST,)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema to the newest version, one transaction a step.
+
+    Raises:
+        StoreInvalid: the store was written by a newer program.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StoreInvalid(
+            f"{path} has schema version {version}, this program knows versions up to {len(MIGRATIONS)}; "
+            "start the newer program that wrote it, or name another data directory"
+        )
+    for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
+        with closing(connection.cursor()) as cursor:
+            # One script, one transaction: a crash between its statements leaves the version before.
+            cursor.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;")

@@ -1,0 +1,111 @@
+"""One document's derived indexes on the disk: opened when they are sound, made from the store when not.
+
+doc_.../lexical.json      stamp and checksums of the folder below
+doc_.../lexical/*         tantivy
+doc_.../vectors.fano      stamp, checksum and vector index in one file
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.contents import Contents
+from retrieval.durability import make_directory, tree_bytes
+from retrieval.errors import IndexDamaged
+from retrieval.lexical_index import LexicalIndex
+from retrieval.seals import Stamp, read_sealed, seal_folder, verify_folder, write_sealed
+from retrieval.store import Record, Store
+from retrieval.vector_index import VectorIndex
+
+# Raised whenever the words or the layout of an index change; older indexes are then made anew.
+FORMAT = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The indexes of one document as they are now. ``vectors`` is None until all its embeddings stand."""
+
+    lexical: LexicalIndex
+    vectors: VectorIndex | None
+    lexical_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory the shelf takes: the vector index, and the mapped files of the lexical one."""
+        return self.lexical_bytes + (self.vectors.num_bytes if self.vectors else 0)
+
+
+class ShelfFiles:
+    """Loads shelves from folders, each index checked against its stamp and checksum.
+
+    Calls for one document must not overlap.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        store: Store,
+        contents: Contents,
+        fingerprint: str,
+        dimension: int,
+        vector_index: type[VectorIndex],
+    ) -> None:
+        self._directory = directory
+        self._store = store
+        self._contents = contents
+        self._fingerprint = fingerprint
+        self._dimension = dimension
+        self._vector_index = vector_index
+
+    def load(self, record: Record) -> Shelf:
+        """The shelf of a document at the revisions of ``record``; what is missing or unsound is made anew."""
+        folder = self._directory / record.document.id
+        make_directory(folder)
+        lexical = self._lexical(folder, record)
+        vectors = self._vectors(folder, record) if record.vectors_revision is not None else None
+        return Shelf(lexical, vectors, tree_bytes(folder / "lexical"))
+
+    def _lexical(self, folder: Path, record: Record) -> LexicalIndex:
+        files, seal = folder / "lexical", folder / "lexical.json"
+        stamp: Stamp = {"format": FORMAT, "document": record.document.id, "revision": record.chunks_revision}
+        if seal.exists():
+            try:
+                verify_folder(files, seal, stamp)
+            except IndexDamaged as error:
+                logger.warning("the lexical index of %s is made anew: %s", record.document.id, error)
+            else:
+                return LexicalIndex.open(files)
+        # The seal goes first: a crash while building leaves a folder without a seal, which is not trusted.
+        seal.unlink(missing_ok=True)
+        shutil.rmtree(files, ignore_errors=True)
+        make_directory(files)
+        text = self._store.text(record.number)
+        chunks = ((text[chunk.start : chunk.end], chunk.heading) for chunk in self._contents.chunks(record.number))
+        index = LexicalIndex.build(files, chunks, len(text))
+        seal_folder(files, seal, stamp)
+        return index
+
+    def _vectors(self, folder: Path, record: Record) -> VectorIndex:
+        path = folder / "vectors.fano"
+        stamp: Stamp = {
+            "format": FORMAT,
+            "kind": self._vector_index.__name__,
+            "document": record.document.id,
+            "revision": record.vectors_revision,
+            "embedder": self._fingerprint,
+        }
+        if path.exists():
+            try:
+                return self._vector_index.from_bytes(self._dimension, read_sealed(path, stamp))
+            except IndexDamaged as error:
+                logger.warning("the vector index of %s is made anew: %s", record.document.id, error)
+        vectors = self._contents.embeddings(record.number, self._fingerprint, self._dimension)
+        index = self._vector_index(self._dimension)
+        index.add(np.arange(len(vectors), dtype=np.int64), vectors)
+        write_sealed(path, stamp, index.to_bytes())
+        return index

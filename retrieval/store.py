@@ -1,0 +1,313 @@
+"""The store of truth: which documents there are, whose they are, how far they are, and what they say."""
+
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from retrieval.blobs import Blobs
+from retrieval.database import Database
+from retrieval.errors import UnknownDocument
+from retrieval.passage import Document, DocumentError, DocumentStatus, Progress, Span
+
+TEXT_BLOCK_CHARACTERS = 1 << 15
+
+
+class Stage(StrEnum):
+    """What is to be done next to a document. The order is the order of work."""
+
+    QUEUED = "queued"
+    PARSING = "parsing"
+    INDEXING = "indexing"
+    DENSE = "dense"
+    READY = "ready"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+UNFINISHED = (Stage.QUEUED, Stage.PARSING, Stage.INDEXING, Stage.DENSE)
+
+_STATUS = {
+    Stage.QUEUED: DocumentStatus.QUEUED,
+    Stage.PARSING: DocumentStatus.PARSING,
+    Stage.INDEXING: DocumentStatus.INDEXING,
+    Stage.DENSE: DocumentStatus.INDEXING,
+    Stage.READY: DocumentStatus.READY,
+    Stage.FAILED: DocumentStatus.FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of the store: the document as its tenant sees it, and what only this package needs.
+
+    ``number`` is the short key its contents hang on. The revisions are those of the store when its chunks
+    and its vectors were completed; None until then.
+    """
+
+    document: Document
+    number: int
+    stage: Stage
+    sha256: str
+    num_chunks: int
+    fingerprint: str | None
+    chunks_revision: int | None
+    vectors_revision: int | None
+
+
+class Store:
+    """Documents and their texts, in one SQLite file beside the files as they were sent.
+
+    Every method that changes something is durable when it returns. A method that names a document raises
+    ``UnknownDocument`` if there is none, if it is another tenant's, or if it is being deleted.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.database = Database(directory / "store.sqlite3")
+        self._blobs = Blobs(directory / "blobs")
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+    def recover(self, fingerprint: str) -> list[Record]:
+        """Set right what an interruption or a new embedder left. Returns the documents still to be deleted.
+
+        Vectors of another embedder than ``fingerprint`` are of no use: their documents go back to the dense
+        stage, answerable meanwhile.
+        """
+        with self.database.write() as (connection, _):
+            connection.execute(
+                "UPDATE documents SET stage = 'dense', vectors_revision = NULL, done = 0, total = num_chunks "
+                "WHERE stage = 'ready' AND fingerprint IS NOT ?",
+                (fingerprint,),
+            )
+            connection.execute("DELETE FROM embeddings WHERE fingerprint != ?", (fingerprint,))
+            connection.execute("DELETE FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM documents)")
+            wanted = [row[0] for row in connection.execute("SELECT sha256 FROM blobs")]
+        self._blobs.sweep(wanted)
+        self.database.checkpoint()
+        return self._records("WHERE stage = 'deleting'")
+
+    def add(self, tenant: str, name: str, media_type: str, source: Path) -> tuple[Record, bool]:
+        """Keep the bytes of ``source`` as a document of ``tenant``; the flag says whether there is work to do.
+
+        The same bytes of the same kind by the same tenant are the document there is already (False), unless
+        that one failed: then it is queued again (True).
+        """
+        staged = self._blobs.stage(source)
+        try:
+            with self.database.lock:
+                known = self._records(
+                    "WHERE tenant = ? AND sha256 = ? AND media_type = ? AND stage != 'deleting'",
+                    (tenant, staged.sha256, media_type),
+                )
+                if known and known[0].stage is not Stage.FAILED:
+                    return known[0], False
+                if known:
+                    self._requeue(known[0].number)
+                    return self.record(known[0].document.id), True
+                self._blobs.keep(staged)
+                document_id = f"doc_{uuid.uuid4().hex}"
+                with self.database.write() as (connection, _):
+                    connection.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (staged.sha256, staged.num_bytes))
+                    connection.execute(
+                        "INSERT INTO documents (id, tenant, name, media_type, sha256, created_at, stage) "
+                        "VALUES (?, ?, ?, ?, ?, ?, 'queued')",
+                        (document_id, tenant, name, media_type, staged.sha256, int(time.time())),
+                    )
+                return self.record(document_id), True
+        finally:
+            self._blobs.drop(staged)
+
+    def record(self, document_id: str, tenant: str | None = None) -> Record:
+        """One document; with ``tenant`` only if it is that tenant's."""
+        records = self._records("WHERE d.id = ? AND stage != 'deleting'", (document_id,))
+        if not records or (tenant is not None and records[0].document.tenant != tenant):
+            raise UnknownDocument(document_id)
+        return records[0]
+
+    def page(self, tenant: str, after: str | None, limit: int) -> list[Record]:
+        """The tenant's documents, oldest first, from the one after ``after`` on."""
+        number = self.record(after, tenant).number if after is not None else 0
+        return self._records(
+            "WHERE tenant = ? AND number > ? AND stage != 'deleting' ORDER BY number LIMIT ?", (tenant, number, limit)
+        )
+
+    def unfinished(self) -> list[str]:
+        """Ids of the documents with work left, oldest first."""
+        with self.database.read() as connection:
+            marks = ", ".join("?" * len(UNFINISHED))
+            rows = connection.execute(
+                f"SELECT id FROM documents WHERE stage IN ({marks}) ORDER BY number", UNFINISHED
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def ids(self) -> list[str]:
+        """Ids of all documents."""
+        with self.database.read() as connection:
+            return [row[0] for row in connection.execute("SELECT id FROM documents WHERE stage != 'deleting'")]
+
+    def blob_path(self, record: Record) -> Path:
+        """Where the document's bytes lie as they were sent."""
+        return self._blobs.path(record.sha256)
+
+    def begin_parsing(self, number: int) -> None:
+        """The document is being read from its file."""
+        self._update(number, "stage = 'parsing', done = 0, total = 1")
+
+    def write_text(self, number: int, text: str, pages: Sequence[Span]) -> None:
+        """Keep the document's text; the next stage is indexing. What a former try left is replaced."""
+        with self.database.write() as (connection, _):
+            alive(connection, number)
+            connection.execute("DELETE FROM texts WHERE document = ?", (number,))
+            connection.execute("DELETE FROM pages WHERE document = ?", (number,))
+            connection.executemany(
+                "INSERT INTO texts VALUES (?, ?, ?)",
+                (
+                    (number, start, text[start : start + TEXT_BLOCK_CHARACTERS])
+                    for start in range(0, len(text), TEXT_BLOCK_CHARACTERS)
+                ),
+            )
+            connection.executemany(
+                "INSERT INTO pages VALUES (?, ?, ?, ?)",
+                ((number, page, span.start, span.end) for page, span in enumerate(pages, start=1)),
+            )
+            connection.execute(
+                "UPDATE documents SET stage = 'indexing', num_characters = ?, done = 0, total = 1 WHERE number = ?",
+                (len(text), number),
+            )
+
+    def count_tokens(self, number: int, num_tokens: int) -> None:
+        """Note how many tokens of the model the text is."""
+        self._update(number, "num_tokens = ?", (num_tokens,))
+
+    def fail(self, number: int, error: DocumentError) -> None:
+        """The document could not be brought further, and why. It stays answerable if it was."""
+        self._update(number, "stage = 'failed', error_code = ?, error_message = ?", (error.code, error.message))
+
+    def text(self, number: int, start: int = 0, end: int | None = None) -> str:
+        """The code points ``start`` to ``end`` of the text, cut to what there is."""
+        with self.database.read() as connection:
+            return read_text(connection, number, start, end)
+
+    def pages(self, number: int) -> tuple[Span, ...]:
+        """Where each page stands, the first page first; empty for texts without pages."""
+        with self.database.read() as connection:
+            rows = connection.execute('SELECT start, "end" FROM pages WHERE document = ? ORDER BY page', (number,))
+            return tuple(Span(start, end) for start, end in rows)
+
+    def mark_deleting(self, number: int) -> None:
+        """From now on the document is unknown to everyone; ``erase`` must follow, after a crash as well."""
+        self._update(number, "stage = 'deleting', answerable = 0")
+
+    def erase(self, record: Record) -> None:
+        """Take every row of a document off the disk, and its bytes with the last reference to them."""
+        with self.database.lock:
+            with self.database.write() as (connection, _):
+                connection.execute("DELETE FROM documents WHERE number = ?", (record.number,))
+                shared = connection.execute(
+                    "SELECT 1 FROM documents WHERE sha256 = ? LIMIT 1", (record.sha256,)
+                ).fetchone()
+                if not shared:
+                    connection.execute("DELETE FROM blobs WHERE sha256 = ?", (record.sha256,))
+            if not shared:
+                self._blobs.discard(record.sha256)
+            self.database.checkpoint()
+
+    def num_documents(self) -> dict[str, int]:
+        """Documents by status, those of status zero included."""
+        counts = {status.value: 0 for status in DocumentStatus}
+        with self.database.read() as connection:
+            for stage, count in connection.execute(
+                "SELECT stage, count(*) FROM documents WHERE stage != 'deleting' GROUP BY stage"
+            ):
+                counts[_STATUS[Stage(stage)].value] += count
+        return counts
+
+    def disk_bytes(self) -> int:
+        """Bytes of the database and of the files as they were sent."""
+        with self.database.read() as connection:
+            (blobs,) = connection.execute("SELECT coalesce(sum(num_bytes), 0) FROM blobs").fetchone()
+        return int(blobs) + self.database.disk_bytes()
+
+    def _requeue(self, number: int) -> None:
+        with self.database.write() as (connection, _):
+            for table in ("texts", "pages", "chunks", "embeddings", "facts", "fact_keys"):
+                connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
+            connection.execute(
+                "UPDATE documents SET stage = 'queued', answerable = 0, done = 0, total = 0, num_characters = NULL, "
+                "num_tokens = NULL, num_chunks = NULL, num_facts = 0, fingerprint = NULL, chunks_revision = NULL, "
+                "vectors_revision = NULL, error_code = NULL, error_message = NULL WHERE number = ?",
+                (number,),
+            )
+
+    def _update(self, number: int, assignments: str, values: Iterable[object] = ()) -> None:
+        with self.database.write() as (connection, _):
+            alive(connection, number)
+            connection.execute(f"UPDATE documents SET {assignments} WHERE number = ?", (*values, number))
+
+    def _records(self, condition: str, values: Sequence[object] = ()) -> list[Record]:
+        with self.database.read() as connection:
+            connection.row_factory = sqlite3.Row
+            try:
+                rows = connection.execute(
+                    f"SELECT d.*, b.num_bytes FROM documents d JOIN blobs b USING (sha256) {condition}", values
+                ).fetchall()
+            finally:
+                connection.row_factory = None
+        return [_record(row) for row in rows]
+
+
+def alive(connection: sqlite3.Connection, number: int) -> None:
+    """Refuse to write to a document that is gone or going.
+
+    Raises:
+        UnknownDocument: so that whoever works on it stops.
+    """
+    row = connection.execute("SELECT 1 FROM documents WHERE number = ? AND stage != 'deleting'", (number,)).fetchone()
+    if row is None:
+        raise UnknownDocument(f"number {number}")
+
+
+def read_text(connection: sqlite3.Connection, number: int, start: int = 0, end: int | None = None) -> str:
+    """The code points ``start`` to ``end`` of a document's text, cut to what there is."""
+    first = start - start % TEXT_BLOCK_CHARACTERS
+    last = end if end is not None else 1 << 62
+    rows = connection.execute(
+        "SELECT text FROM texts WHERE document = ? AND start >= ? AND start < ? ORDER BY start", (number, first, last)
+    ).fetchall()
+    text = "".join(row[0] for row in rows)
+    return text[start - first : None if end is None else max(end - first, 0)]
+
+
+def _record(row: sqlite3.Row) -> Record:
+    stage = Stage(row["stage"])
+    error = DocumentError(row["error_code"], row["error_message"]) if row["error_code"] is not None else None
+    document = Document(
+        id=row["id"],
+        tenant=row["tenant"],
+        name=row["name"],
+        media_type=row["media_type"],
+        status=_STATUS.get(stage, DocumentStatus.FAILED),
+        answerable=bool(row["answerable"]),
+        progress=Progress(stage.value, row["done"], row["total"], None),
+        num_bytes=row["num_bytes"],
+        num_characters=row["num_characters"],
+        num_tokens=row["num_tokens"],
+        created_at=row["created_at"],
+        error=error,
+    )
+    return Record(
+        document=document,
+        number=row["number"],
+        stage=stage,
+        sha256=row["sha256"],
+        num_chunks=row["num_chunks"] or 0,
+        fingerprint=row["fingerprint"],
+        chunks_revision=row["chunks_revision"],
+        vectors_revision=row["vectors_revision"],
+    )
