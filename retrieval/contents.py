@@ -25,9 +25,10 @@ class StoredChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredFact:
-    """A fact that a key led to. ``form`` says how far the key is folded: 0 is the form as written."""
+    """A fact that a key led to, and the chunk it begins in. ``form`` 0 is the key as written, more is folded more."""
 
     document: int
+    chunk: int
     key: str
     form: int
     kind: str
@@ -114,16 +115,6 @@ class Contents:
             ).fetchall()
         return {row[0]: StoredChunk(*row) for row in rows}
 
-    def chunk_holding(self, number: int, position: int) -> StoredChunk | None:
-        """The last chunk that begins at or before ``position``."""
-        with self._database.read() as connection:
-            row = connection.execute(
-                'SELECT ordinal, start, "end", page, heading FROM chunks '
-                "WHERE document = ? AND start <= ? ORDER BY ordinal DESC LIMIT 1",
-                (number, position),
-            ).fetchone()
-        return StoredChunk(*row) if row else None
-
     def num_embeddings(self, number: int, fingerprint: str) -> int:
         """How many chunks of the document have a vector; they are the first ones, for they come in order."""
         with self._database.read() as connection:
@@ -176,16 +167,18 @@ class Contents:
         """Every fact of these documents that stands under one of ``keys``, in reading order."""
         with self._database.read() as connection:
             rows = connection.execute(
-                'SELECT k.document, k.key, k.form, f.kind, f.start, f."end", f.evidence_start, f.evidence_end '
+                "SELECT k.document, (SELECT c.ordinal FROM chunks c WHERE c.document = k.document "
+                "AND c.start <= f.start ORDER BY c.start DESC LIMIT 1) AS chunk, "
+                'k.key, k.form, f.kind, f.start, f."end", f.evidence_start, f.evidence_end '
                 "FROM json_each(?1) d CROSS JOIN json_each(?2) q "
                 "CROSS JOIN fact_keys k ON k.document = d.value AND k.key = q.value "
                 "JOIN facts f ON f.document = k.document AND f.fact = k.fact "
-                "ORDER BY d.key, f.start, k.form",
+                "WHERE chunk IS NOT NULL ORDER BY d.key, f.start, k.form",
                 (json.dumps(list(numbers)), json.dumps(list(keys))),
             ).fetchall()
         return [
-            StoredFact(document, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
-            for document, key, form, kind, start, end, evidence_start, evidence_end in rows
+            StoredFact(document, chunk, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
+            for document, chunk, key, form, kind, start, end, evidence_start, evidence_end in rows
         ]
 
     def totals(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """A document on its way from bytes to answers: parsing, indexing, dense. Every step can be taken up again."""
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import replace
 from retrieval.chunker import chunk
 from retrieval.contents import Contents, StoredChunk
 from retrieval.embedder import Embedder
-from retrieval.errors import ParseFailed, UnknownDocument
+from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
 from retrieval.parsers import parse
 from retrieval.passage import Document, DocumentError, Progress
 from retrieval.recognisers import recognise
@@ -48,6 +49,8 @@ class Ingestion:
         self._count_tokens = count_tokens
         self._lock = threading.Lock()
         self._seconds_left: dict[str, float] = {}
+        # Documents whose trouble could not even be written down (a full disk); left alone until the next start.
+        self.given_up: set[str] = set()
 
     def run(self, document_id: str, stop: Callable[[], bool]) -> None:
         """Take the document to ready, or to failed with the reason; return early when ``stop()`` or it is deleted.
@@ -60,6 +63,8 @@ class Ingestion:
             logger.info("%s was deleted while it was read", document_id)
         except ParseFailed as error:
             self._fail(document_id, DocumentError(error.code, str(error)))
+        except UnsupportedMediaType as error:
+            self._fail(document_id, DocumentError("unsupported_file", str(error)))
         except MemoryError:
             logger.exception("%s did not fit in memory", document_id)
             self._fail(document_id, DocumentError("out_of_memory", "the document did not fit in memory"))
@@ -130,6 +135,9 @@ class Ingestion:
             self._store.fail(self._store.record(document_id).number, error)
         except UnknownDocument:
             logger.info("%s was deleted while it was read", document_id)
+        except (sqlite3.Error, OSError):
+            logger.exception("%s failed (%s), and the store cannot be written", document_id, error.code)
+            self.given_up.add(document_id)
 
 
 def passage_text(text: str, chunk: StoredChunk) -> str:

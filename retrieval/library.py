@@ -112,7 +112,7 @@ class Library:
 
     def pending(self) -> list[str]:
         """Ids of the documents ``process`` has work with, oldest first."""
-        return self._store.unfinished()
+        return [one for one in self._store.unfinished() if one not in self._ingestion.given_up]
 
     def process(self, document_id: str, stop: Callable[[], bool] = never) -> None:
         """Do what is left to do with a document, whoever's it is, until it is ready or failed.

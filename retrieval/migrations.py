@@ -68,6 +68,8 @@ CREATE TABLE chunks (
     PRIMARY KEY (document, ordinal)
 ) WITHOUT ROWID;
 
+CREATE INDEX chunks_by_start ON chunks (document, start);
+
 CREATE TABLE embeddings (
     document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
     fingerprint TEXT NOT NULL,

@@ -40,7 +40,7 @@ class Search:
         seconds: dict[str, float] = {}
         with _timed(seconds, "keys"):
             facts = self._facts(question, records)
-            key_hits = self._key_hits(facts, records)
+            key_hits = _key_hits(facts, records)
         with _timed(seconds, "lexical"):
             shelves = [self._shelves.open(record) for record in records]
             words = LexicalQuery.of(question)
@@ -78,16 +78,6 @@ class Search:
         keys = list(dict.fromkeys(form for key in query_keys(question) for form in key.folded))
         return self._contents.facts_by_key([record.number for record in records], keys) if keys else []
 
-    def _key_hits(self, facts: Sequence[StoredFact], records: Sequence[Record]) -> dict[Place, KeyHit]:
-        documents = {record.number: document for document, record in enumerate(records)}
-        hits: dict[Place, KeyHit] = {}
-        for fact in facts:
-            chunk = self._contents.chunk_holding(fact.document, fact.span.start)
-            if chunk is not None:
-                hit = hits.setdefault((documents[fact.document], chunk.ordinal), KeyHit(fact.form))
-                hit.note(fact)
-        return hits
-
     def _dense(self, question: str, shelves: Sequence[Shelf]) -> tuple[list[Place], float]:
         indexes = [(document, shelf.vectors) for document, shelf in enumerate(shelves) if shelf.vectors is not None]
         if not indexes:
@@ -100,6 +90,14 @@ class Search:
         ]
         hits.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
         return [(document, ordinal) for _, document, ordinal in hits[:DEPTH]], hits[0][0] if hits else -1.0
+
+
+def _key_hits(facts: Sequence[StoredFact], records: Sequence[Record]) -> dict[Place, KeyHit]:
+    documents = {record.number: document for document, record in enumerate(records)}
+    hits: dict[Place, KeyHit] = {}
+    for fact in facts:
+        hits.setdefault((documents[fact.document], fact.chunk), KeyHit(fact.form)).note(fact)
+    return hits
 
 
 def _finders(lexical: Sequence[Place], dense: Sequence[Place]) -> dict[Place, tuple[str, ...]]:
