@@ -1,4 +1,4 @@
-"""Text to unit vectors: the protocol, the MiniLM that comes with the installation, and a hashing one without weights."""
+"""Text to unit vectors: the protocol, the MiniLM that comes with the installation, one without weights."""
 
 import hashlib
 import re
