@@ -1,0 +1,81 @@
+"""The ASGI application: state, middleware, routes, and a lifespan that loads while it already answers."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from server.dependencies import AppState
+from server.errors import install_error_handlers
+from server.logs import log_event
+from server.metrics import Metrics
+from server.middleware import BodyLimit, RequestScope
+from server.readiness import Readiness
+from server.routes import answers, chat, documents, models, operations
+from server.services import Services, load_services
+from server.settings import Settings
+from server.tenants import Tenants
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, services: Services | None = None, metrics: Metrics | None = None) -> FastAPI:
+    """An app of its own, sharing nothing with another. ``services`` that are given are used, started and stopped.
+
+    Without them they are loaded once the lifespan begins; until they stand, /healthz answers, /readyz
+    and everything that needs them is a 503. ``metrics`` are those that given services count into.
+    """
+    state = AppState(settings, Tenants(settings.api_key), metrics or Metrics(), Readiness())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(state, services))
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.wait({loading})
+            if state.services is not None:
+                await anyio.to_thread.run_sync(state.services.stop)
+
+    app = FastAPI(
+        title="Fano",
+        version=version("fano"),
+        summary="A long-context inference server whose memory bill is fixed, printed and true",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.fano = state
+    install_error_handlers(app, state.metrics.refused)
+    for routes in (documents, answers, chat, models, operations):
+        app.include_router(routes.router)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_request_bytes,
+        setting="FANO_MAX_REQUEST_BYTES",
+        own_limit_path=documents.UPLOAD_PATH,
+    )
+    app.add_middleware(RequestScope, readiness=state.readiness)
+    return app
+
+
+async def _load(state: AppState, given: Services | None) -> None:
+    try:
+        if given is None:
+            given = await anyio.to_thread.run_sync(load_services, state.settings, state.metrics)
+        services = given
+        services.start()
+        state.services = services
+    except Exception as error:
+        # Whatever it was, the process cannot serve; who started it decides what to do, and is told why.
+        state.readiness.fail(f"{error}" or type(error).__name__)
+        logger.error(
+            "the server cannot start: %s", error, exc_info=error if state.settings.log_level == "debug" else None
+        )
+        return
+    state.readiness.ready()
+    log_event(logger, "ready", model=services.model.name)

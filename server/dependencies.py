@@ -1,0 +1,66 @@
+"""What the routes ask for by type: the app's state, the services behind it, and the tenant."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.errors import NotReady
+from server.metrics import Metrics
+from server.readiness import Readiness
+from server.services import Services
+from server.settings import Settings
+from server.tenants import Tenants
+
+
+@dataclass(slots=True)
+class AppState:
+    """Everything one app holds. ``services`` is None until they are loaded."""
+
+    settings: Settings
+    tenants: Tenants
+    metrics: Metrics
+    readiness: Readiness
+    services: Services | None = None
+
+
+def app_state(request: Request) -> AppState:
+    """The state of the app that serves this request."""
+    state: AppState = request.app.state.fano
+    return state
+
+
+StateDep = Annotated[AppState, Depends(app_state)]
+
+
+def tenant(request: Request, state: StateDep) -> str:
+    """The tenant whose key came with the request. Raises ``KeyRefused``."""
+    return state.tenants.tenant_of(request.headers.get("authorization"))
+
+
+TenantDep = Annotated[str, Depends(tenant)]
+
+
+def services(state: StateDep, _: TenantDep) -> Services:
+    """The services, for one who may use them and while new requests are taken. Raises ``NotReady`` and the like."""
+    state.readiness.check()
+    if state.services is None:
+        raise NotReady(state.readiness.reason)
+    return state.services
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+def request_id(request: Request) -> str:
+    """The id that the middleware gave the request."""
+    return str(request.scope["fano_request_id"])
+
+
+def arrival(request: Request) -> float:
+    """Monotonic seconds at which the request arrived."""
+    return float(request.scope["fano_started"])
+
+
+RequestIdDep = Annotated[str, Depends(request_id)]
+ArrivalDep = Annotated[float, Depends(arrival)]

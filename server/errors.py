@@ -1,0 +1,269 @@
+"""From error class to HTTP: one table, one envelope (that of OpenAI), every refusal through it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from model.errors import (
+    EngineDraining,
+    EngineStopped,
+    GenerationFailed,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+)
+from retrieval.errors import DocumentNotReady, UnknownDocument, UnsupportedMediaType
+from retrieval.passage import DocumentStatus
+
+
+class RequestInvalid(Exception):
+    """A request cannot be served as it is; ``param`` is the dotted path of the field to blame."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class KeyRefused(Exception):
+    """No key came with the request, or a wrong one."""
+
+    def __init__(self) -> None:
+        super().__init__("a valid key is needed: send the header Authorization: Bearer KEY")
+
+
+class UnknownModel(Exception):
+    """The request names a model that is not served here."""
+
+    param = "model"
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(f"the model {model!r} is not served here; use {served!r}")
+
+
+class EvidenceTooLong(Exception):
+    """Not even the best passage fits the window together with the question and the answer."""
+
+    param = "messages"
+
+    def __init__(self, num_tokens: int, max_tokens: int, limit_tokens: int) -> None:
+        super().__init__(
+            f"question and best passage have {num_tokens} tokens and {max_tokens} more were asked for, but evidence, "
+            f"question and answer share {limit_tokens} tokens; shorten the question or lower max_tokens"
+        )
+
+
+class BodyTooLarge(HTTPException):
+    """More bytes came, or were announced, than may. An HTTPException so that body readers let it pass."""
+
+    def __init__(self, what: str, limit: int, setting: str, unit: str = "bytes") -> None:
+        message = f"{what} has more than {limit} {unit}; send less or raise {setting}"
+        super().__init__(status_code=413, detail=message)
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class StorageFull(Exception):
+    """The disk has no room for what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__("the server's disk is full; nothing of the document was kept")
+
+
+class NotReady(Exception):
+    """The server is up but its model and library do not stand yet."""
+
+    retry_after_seconds = 2
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the server is not ready: {reason}")
+
+
+class AnswerAborted(Exception):
+    """The generation was ended before the answer was complete."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer was cut off because the server is shutting down; send the request again")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection; the reply reaches nobody and the status is for the log."""
+
+    def __init__(self) -> None:
+        super().__init__("the client closed the connection")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What an error is over HTTP: status, and the envelope's ``type`` and ``code``."""
+
+    status: int
+    type: str
+    code: str
+
+
+INVALID = "invalid_request_error"
+TABLE: Mapping[type[Exception], Row] = {
+    RequestInvalid: Row(400, INVALID, "invalid_value"),
+    InvalidRequest: Row(400, INVALID, "invalid_value"),
+    PromptTooLong: Row(400, INVALID, "context_length_exceeded"),
+    EvidenceTooLong: Row(400, INVALID, "context_length_exceeded"),
+    KeyRefused: Row(401, "authentication_error", "invalid_api_key"),
+    UnknownDocument: Row(404, INVALID, "document_not_found"),
+    UnknownModel: Row(404, INVALID, "model_not_found"),
+    DocumentNotReady: Row(409, INVALID, "document_not_ready"),
+    BodyTooLarge: Row(413, INVALID, "too_large"),
+    UnsupportedMediaType: Row(415, INVALID, "unsupported_media_type"),
+    QueueFull: Row(429, "rate_limit_error", "queue_full"),
+    ClientLeft: Row(499, INVALID, "client_left"),
+    GenerationFailed: Row(500, "server_error", "generation_failed"),
+    NotReady: Row(503, "server_error", "not_ready"),
+    EngineDraining: Row(503, "server_error", "draining"),
+    EngineStopped: Row(503, "server_error", "engine_stopped"),
+    AnswerAborted: Row(503, "server_error", "draining"),
+    StorageFull: Row(507, "server_error", "storage_full"),
+}
+UNEXPECTED = Row(500, "server_error", "internal_error")
+
+# Refusals that the framework makes itself.
+FRAMEWORK_CODES = {400: "invalid_body", 404: "unknown_route", 405: "method_not_allowed", 413: "too_large"}
+
+
+def row_of(error: Exception) -> Row:
+    """The table's row for the nearest class of the error."""
+    for cls in type(error).__mro__:
+        if cls in TABLE:
+            row = TABLE[cls]
+            return Row(row.status, row.type, getattr(error, "code", row.code))
+    return UNEXPECTED
+
+
+def is_known(error: Exception) -> bool:
+    """Whether the table has a row for the error; any other is a defect."""
+    return row_of(error) is not UNEXPECTED
+
+
+def envelope(error: Exception) -> dict[str, Any]:
+    """The body that tells of ``error``: OpenAI's shape, with the progress of a document that is not ready."""
+    row = row_of(error)
+    message = "something failed inside the server" if row is UNEXPECTED else str(error)
+    inner: dict[str, Any] = _inner(message, row.type, getattr(error, "param", None), row.code)
+    if isinstance(error, DocumentNotReady):
+        document = error.document
+        failed = document.status is DocumentStatus.FAILED
+        inner["code"] = "document_failed" if failed else row.code
+        inner["progress"] = {
+            "stage": document.progress.stage,
+            "done": document.progress.done,
+            "total": document.progress.total,
+            "seconds_left": document.progress.seconds_left,
+        }
+    return {"error": inner}
+
+
+def respond(error: Exception) -> JSONResponse:
+    """The reply that refuses because of ``error``."""
+    return JSONResponse(envelope(error), status_code=row_of(error).status, headers=_headers(error))
+
+
+def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
+    """Answer every error of the table, of validation and of the framework in the envelope; ``count`` gets the code."""
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        count(row_of(error).code)
+        return respond(error)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        count("invalid_value")
+        return respond(invalid_fields(error.errors(), request.headers.get("content-type")))
+
+    async def framework(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = FRAMEWORK_CODES.get(error.status_code, "http_error")
+        count(code)
+        body = _inner(_FRAMEWORK_WORDS.get(error.status_code, str(error.detail)), INVALID, None, code)
+        return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # This reply is made outside all middleware, which therefore cannot add the id.
+        headers = {"x-request-id": str(request.scope.get("fano_request_id", "")), "x-should-retry": "false"}
+        return JSONResponse(envelope(error), status_code=500, headers=headers)
+
+    for cls in TABLE:
+        app.add_exception_handler(cls, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def invalid_fields(errors: Sequence[Mapping[str, Any]], content_type: str | None) -> RequestInvalid:
+    """Validation errors as one: the first is blamed, the next ones are told. What the client sent is not repeated.
+
+    Every error's ``loc`` begins with the part of the request: body, query or path.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return RequestInvalid(
+            f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None, "invalid_json"
+        )
+    if list(first["loc"]) == ["body"] and "json" not in (content_type or ""):
+        return RequestInvalid("send a JSON object with the header Content-Type: application/json", None, "invalid_body")
+    told = [f"{_path(each['loc']) or 'the body'}: {_words(each)}" for each in errors[:3]]
+    more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+    code = _CODES_BY_TYPE.get(first["type"], "invalid_value")
+    return RequestInvalid("; ".join(told) + more, _path(first["loc"]), code)
+
+
+_CODES_BY_TYPE = {"extra_forbidden": "unknown_field", "missing": "missing_field"}
+
+_FRAMEWORK_WORDS = {
+    400: "the body is not valid JSON in UTF-8",
+    404: "there is no such route; GET /docs lists those there are",
+    405: "this route does not know that method; GET /docs lists what it knows",
+}
+
+
+def _inner(message: str, error_type: str, param: str | None, code: str) -> dict[str, Any]:
+    # What a client sent may hold lone surrogates, and an error about it must still be UTF-8.
+    message = message.encode("utf-8", "backslashreplace").decode()
+    param = param.encode("utf-8", "backslashreplace").decode() if param is not None else None
+    return {"message": message, "type": error_type, "param": param, "code": code}
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    seconds = getattr(error, "retry_after_seconds", None)
+    if isinstance(error, DocumentNotReady):
+        failed = error.document.status is DocumentStatus.FAILED
+        if failed:
+            headers["x-should-retry"] = "false"
+        elif error.document.progress.seconds_left is not None:
+            seconds = ceil(error.document.progress.seconds_left)
+    if seconds is not None:
+        headers["Retry-After"] = str(max(1, int(seconds)))
+    if isinstance(error, KeyRefused):
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def _path(location: tuple[int | str, ...]) -> str | None:
+    """``("body", "messages", 0, "content")`` as ``messages.0.content``."""
+    return ".".join(str(part) for part in location[1:]) or None
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "is not a field that is known here"
+    if error["type"] == "missing":
+        return "is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

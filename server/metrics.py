@@ -1,0 +1,195 @@
+"""What Prometheus reads. Events are counted where they happen; memory is read from snapshots at scrape time.
+
+A scrape touches neither the device nor the engine: it reads the engine's last published snapshot and
+asks the library. Names follow Prometheus' conventions; a pool's bytes are its tensors' bytes.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from model.engine.request import RequestUsage
+from model.engine.stats import EngineStats
+
+if TYPE_CHECKING:
+    from retrieval.library import LibraryStats
+
+LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+REQUEST_BYTES = tuple(float(1 << power) for power in range(14, 41, 2))
+
+
+class Metrics:
+    """The counters and histograms of one app, in a registry of their own. Safe from any thread."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self._refusals = Counter("fano_refusals", "Requests refused, by error code.", ["code"], registry=registry)
+        self._retrievals = Counter(
+            "fano_retrieval", "Questions by what retrieval decided.", ["decision", "reason"], registry=registry
+        )
+        self._retrieval_seconds = _histogram(registry, "fano_retrieval_seconds", "Search time by stage.", ["stage"])
+        self._first_token = _histogram(
+            registry, "fano_time_to_first_token_seconds", "From the request's arrival to its first text."
+        )
+        self._inter_token = _histogram(
+            registry, "fano_inter_token_seconds", "Between two pieces of text of one answer.", buckets=STEP_SECONDS
+        )
+        self._request = _histogram(registry, "fano_request_seconds", "From the request's arrival to the answer's end.")
+        self._step = _histogram(
+            registry, "fano_step_seconds", "One step of the engine by phase.", ["phase"], buckets=STEP_SECONDS
+        )
+        self._kv = _histogram(
+            registry, "fano_request_kv_bytes", "Keys and values held at the end.", buckets=REQUEST_BYTES
+        )
+        self._state = _histogram(
+            registry, "fano_request_state_bytes", "SSM and convolution state held at the end.", buckets=REQUEST_BYTES
+        )
+        self._finished = Counter(
+            "fano_answers", "Answers that were completed, by finish reason.", ["reason"], registry=None
+        )
+        for reason in ("stop", "length"):
+            self._finished.labels(reason)
+
+    def refused(self, code: str) -> None:
+        """A request was answered with an error of this code."""
+        self._refusals.labels(code).inc()
+
+    def retrieved(self, decision: str, reason: str, seconds: dict[str, float]) -> None:
+        """A question was decided about; ``seconds`` by stage of the search."""
+        self._retrievals.labels(decision, reason).inc()
+        for stage, spent in seconds.items():
+            self._retrieval_seconds.labels(stage).observe(spent)
+
+    def first_token(self, seconds: float) -> None:
+        """The first text of an answer came."""
+        self._first_token.observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        """Another piece of text came ``seconds`` after the one before."""
+        self._inter_token.observe(seconds)
+
+    def finished(self, reason: str, usage: RequestUsage, seconds: float) -> None:
+        """An answer is complete; ``reason`` is ``stop`` or ``length``."""
+        self._finished.labels(reason).inc()
+        self._request.observe(seconds)
+        self._kv.observe(usage.kv_bytes)
+        self._state.observe(usage.ssm_state_bytes + usage.conv_state_bytes)
+
+    def stepped(self, stats: EngineStats) -> None:
+        """The engine made a step (called on its thread)."""
+        if stats.last_step is not None:
+            self._step.labels(stats.last_step.phase).observe(stats.last_step.seconds)
+
+    def num_finished(self, reason: str) -> float:
+        """Answers completed with this reason so far."""
+        return next(s.value for m in self._finished.collect() for s in m.samples if s.labels == {"reason": reason})
+
+    def expose(self) -> bytes:
+        """Everything in the text format. Asks the collectors, so it belongs on a worker thread."""
+        return generate_latest(self.registry)
+
+
+class MemoryCollector(Collector):
+    """Gauges from the engine's and the library's own numbers, made when they are asked for."""
+
+    def __init__(
+        self, metrics: Metrics, engine_stats: Callable[[], EngineStats], library_stats: Callable[[], "LibraryStats"]
+    ) -> None:
+        self._metrics = metrics
+        self._engine_stats = engine_stats
+        self._library_stats = library_stats
+
+    def describe(self) -> list[Metric]:
+        """Nothing, so that registering does not collect."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All samples of one consistent engine snapshot and one library snapshot."""
+        engine, library = self._engine_stats(), self._library_stats()
+        yield from self._engine(engine)
+        yield from self._library(library)
+        pools = sum(library.host_bytes.values()) + (sum(engine.pool_bytes.values()) if _on_host(engine) else 0)
+        host = dict(library.host_bytes) | {"unaccounted": resident_set_bytes() - pools}
+        yield _gauge("fano_host_memory_bytes", "Host memory by pool; unaccounted is the process minus all pools.",
+                     "pool", host)  # fmt: skip
+
+    def _engine(self, stats: EngineStats) -> Iterator[Metric]:
+        yield _gauge("fano_device_memory_bytes", "Bytes of the tensors held, by pool.", "pool", stats.pool_bytes)
+        yield _gauge("fano_device_memory_plan_bytes", "Bytes planned from the configuration alone, by pool.",
+                     "pool", stats.plan_bytes)  # fmt: skip
+        for name, what, counts in (
+            ("fano_state_slots", "State slots by status.", stats.slots),
+            ("fano_kv_blocks", "Key/value blocks by status.", stats.blocks),
+        ):
+            by_status = {"free": counts.free, "used": counts.used, "cached": counts.cached}
+            yield _gauge(name, what, "status", by_status)
+        requests = {"running": stats.num_running, "waiting": stats.num_waiting}
+        yield _gauge("fano_requests", "Requests in the engine by status.", "status", requests)
+        yield _counter("fano_tokens", "Tokens by kind.", "kind", stats.tokens_by_kind)
+        # Aborts are the engine's own count, so that they show together with the request's leaving.
+        finished = {reason: self._metrics.num_finished(reason) for reason in ("stop", "length")}
+        finished |= {"abort": stats.num_aborted, "error": stats.num_failed}
+        yield _counter("fano_requests_finished", "Requests that left the engine, by reason.", "reason", finished)
+        yield _plain("vllm:num_requests_running", "Requests that hold state.", stats.num_running)
+        yield _plain("vllm:num_requests_waiting", "Requests in the queue.", stats.num_waiting)
+        in_use = (stats.blocks.total - stats.blocks.free) / max(1, stats.blocks.total)
+        yield _plain("vllm:kv_cache_usage_perc", "Key/value blocks in use, 1 means all.", in_use)
+        build = GaugeMetricFamily(
+            "fano_build_info", "What runs.", labels=["version", "model", "device", "kernels", "dtype", "policy"]
+        )
+        info = stats.build
+        build.add_metric([version("fano"), info.model, info.device, info.kernels, info.dtype, info.policy], 1)
+        yield build
+
+    def _library(self, stats: "LibraryStats") -> Iterator[Metric]:
+        yield _gauge("fano_disk_bytes", "Bytes on disk by pool.", "pool", stats.disk_bytes)
+        yield _gauge("fano_documents", "Documents by status.", "status", stats.num_documents)
+        yield _plain("fano_index_vectors", "Vectors in the index.", stats.num_vectors)
+        yield _plain("fano_facts", "Facts in the key table.", stats.num_facts)
+
+
+def resident_set_bytes() -> int:
+    """Resident memory of this process as the kernel counts it; 0 where /proc does not tell."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _on_host(stats: EngineStats) -> bool:
+    return stats.build.device.startswith("cpu")
+
+
+def _histogram(
+    registry: CollectorRegistry,
+    name: str,
+    what: str,
+    labels: list[str] | None = None,
+    buckets: tuple[float, ...] = LATENCY_SECONDS,
+) -> Histogram:
+    return Histogram(name, what, labels or [], buckets=buckets, registry=registry)
+
+
+def _gauge(name: str, what: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, what, labels=[label])
+    for key, value in values.items():
+        family.add_metric([str(key)], value)
+    return family
+
+
+def _counter(name: str, what: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(name, what, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _plain(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, what, value=value)

@@ -1,0 +1,128 @@
+"""Around every request: an id, one log line, a place in the count, and a limit on the body."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from contextlib import suppress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import BodyTooLarge
+from server.logs import log_event
+from server.readiness import Readiness
+
+logger = logging.getLogger(__name__)
+
+CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DISCARD_BYTES = 256 << 20
+DISCARD_SECONDS = 5.0
+
+
+class RequestScope:
+    """Gives each request an id (the client's own, if it is plain), a log line and a place in ``num_requests``."""
+
+    def __init__(self, app: ASGIApp, readiness: Readiness) -> None:
+        self.app = app
+        self.readiness = readiness
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if CLIENT_ID.fullmatch(offered) else f"req_{secrets.token_hex(12)}"
+        scope["fano_request_id"] = request_id
+        scope["fano_started"] = started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self.readiness.num_requests += 1
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self.readiness.num_requests -= 1
+            log_event(
+                logger,
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=round(time.monotonic() - started, 4),
+            )
+
+
+class BodyLimit:
+    """Ends the reading of a body at ``max_bytes``, except on ``own_limit_path``, which counts for itself.
+
+    A refusal on the way is answered although the client may still be sending: what is left is read and
+    thrown away for a while, because a connection closed with unread data loses the answer.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, setting: str, own_limit_path: str) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.setting = setting
+        self.own_limit_path = own_limit_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limited = scope["path"] != self.own_limit_path
+        num_bytes = 0
+        more_to_come = True
+
+        async def counted() -> Message:
+            nonlocal num_bytes, more_to_come
+            message = await receive()
+            more_to_come = message["type"] == "http.request" and message.get("more_body", False)
+            num_bytes += len(message.get("body", b""))
+            if limited and num_bytes > self.max_bytes:
+                raise BodyTooLarge("the request's body", self.max_bytes, self.setting)
+            return message
+
+        refused = False
+
+        async def send_after_discarding(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start":
+                refused = message["status"] >= 400
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and refused and more_to_come and _is_sending(scope, num_bytes):
+                await send({**message, "more_body": True})
+                await _discard(receive)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+
+        await self.app(scope, counted, send_after_discarding)
+
+
+def _is_sending(scope: Scope, num_bytes_read: int) -> bool:
+    """Whether the client has a body on the way; one that waits for `100 Continue` sends none after a refusal."""
+    headers = Headers(scope=scope)
+    if num_bytes_read == 0 and headers.get("expect", "").lower() == "100-continue":
+        return False
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+async def _discard(receive: Receive) -> None:
+    num_bytes = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while num_bytes < DISCARD_BYTES:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                num_bytes += len(message.get("body", b""))

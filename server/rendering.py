@@ -1,0 +1,120 @@
+"""Documents, sources, citations and bills in the shapes of the wire."""
+
+from model.policy import AttentionPolicy, PolicyName
+from retrieval.passage import Document
+from server.citations import Citation, Source
+from server.inquiry import AnswerDone, ServedModel
+from server.schemas import (
+    AnswerView,
+    ArchiveBytes,
+    CitationView,
+    DocumentView,
+    ErrorView,
+    FanoUsage,
+    ProgressView,
+    PromptTokensDetails,
+    ResidentBytes,
+    RetrievalUsage,
+    SourceView,
+    Usage,
+)
+
+
+def document_view(document: Document) -> DocumentView:
+    """A document as its tenant sees it."""
+    progress, error = document.progress, document.error
+    return DocumentView(
+        id=document.id,
+        name=document.name,
+        media_type=document.media_type,
+        status=document.status.value,
+        answerable=document.answerable,
+        progress=ProgressView(
+            stage=progress.stage, done=progress.done, total=progress.total, seconds_left=progress.seconds_left
+        ),
+        num_bytes=document.num_bytes,
+        num_characters=document.num_characters,
+        num_tokens=document.num_tokens,
+        created_at=document.created_at,
+        error=ErrorView(code=error.code, message=error.message) if error else None,
+    )
+
+
+def source_view(source: Source) -> SourceView:
+    """A numbered passage."""
+    passage = source.passage
+    return SourceView(
+        number=source.number,
+        document=passage.document_id,
+        name=passage.document_name,
+        start=passage.span.start,
+        end=passage.span.end,
+        text=passage.text,
+        page=passage.page,
+        score=passage.score,
+    )
+
+
+def citation_view(citation: Citation) -> CitationView:
+    """A citation of an answer from documents."""
+    return CitationView(
+        source=citation.source,
+        document=citation.document,
+        start=citation.start,
+        end=citation.end,
+        quote=citation.quote,
+        page=citation.page,
+        answer_start=citation.answer_start,
+        answer_end=citation.answer_end,
+    )
+
+
+def answer_view(done: AnswerDone, sources: tuple[Source, ...], model: ServedModel) -> AnswerView:
+    """The whole answer."""
+    return AnswerView(
+        answer=done.text,
+        found=done.found,
+        sources=[source_view(source) for source in sources],
+        citations=[citation_view(citation) for citation in done.citations],
+        finish_reason=done.finish_reason.value,
+        usage=usage_view(done, model),
+    )
+
+
+def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
+    """Tokens and the bill. Where no model was asked, nothing was held."""
+    usage, retrieval = done.usage, done.retrieval
+    prompt_tokens = usage.num_prompt_tokens if usage else 0
+    completion_tokens = usage.num_completion_tokens if usage else 0
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.num_cached_tokens if usage else 0),
+        fano=FanoUsage(
+            policy=policy_view(usage.policy if usage else model.policy),
+            dtype=usage.dtype if usage else model.dtype,
+            resident_bytes=ResidentBytes(
+                kv=usage.kv_bytes, ssm_state=usage.ssm_state_bytes, conv_state=usage.conv_state_bytes
+            )
+            if usage
+            else ResidentBytes(),
+            archive_bytes=ArchiveBytes(text=retrieval.text_bytes, index=retrieval.index_bytes),
+            state_capacity_bits=usage.state_capacity_bits if usage else 0,
+            retrieval=RetrievalUsage(
+                used=retrieval.used,
+                reason=retrieval.reason,
+                passages=retrieval.num_passages,
+                facts=retrieval.num_facts,
+                seconds=round(retrieval.seconds, 6),
+            ),
+            ttft_seconds=done.ttft_seconds,
+        ),
+    )
+
+
+def policy_view(policy: AttentionPolicy) -> dict[str, str | int]:
+    """The policy with the numbers that mean something under it."""
+    if policy.name is PolicyName.FULL:
+        return {"name": policy.name.value}
+    return {"name": policy.name.value, "sinks": policy.sinks, "window": policy.window}

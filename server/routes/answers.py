@@ -1,0 +1,115 @@
+"""Questions about documents."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.responses import JSONResponse
+
+from server.answering import Answer
+from server.citations import Citation
+from server.delivery import whole_answer, with_error_event
+from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
+from server.inquiry import AnswerText, Inquiry, Sampling, ServedModel
+from server.prompt import Turn
+from server.rendering import answer_view, citation_view, source_view
+from server.schemas import AnswerView, DocumentQuestion, Question, error_responses
+from server.sse import EventStreamResponse, event, with_keep_alive
+
+router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503))
+
+
+async def admit_question(
+    body: Question,
+    services: ServicesDep,
+    tenant: TenantDep,
+    state: StateDep,
+    request_id: RequestIdDep,
+    arrival: ArrivalDep,
+) -> AsyncIterator[Answer]:
+    """The answer to a question about the documents of the body."""
+    inquiry = _inquiry(
+        body, tuple(dict.fromkeys(body.documents)), tenant, request_id, arrival, state.settings.max_passages
+    )
+    async with services.answering.answer(inquiry) as answer:
+        yield answer
+
+
+async def admit_document_question(
+    document_id: str,
+    body: DocumentQuestion,
+    services: ServicesDep,
+    tenant: TenantDep,
+    state: StateDep,
+    request_id: RequestIdDep,
+    arrival: ArrivalDep,
+) -> AsyncIterator[Answer]:
+    """The answer to a question about the document of the path."""
+    inquiry = _inquiry(body, (document_id,), tenant, request_id, arrival, state.settings.max_passages)
+    async with services.answering.answer(inquiry) as answer:
+        yield answer
+
+
+@router.post("/ask", response_model=AnswerView)
+async def ask(
+    request: Request,
+    body: Question,
+    answer: Annotated[Answer, Depends(admit_question)],
+    services: ServicesDep,
+    state: StateDep,
+) -> Response:
+    """Answer a question from documents. With `stream`: events `sources`, `token`, `citation`, `done` or `error`."""
+    return await _reply(request, body.stream, answer, services.model, state.settings.keepalive_seconds)
+
+
+@router.post("/documents/{document_id}/ask", response_model=AnswerView)
+async def ask_document(
+    request: Request,
+    body: DocumentQuestion,
+    answer: Annotated[Answer, Depends(admit_document_question)],
+    services: ServicesDep,
+    state: StateDep,
+) -> Response:
+    """Answer a question from one document, like `/v1/ask`."""
+    return await _reply(request, body.stream, answer, services.model, state.settings.keepalive_seconds)
+
+
+def _inquiry(
+    body: DocumentQuestion,
+    documents: tuple[str, ...],
+    tenant: str,
+    request_id: str,
+    arrival: float,
+    max_passages: int,
+) -> Inquiry:
+    return Inquiry(
+        request_id=request_id,
+        tenant=tenant,
+        turns=(Turn("user", body.question),),
+        documents=documents,
+        recall=body.recall,
+        sampling=Sampling(max_tokens=body.max_tokens),
+        max_passages=max_passages,
+        started=arrival,
+    )
+
+
+async def _reply(
+    request: Request, stream: bool, answer: Answer, model: ServedModel, keepalive_seconds: float
+) -> Response:
+    if not stream:
+        done = await whole_answer(request, answer)
+        return JSONResponse(answer_view(done, answer.sources, model).model_dump())
+    events = with_error_event(_events(answer, model), "error")
+    return EventStreamResponse(with_keep_alive(events, keepalive_seconds))
+
+
+async def _events(answer: Answer, model: ServedModel) -> AsyncIterator[bytes]:
+    yield event([source_view(source).model_dump() for source in answer.sources], "sources")
+    async for each in answer.events():
+        if isinstance(each, AnswerText):
+            yield event({"text": each.text}, "token")
+        elif isinstance(each, Citation):
+            yield event(citation_view(each).model_dump(), "citation")
+        else:
+            yield event(answer_view(each, answer.sources, model).model_dump(exclude={"sources"}), "done")

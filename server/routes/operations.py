@@ -1,0 +1,33 @@
+"""Alive, ready, and what Prometheus reads."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse
+
+from server.dependencies import StateDep
+from server.readiness import Stage
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz")
+async def health() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def ready(state: StateDep) -> JSONResponse:
+    """200 while questions are taken; 503 with the reason while loading, draining, or when the engine has stopped."""
+    stage, reason = state.readiness.stage, state.readiness.reason
+    if stage is Stage.READY and state.services is not None and state.services.bridge.failure is not None:
+        stage, reason = Stage.FAILED, f"the engine has stopped: {state.services.bridge.failure}"
+    return JSONResponse({"status": stage.value, "reason": reason}, status_code=200 if stage is Stage.READY else 503)
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request, state: StateDep) -> Response:
+    """Prometheus' text format. Needs a key unless only this machine can ask or the operator opened it."""
+    if not (state.settings.on_loopback or state.settings.open_metrics):
+        state.tenants.tenant_of(request.headers.get("authorization"))
+    return Response(state.metrics.expose(), media_type=CONTENT_TYPE_LATEST)

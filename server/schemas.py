@@ -1,0 +1,214 @@
+"""What goes over the wire. Requests refuse fields they do not know; every text is valid Unicode by type."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_DOCUMENTS = 64
+MAX_QUESTION_CHARACTERS = 20_000
+MAX_PASSAGES = 20
+
+Recall = Literal["verbatim", "grounded", "free"]
+DocumentRecall = Literal["verbatim", "grounded"]
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+QuestionText = Annotated[str, StringConstraints(pattern=r"\S", max_length=MAX_QUESTION_CHARACTERS)]
+
+
+class WireModel(BaseModel):
+    """A request's object: exact types, finite numbers, no field that is not listed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TextDocument(WireModel):
+    """A document sent as JSON."""
+
+    text: Annotated[str, StringConstraints(min_length=1)]
+    name: Annotated[str, StringConstraints(pattern=r"\S", max_length=255)] = "document.txt"
+
+
+class DocumentQuestion(WireModel):
+    """A question about the document that the path names."""
+
+    question: QuestionText
+    stream: bool = False
+    recall: DocumentRecall = "grounded"
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+class Question(DocumentQuestion):
+    """A question about one or more documents."""
+
+    documents: Annotated[list[DocumentId], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+
+
+class ProgressView(BaseModel):
+    """How far a document's current stage is."""
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+class ErrorView(BaseModel):
+    """Why a document failed."""
+
+    code: str
+    message: str
+
+
+class DocumentView(BaseModel):
+    """A stored document."""
+
+    id: str
+    object: Literal["document"] = "document"
+    name: str
+    media_type: str
+    status: str
+    answerable: bool
+    progress: ProgressView
+    num_bytes: int
+    num_characters: int | None
+    num_tokens: int | None
+    created_at: int
+    error: ErrorView | None
+
+
+class DocumentList(BaseModel):
+    """One page of documents; the next one follows ``after=last_id`` while ``has_more``."""
+
+    object: Literal["list"] = "list"
+    data: list[DocumentView]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DocumentText(BaseModel):
+    """``text[start:end]`` of a document, in code points."""
+
+    document: str
+    start: int
+    end: int
+    num_characters: int
+    text: str
+
+
+class DocumentDeleted(BaseModel):
+    """Nothing of the document is left."""
+
+    id: str
+    object: Literal["document.deleted"] = "document.deleted"
+    deleted: Literal[True] = True
+
+
+class SourceView(BaseModel):
+    """A passage that the answer may rest on; ``text`` is ``document[start:end]``."""
+
+    number: int
+    document: str
+    name: str
+    start: int
+    end: int
+    text: str
+    page: int | None
+    score: float
+
+
+class CitationView(BaseModel):
+    """A part of the answer that stands verbatim in a source; ``quote`` is ``document[start:end]``."""
+
+    source: int
+    document: str
+    start: int
+    end: int
+    quote: str
+    page: int | None
+    answer_start: int
+    answer_end: int
+
+
+class ResidentBytes(BaseModel):
+    """Device memory the request held at its end."""
+
+    kv: int = 0
+    ssm_state: int = 0
+    conv_state: int = 0
+
+
+class ArchiveBytes(BaseModel):
+    """Memory beside the device: the text of the documents asked, and the index that was searched."""
+
+    text: int = 0
+    index: int = 0
+
+
+class RetrievalUsage(BaseModel):
+    """What was searched for the request, and what of it stands in the prompt."""
+
+    used: bool
+    reason: str
+    passages: int = 0
+    facts: int = 0
+    seconds: float = 0.0
+
+
+class FanoUsage(BaseModel):
+    """The request's bill."""
+
+    policy: dict[str, str | int]
+    dtype: str
+    resident_bytes: ResidentBytes
+    archive_bytes: ArchiveBytes
+    state_capacity_bits: int
+    context_information_bits: float | None = None
+    retrieval: RetrievalUsage
+    ttft_seconds: float | None
+
+
+class PromptTokensDetails(BaseModel):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens as OpenAI counts them, and the bill."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    fano: FanoUsage
+
+
+class AnswerView(BaseModel):
+    """The whole answer to a question."""
+
+    answer: str
+    found: bool
+    sources: list[SourceView]
+    citations: list[CitationView]
+    finish_reason: str
+    usage: Usage
+
+
+class ErrorBody(BaseModel):
+    """The inside of the error envelope."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    """Every error reply."""
+
+    error: ErrorBody
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error replies of a route, for its page in /docs."""
+    return {status: {"model": ErrorEnvelope} for status in statuses}

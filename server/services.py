@@ -1,0 +1,147 @@
+"""The parts behind the routes, and the only place that chooses concrete ones.
+
+Nothing heavy is imported with this module: torch comes in with ``load_services``, on a worker thread,
+while the server already answers that it is loading.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.errors import CheckpointNotFound
+from model.policy import AttentionPolicy, PolicyName
+from server.answering import Answering
+from server.bridge import EngineThread, SteppedEngine
+from server.ingesting import Ingestor
+from server.inquiry import Limits, ServedModel
+from server.logs import log_event
+from server.metrics import MemoryCollector, Metrics
+from server.prompt import ChatTokenizer
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from model.config import EngineConfig
+    from retrieval.library import Library
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_MODEL = "fano-reader"
+WINDOW_CONTEXT_TOKENS = 1_000_000
+
+
+class Services:
+    """The use cases over a library and an engine. Owns both from ``start`` to ``stop``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        library: "Library",
+        engine: SteppedEngine,
+        tokenizer: ChatTokenizer,
+        model: ServedModel,
+    ) -> None:
+        self.library = library
+        self.model = model
+        self.bridge = EngineThread(engine, on_step=metrics.stepped)
+        self.ingestor = Ingestor(library)
+        limits = Limits(settings.chat_max_tokens, settings.answer_max_tokens)
+        self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits)
+        self.spool_dir = settings.data_dir / "uploads"
+        metrics.registry.register(MemoryCollector(metrics, self.bridge.stats, library.stats))
+
+    def start(self) -> None:
+        """Start the engine's and the ingestion's threads."""
+        self.bridge.start()
+        self.ingestor.start()
+
+    def stop(self) -> None:
+        """End both threads and close the library. Blocks."""
+        self.ingestor.stop()
+        self.bridge.stop()
+        self.library.close()
+
+
+def load_services(settings: Settings, metrics: Metrics) -> Services:
+    """Open the library and load the model, as the settings say. Takes seconds; raises what either refuses."""
+    library = open_library(settings)
+    try:
+        return _with_model(settings, metrics, library)
+    except BaseException:
+        library.close()
+        raise
+
+
+def open_library(settings: Settings, directory: Path | None = None) -> "Library":
+    """The library in the data directory (or in ``directory``), with the embedder that comes along."""
+    from retrieval.embedder import MiniLMEmbedder
+    from retrieval.library import Library
+    from retrieval.library import Limits as LibraryLimits
+
+    # The embedder shares the cores with the engine and the event loop, so it gets half of them.
+    embedder = MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
+    limits = LibraryLimits(max_characters=settings.max_text_characters)
+    return Library.open(directory or settings.data_dir, embedder, limits=limits)
+
+
+def _with_model(settings: Settings, metrics: Metrics, library: "Library") -> Services:
+    from model.engine.loader import load_engine
+    from model.tokenizer import Tokenizer
+    from model.weights import resolve_checkpoint
+
+    directory = resolve_checkpoint(settings.model) if settings.model else embedded_checkpoint()
+    config = engine_config(settings, directory)
+    engine, report = load_engine(directory, config)
+    log_event(logger, "model loaded", checkpoint=str(directory), report=str(report))
+    model = ServedModel(
+        name=settings.model if settings.model and not Path(settings.model).is_dir() else directory.name,
+        created=int(time.time()),
+        policy=engine.policy,
+        dtype=engine.stats().build.dtype,
+        max_context_tokens=engine.stats().max_context_tokens,
+    )
+    return Services(settings, metrics, library, engine, Tokenizer(directory), model)
+
+
+def embedded_checkpoint() -> Path:
+    """The model that comes with Fano: in the wheel beside this file, in a checkout beside this package."""
+    here = Path(__file__).resolve().parent
+    for weights in (here / "weights", here.parent / "weights"):
+        if (weights / EMBEDDED_MODEL / "config.json").is_file():
+            return weights / EMBEDDED_MODEL
+    raise CheckpointNotFound(
+        f"the embedded model {EMBEDDED_MODEL!r} is not in this installation; set FANO_MODEL to a checkpoint directory"
+    )
+
+
+def engine_config(settings: Settings, directory: Path) -> "EngineConfig":
+    """How the settings want the checkpoint to be run; what they leave open is the checkpoint's own."""
+    from model.config import Dtype, EngineConfig, ModelConfig
+
+    policy = attention_policy(settings, ModelConfig.from_pretrained(directory).policy)
+    default = EngineConfig()
+    context = WINDOW_CONTEXT_TOKENS if policy.name is PolicyName.WINDOW else default.max_context_tokens
+    return EngineConfig(
+        num_slots=settings.max_sequences,
+        max_context_tokens=settings.max_context_tokens or context,
+        dtype=default.dtype if settings.dtype == "auto" else Dtype(settings.dtype),
+        policy=policy,
+        max_waiting=settings.max_queue,
+        num_threads=num_threads(settings),
+    )
+
+
+def attention_policy(settings: Settings, own: AttentionPolicy) -> AttentionPolicy:
+    """The checkpoint's policy with the settings' parts in place of its own."""
+    return AttentionPolicy(
+        name=own.name if settings.policy is None else PolicyName(settings.policy),
+        sinks=own.sinks if settings.sinks is None else settings.sinks,
+        window=own.window if settings.window is None else settings.window,
+    )
+
+
+def num_threads(settings: Settings) -> int:
+    """Threads of the matrix work: the setting, else the cores this process may use."""
+    return settings.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,115 @@
+"""What an operator may decide: FANO_* variables, validated once, refused by name when they make no sense."""
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from platformdirs import user_data_dir
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.policy import BLOCK_TOKENS
+
+PREFIX = "FANO_"
+
+
+class SettingsInvalid(Exception):
+    """The settings cannot be used; the message names each variable, its value's fault and the remedy."""
+
+
+class Settings(BaseSettings):
+    """Everything that may be set. Bytes, seconds and tokens as the names say; None means "decide for me"."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with an API key.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(
+        default_factory=lambda: Path(user_data_dir("fano", appauthor=False)),
+        description="Where documents and indexes are kept.",
+    )
+    model: str | None = Field(None, description="Checkpoint directory or hub id; default is the embedded model.")
+
+    api_key: SecretStr | None = Field(None, description="Bearer key of the tenant `default`.")
+    open_metrics: bool = Field(False, description="Serve /metrics without a key.")
+
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of weights and keys/values.")
+    threads: int | None = Field(None, ge=1, le=1024, description="Threads of the matrix work; default all cores.")
+    policy: Literal["full", "window"] | None = Field(None, description="Attention policy; default the checkpoint's.")
+    sinks: int | None = Field(None, ge=0, description="Sink tokens under policy window.")
+    window: int | None = Field(None, ge=BLOCK_TOKENS, description="Window tokens under policy window.")
+    max_context_tokens: int | None = Field(
+        None, ge=BLOCK_TOKENS, description="Hard limit of prompt and answer; default 1000000 under policy window."
+    )
+    max_sequences: int = Field(8, ge=1, le=4096, description="Requests that hold state at the same time.")
+    max_queue: int = Field(64, ge=0, description="Requests that may wait; more are answered 429.")
+
+    chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
+    answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
+    max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
+
+    max_upload_bytes: int = Field(200_000_000, ge=1, description="Largest file taken, as sent.")
+    max_text_characters: int = Field(20_000_000, ge=1, description="Longest text taken, in characters.")
+    max_request_bytes: int = Field(32_000_000, ge=1024, description="Largest JSON body of any other request.")
+
+    keepalive_seconds: float = Field(10.0, gt=0, le=300, description="Silence after which a stream sends a comment.")
+    drain_seconds: float = Field(30.0, ge=0, description="How long running answers may take after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("sinks", "window")
+    @classmethod
+    def _whole_blocks(cls, value: int | None) -> int | None:
+        if value is not None and value % BLOCK_TOKENS:
+            raise ValueError(f"must be a multiple of {BLOCK_TOKENS} tokens")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.api_key is None and not self.on_loopback:
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines and no key protects the documents; "
+                "set FANO_API_KEY to a long random string, or keep host 127.0.0.1"
+            )
+        return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment, ``overrides`` (without Nones) first. Raises ``SettingsInvalid``."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for key in sorted(environ):
+        if key.upper().startswith(PREFIX) and key.upper() not in known:
+            nearest = difflib.get_close_matches(key.upper(), sorted(known), n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(sorted(known))}"
+            raise SettingsInvalid(f"{key} is not a setting; {hint}")
+    try:
+        return Settings(**{key: value for key, value in (overrides or {}).items() if value is not None})
+    except ValidationError as invalid:
+        raise SettingsInvalid("; ".join(_told(dict(error)) for error in invalid.errors())) from None
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """One validation error as a sentence; values of secrets are never shown."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0])
+    value = "" if name == "api_key" else f" is {error['input']!r}:"
+    return f"{PREFIX}{name.upper()}{value} {message}"

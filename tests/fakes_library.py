@@ -1,0 +1,185 @@
+"""A library in memory with the API of ``retrieval.library.Library``: no disk, no indexes, words instead of meaning.
+
+``process`` makes a document answerable and ready in one go. ``search`` returns the sentences that share
+a word with the question, best first; ``plant`` overrides the result.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from retrieval.errors import DocumentNotReady, UnknownDocument
+from retrieval.passage import (
+    Document,
+    DocumentError,
+    DocumentStatus,
+    Passage,
+    Progress,
+    SearchResult,
+    Span,
+)
+
+
+@dataclass
+class LibraryStats:
+    num_documents: dict
+    num_vectors: int
+    num_facts: int
+    host_bytes: dict
+    disk_bytes: dict
+
+
+@dataclass
+class FakeLibrary:
+    """Set ``hold`` to keep ``process`` from finishing, ``fail`` to make it fail documents."""
+
+    documents: dict[str, Document] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    planted: tuple[Passage, ...] | None = None
+    fail: DocumentError | None = None
+    processed: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._may_process = threading.Event()
+        self._may_process.set()
+        self._pending: list[str] = []
+        self._by_content: dict[tuple[str, str], str] = {}
+
+    def hold(self) -> None:
+        """Let documents stay queued."""
+        self._may_process.clear()
+
+    def release(self) -> None:
+        """End a hold."""
+        self._may_process.set()
+
+    def put(self, text: str, name: str = "note.txt", tenant: str = "default") -> str:
+        """A document that is ready; returns its id."""
+        document = self._new(tenant, name, "text/plain", text)
+        self._finish(document.id)
+        return document.id
+
+    def add(self, tenant: str, name: str, media_type: str, blob_path: Path) -> tuple[Document, bool]:
+        data = blob_path.read_bytes()
+        known = self._by_content.get((tenant, hashlib.sha256(data).hexdigest()))
+        if known is not None:
+            return self.documents[known], False
+        document = self._new(tenant, name, media_type, data.decode())
+        self._pending.append(document.id)
+        return document, True
+
+    def process(self, document_id: str, stop: Callable[[], bool] = lambda: False) -> None:
+        while not self._may_process.wait(0.01):
+            if stop():
+                return
+        self.processed.append(document_id)
+        if document_id not in self.documents:
+            raise UnknownDocument(document_id)
+        if self.fail is not None:
+            self._set(document_id, status=DocumentStatus.FAILED, error=self.fail)
+            self._pending.remove(document_id)
+            return
+        self._finish(document_id)
+
+    def pending(self) -> list[str]:
+        return list(self._pending)
+
+    def get(self, tenant: str, document_id: str) -> Document:
+        document = self.documents.get(document_id)
+        if document is None or document.tenant != tenant:
+            raise UnknownDocument(document_id)
+        return document
+
+    def list(self, tenant: str, after: str | None = None, limit: int = 20) -> list[Document]:
+        mine = [document for document in self.documents.values() if document.tenant == tenant]
+        start = 0 if after is None else mine.index(self.get(tenant, after)) + 1
+        return mine[start : start + limit]
+
+    def text(self, tenant: str, document_id: str, start: int = 0, end: int | None = None) -> str:
+        self.get(tenant, document_id)
+        return self.texts[document_id][start:end]
+
+    def delete(self, tenant: str, document_id: str) -> None:
+        self.get(tenant, document_id)
+        del self.documents[document_id], self.texts[document_id]
+        self._pending = [each for each in self._pending if each != document_id]
+        self._by_content = {key: each for key, each in self._by_content.items() if each != document_id}
+
+    def plant(self, *passages: Passage) -> None:
+        """Let every search find these."""
+        self.planted = passages
+
+    def search(self, tenant: str, query: str, document_ids: Sequence[str], max_passages: int = 5) -> SearchResult:
+        documents = [self.get(tenant, document_id) for document_id in document_ids]
+        for document in documents:
+            if not document.answerable:
+                raise DocumentNotReady(document)
+        sentences = [passage for document in documents for passage in self._sentences(document)]
+        if self.planted is not None:
+            passages = self.planted
+        else:
+            words = set(re.findall(r"\w{4,}", query.lower()))
+            scored = [(len(words & set(re.findall(r"\w+", p.text.lower()))), p) for p in sentences]
+            best = sorted((item for item in scored if item[0]), key=lambda item: -item[0])
+            passages = tuple(replace(passage, score=float(score)) for score, passage in best)
+        return SearchResult(
+            passages=passages[:max_passages],
+            found=bool(passages),
+            reason="searched by words",
+            num_facts=sum(1 for passage in passages if passage.evidence),
+            num_chunks_searched=len(sentences),
+            seconds={"lexical": 0.001},
+        )
+
+    def stats(self) -> LibraryStats:
+        counts = dict.fromkeys((status.value for status in DocumentStatus), 0)
+        for document in self.documents.values():
+            counts[document.status.value] += 1
+        return LibraryStats(counts, 7, 3, {"index": 1000, "embeddings": 500}, {"store": 4000, "index": 2000})
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _sentences(self, document: Document) -> Sequence[Passage]:
+        return [
+            Passage(document.id, document.name, Span(match.start(), match.end()), match[0], 1, 1.0, ("lexical",))
+            for match in re.finditer(r"\S[^.]*\.?", self.texts[document.id])
+        ]
+
+    def _new(self, tenant: str, name: str, media_type: str, text: str) -> Document:
+        data = text.encode()
+        document_id = f"doc_{len(self.documents)}{hashlib.sha256(data).hexdigest()[:12]}"
+        self.texts[document_id] = text
+        self.documents[document_id] = Document(
+            id=document_id,
+            tenant=tenant,
+            name=name,
+            media_type=media_type,
+            status=DocumentStatus.QUEUED,
+            answerable=False,
+            progress=Progress("queued", 0, 1, 12.4),
+            num_bytes=len(data),
+            num_characters=None,
+            num_tokens=None,
+            created_at=1_700_000_000,
+            error=None,
+        )
+        self._by_content[tenant, hashlib.sha256(data).hexdigest()] = document_id
+        return self.documents[document_id]
+
+    def _finish(self, document_id: str) -> None:
+        self._set(
+            document_id,
+            status=DocumentStatus.READY,
+            answerable=True,
+            progress=Progress("ready", 1, 1, 0.0),
+            num_characters=len(self.texts[document_id]),
+        )
+        self._pending = [each for each in self._pending if each != document_id]
+
+    def _set(self, document_id: str, **changes: object) -> None:
+        self.documents[document_id] = replace(self.documents[document_id], **changes)

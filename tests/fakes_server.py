@@ -1,0 +1,101 @@
+"""An app over a scripted engine and a library in memory, clients for it, and a reader of event streams."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from fakes_engine import FakeEngine
+from fakes_library import FakeLibrary
+from model.policy import AttentionPolicy, PolicyName
+from model.tokenizer import Tokenizer
+from server.app import create_app
+from server.inquiry import ServedModel
+from server.metrics import Metrics
+from server.services import Services
+from server.settings import Settings
+
+MODEL = "fake-reader"
+WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 2048)
+
+
+@dataclass
+class World:
+    """One app and the fakes under it. The services start with the app's lifespan."""
+
+    app: FastAPI
+    engine: FakeEngine
+    library: FakeLibrary
+    settings: Settings
+
+
+def make_world(
+    data_dir: Path,
+    tokenizer: Tokenizer,
+    policy: AttentionPolicy = WINDOW,
+    max_context_tokens: int = 100_000,
+    **changes: Any,
+) -> World:
+    """A world of its own; ``changes`` are settings."""
+    settings = Settings(data_dir=data_dir, **changes)
+    engine, library, metrics = FakeEngine(), FakeLibrary(), Metrics()
+    model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens)
+    services = Services(settings, metrics, library, engine, tokenizer, model)
+    return World(create_app(settings, services, metrics), engine, library, settings)
+
+
+class open_client:
+    """A client of the app in process, while its lifespan runs and once it is ready."""
+
+    def __init__(self, world: World, headers: dict[str, str] | None = None) -> None:
+        self.world = world
+        self.headers = headers
+
+    async def __aenter__(self) -> httpx.AsyncClient:
+        self._lifespan = self.world.app.router.lifespan_context(self.world.app)
+        await self._lifespan.__aenter__()
+        transport = httpx.ASGITransport(self.world.app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://fano", headers=self.headers, timeout=30)
+        while (await self._client.get("/readyz")).json()["status"] == "loading":
+            pass
+        return self._client
+
+    async def __aexit__(self, *failure: Any) -> None:
+        await self._client.aclose()
+        await self._lifespan.__aexit__(None, None, None)
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The app on a real socket of this machine; yields its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    while httpx.get(f"{url}/readyz").json()["status"] == "loading":
+        time.sleep(0.01)
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def sse(text: str) -> list[tuple[str | None, str]]:
+    """(event name, data) of every event in a stream; comments are left out."""
+    events = []
+    for block in text.split("\n\n"):
+        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
+        if lines:
+            fields = dict(line.split(": ", 1) for line in lines)
+            events.append((fields.get("event"), fields["data"]))
+    return events

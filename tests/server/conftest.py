@@ -1,0 +1,35 @@
+"""Fixtures of the server's tests: an app over fakes, and a client of it."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fakes_engine import write_tokenizer
+from fakes_server import World, make_world, open_client
+from model.tokenizer import Tokenizer
+
+WorldMaker = Callable[..., World]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, tokenizer: Tokenizer) -> WorldMaker:
+    return partial(make_world, tmp_path / "data", tokenizer)
+
+
+@pytest.fixture
+def world(new_world: WorldMaker) -> World:
+    return new_world()
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(world) as client:
+        yield client
