@@ -86,7 +86,7 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     if model.num_mamba_layers:
         parts.append(_mamba_bytes(model, num_tokens, cast))
     if model.num_attention_layers:
-        parts.append(_attention_bytes(model, num_tokens, cast))
+        parts.append(_attention_bytes(model, engine, num_tokens))
     if model.num_expert_layers:
         parts.append(_expert_bytes(model, num_tokens, cast))
     logits = engine.num_slots * (model.vocab_size * (cast + FLOAT32_BYTES) + width * (FLOAT32_BYTES + cast))
@@ -113,18 +113,23 @@ def _mamba_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
     # u, its cast, the time step before and after softplus, the driven input, y, silu(z): see selective_scan.
     scanned = inner * (6 * FLOAT32_BYTES + cast)
     steering = ranks * (2 * FLOAT32_BYTES + cast)
+    # Decay and inflow of a tile, while those of the tile before are still held.
     tile = min(num_tokens, SCAN_TILE_TOKENS)
-    return num_tokens * (projected + scanned + steering) + 3 * tile * model.state_size * inner * FLOAT32_BYTES
+    return num_tokens * (projected + scanned + steering) + 4 * tile * model.state_size * inner * FLOAT32_BYTES
 
 
-def _attention_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
+def _attention_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> int:
+    cast = engine.dtype.num_bytes
     projected = num_tokens * (2 * model.query_size + 2 * model.kv_size) * cast
     worst = 0
     for tile in (1, min(num_tokens, QUERY_TILE_TOKENS)):
         rows = tile * model.num_heads
-        keys = key_tile_blocks(rows, BLOCK_TOKENS) * BLOCK_TOKENS
-        scores = rows * keys * (FLOAT32_BYTES + 2 * cast) + tile * keys * (8 + 2)
-        gathered = 2 * keys * model.kv_size * cast
+        # Counted for full attention: a request may choose it, whatever the engine's own policy is.
+        blocks = min(key_tile_blocks(rows, BLOCK_TOKENS), -(-engine.max_context_tokens // BLOCK_TOKENS))
+        keys = blocks * BLOCK_TOKENS
+        # Scores of this tile and of the one before, a cast of them, and the mask.
+        scores = rows * keys * (2 * FLOAT32_BYTES + (0 if cast == FLOAT32_BYTES else cast)) + tile * keys * 4
+        gathered = 2 * 2 * keys * model.kv_size * cast
         carried = rows * ((model.head_width + 2) * 3 * FLOAT32_BYTES + 2 * model.head_width * cast)
         worst = max(worst, scores + gathered + carried)
     return projected + worst

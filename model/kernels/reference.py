@@ -204,7 +204,7 @@ def _gather(pool: Tensor, blocks: Sequence[int]) -> Tensor:
     start, count = blocks[0], len(blocks)
     if blocks[-1] - start == count - 1 and all(blocks[i] == start + i for i in range(count)):
         return pool[start : start + count].flatten(0, 1)
-    return pool.index_select(0, torch.tensor(blocks)).flatten(0, 1)
+    return pool.index_select(0, torch.tensor(blocks, device=pool.device)).flatten(0, 1)
 
 
 def _hide(scores: Tensor, first: int, num_tokens: int, low: int, policy: AttentionPolicy) -> None:
@@ -216,8 +216,8 @@ def _hide(scores: Tensor, first: int, num_tokens: int, low: int, policy: Attenti
     none_early = full or low + length <= policy.sinks or low >= policy.window_start(last)
     if none_late and none_early:
         return
-    key = torch.arange(low, low + length)
-    position = torch.arange(first, first + num_tokens)[:, None]
+    key = torch.arange(low, low + length, device=scores.device)
+    position = torch.arange(first, first + num_tokens, device=scores.device)[:, None]
     hidden = key > position
     if not full:
         # The array form of AttentionPolicy.window_start.
