@@ -1,0 +1,171 @@
+// The native kernels behind a plain C ABI: run-time choice of the instruction set, split over threads.
+//
+// Compiled for the oldest CPU of the architecture; wider instructions are confined to functions that carry a target
+// attribute and run only where fano_best_isa() says so. No state, no globals, no locks.
+
+#include <pthread.h>
+#include <stdint.h>
+
+#define FANO_ABI_VERSION 1
+
+// Arguments of a kernel. Strides are in floats between rows; everything without a stride is contiguous.
+struct Scan {
+  const float *u, *dt, *dt_bias, *a, *b, *c, *d, *z;
+  float *state, *y;
+  const int64_t *query_start, *state_slots;
+  int64_t u_stride, dt_stride, b_stride, c_stride, z_stride, num_sequences, num_channels, num_states;
+};
+
+struct Conv {
+  const float *x, *weight, *bias;
+  float *state, *y;
+  const int64_t *query_start, *state_slots;
+  int64_t x_stride, num_sequences, num_channels, num_taps;
+};
+
+#define FANO_INLINE FANO_TARGET __attribute__((always_inline)) static inline
+
+#define FANO_SET portable
+#define FANO_TARGET
+#define FANO_WIDTH 4
+#include "vector.h"
+#include "recurrence.h"
+#undef FANO_SET
+#undef FANO_TARGET
+#undef FANO_WIDTH
+
+#if defined(__x86_64__)
+#define FANO_SET avx2
+#define FANO_TARGET __attribute__((target("avx2,fma")))
+#define FANO_WIDTH 8
+#include "vector.h"
+#include "recurrence.h"
+#undef FANO_SET
+#undef FANO_TARGET
+#undef FANO_WIDTH
+
+#define FANO_SET avx512
+#define FANO_TARGET __attribute__((target("avx2,fma,avx512f")))
+#define FANO_WIDTH 16
+#include "vector.h"
+#include "recurrence.h"
+#undef FANO_SET
+#undef FANO_TARGET
+#undef FANO_WIDTH
+
+#define FANO_DISPATCH(isa, call) \
+  switch (isa) {                 \
+    case 2: avx512::call; break; \
+    case 1: avx2::call; break;   \
+    default: portable::call;     \
+  }
+#else
+#define FANO_DISPATCH(isa, call) portable::call
+#endif
+
+// Work that one thread does in about 0.3 ms; less is not worth starting another (20 to 60 us).
+constexpr int64_t THREAD_WORK = 1 << 20;
+constexpr int64_t CHANNEL_GRAIN = 16;  // one cache line, so that threads never write to the same one
+constexpr int MAX_THREADS = 64;
+
+template <class Args>
+struct Part {
+  void (*kernel)(const Args&, int64_t, int64_t, int);
+  const Args* args;
+  int64_t first, last;
+  int isa;
+};
+
+template <class Args>
+static void* run_part(void* pointer) {
+  const auto* part = static_cast<const Part<Args>*>(pointer);
+  part->kernel(*part->args, part->first, part->last, part->isa);
+  return nullptr;
+}
+
+// Run kernel(args, first, last, isa) over all channels on at most `num_threads` threads. Threads live for one call and
+// the caller sleeps until they end: nobody spins while a neighbour holds the core. POSIX threads and no C++ library,
+// so that the same file links with any compiler.
+template <class Args>
+static void split(void (*kernel)(const Args&, int64_t, int64_t, int), const Args& args, int64_t work, int num_threads,
+                  int isa) {
+  const int64_t grains = (args.num_channels + CHANNEL_GRAIN - 1) / CHANNEL_GRAIN;
+  int64_t num_parts = work / THREAD_WORK;
+  if (num_parts > num_threads) num_parts = num_threads;
+  if (num_parts > grains) num_parts = grains;
+  if (num_parts > MAX_THREADS) num_parts = MAX_THREADS;
+  pthread_t threads[MAX_THREADS];
+  Part<Args> parts[MAX_THREADS];
+  int64_t first = 0;
+  int num_started = 0;
+  for (; num_started < num_parts - 1; num_started++) {
+    const int64_t last = grains * (num_started + 1) / num_parts * CHANNEL_GRAIN;
+    parts[num_started] = {kernel, &args, first, last, isa};
+    // No thread to be had: the remaining channels run here.
+    if (pthread_create(&threads[num_started], nullptr, run_part<Args>, &parts[num_started])) break;
+    first = last;
+  }
+  kernel(args, first, args.num_channels, isa);
+  for (int i = 0; i < num_started; i++) pthread_join(threads[i], nullptr);
+}
+
+// Whether the sequences are where they say: the last line of defence before memory is written.
+static bool are_valid(const int64_t* query_start, const int64_t* state_slots, int64_t num_sequences, int64_t num_tokens,
+                      int64_t num_slots) {
+  if (query_start[0] != 0 || query_start[num_sequences] != num_tokens) return false;
+  for (int64_t i = 0; i < num_sequences; i++) {
+    if (query_start[i] > query_start[i + 1] || state_slots[i] < 0 || state_slots[i] >= num_slots) return false;
+  }
+  return true;
+}
+
+static void run_scan(const Scan& args, int64_t first, int64_t last, int isa) {
+  FANO_DISPATCH(isa, scan(args, first, last));
+  (void)isa;
+}
+
+static void run_conv(const Conv& args, int64_t first, int64_t last, int isa) {
+  FANO_DISPATCH(isa, conv(args, first, last));
+  (void)isa;
+}
+
+extern "C" {
+
+int fano_abi_version() { return FANO_ABI_VERSION; }
+
+// 2: AVX-512; 1: AVX2 and FMA; 0: whatever the architecture guarantees.
+int fano_best_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+void fano_exp(const float* x, float* y, int64_t count, int isa) {
+  FANO_DISPATCH(isa, exp_all(x, y, count));
+  (void)isa;
+}
+
+// Both kernels return 0, or 1 where the sequences do not fit the tensors; nothing was touched then.
+int fano_scan(const float* u, int64_t u_stride, const float* dt, int64_t dt_stride, const float* dt_bias, const float* a,
+              const float* b, int64_t b_stride, const float* c, int64_t c_stride, const float* d, const float* z,
+              int64_t z_stride, float* state, float* y, const int64_t* query_start, const int64_t* state_slots,
+              int64_t num_tokens, int64_t num_sequences, int64_t num_slots, int64_t num_channels, int64_t num_states,
+              int num_threads, int isa) {
+  if (!are_valid(query_start, state_slots, num_sequences, num_tokens, num_slots)) return 1;
+  const Scan args{u, dt, dt_bias, a, b, c, d, z, state, y, query_start, state_slots,
+                  u_stride, dt_stride, b_stride, c_stride, z_stride, num_sequences, num_channels, num_states};
+  split(run_scan, args, num_tokens * num_channels * num_states, num_threads, isa);
+  return 0;
+}
+
+int fano_conv(const float* x, int64_t x_stride, const float* weight, const float* bias, float* state, float* y,
+              const int64_t* query_start, const int64_t* state_slots, int64_t num_tokens, int64_t num_sequences,
+              int64_t num_slots, int64_t num_channels, int64_t num_taps, int num_threads, int isa) {
+  if (!are_valid(query_start, state_slots, num_sequences, num_tokens, num_slots)) return 1;
+  const Conv args{x, weight, bias, state, y, query_start, state_slots, x_stride, num_sequences, num_channels, num_taps};
+  split(run_conv, args, num_tokens * num_channels * num_taps, num_threads, isa);
+  return 0;
+}
+}
