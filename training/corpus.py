@@ -12,7 +12,7 @@ from typing import Any
 
 
 def data_directory(argument: str | None) -> Path:
-    """The directory given on the command line, else FANO_TRAINING_DATA; exits with the remedy when neither is usable."""
+    """The directory given on the command line, else FANO_TRAINING_DATA; exits with the remedy if unusable."""
     path = Path(argument or os.environ.get("FANO_TRAINING_DATA", ""))
     if not (path / "qa_train.jsonl.xz").is_file():
         raise SystemExit(f"no qa_train.jsonl.xz in {str(path)!r}: give --data or set FANO_TRAINING_DATA")

@@ -1,6 +1,6 @@
 """Trains the tokenizer: Llama-style BPE with byte fallback and single digits, loadable by transformers and llama.cpp.
 
-    python -m training.tokenizer --data DATA --out weights/fano-reader
+python -m training.tokenizer --data DATA --out weights/fano-reader
 """
 
 from __future__ import annotations
