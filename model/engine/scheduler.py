@@ -11,6 +11,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+from model.cache.plan import num_resident_blocks
 from model.engine.sequence import Sequence, Status
 from model.errors import QueueFull
 from model.policy import BLOCK_TOKENS, AttentionPolicy
@@ -92,7 +93,7 @@ class Scheduler:
 
     def blocks_needed(self, num_tokens: int, policy: AttentionPolicy) -> int:
         """Most blocks a sequence of ``num_tokens`` ever holds at once."""
-        return -(-policy.max_resident_tokens(num_tokens, self._chunk_tokens) // BLOCK_TOKENS)
+        return num_resident_blocks(policy, num_tokens, self._chunk_tokens)
 
     def submit(self, sequence: Sequence) -> None:
         """Put the sequence in the line. Raises ``QueueFull`` when it would have to wait behind too many."""

@@ -1,0 +1,75 @@
+"""What a request must be like to be accepted; everything is checked before anything of it runs. No torch."""
+
+import math
+
+from model.cache.plan import num_resident_blocks
+from model.engine.request import GenerationRequest, SamplingParams
+from model.errors import InvalidRequest, PromptTooLong
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+
+SEED_RANGE = (-(2**63), 2**64 - 1)
+
+
+class Admission:
+    """The limits of one engine. ``max_blocks`` is all there are, ``max_context_tokens`` prompt and answer together."""
+
+    def __init__(self, vocab_size: int, max_context_tokens: int, max_blocks: int, chunk_tokens: int) -> None:
+        self.vocab_size = vocab_size
+        self.max_context_tokens = max_context_tokens
+        self._max_blocks = max_blocks
+        self._chunk_tokens = chunk_tokens
+
+    def check(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
+        """Raise ``InvalidRequest`` naming the field at fault, or ``PromptTooLong`` with both numbers."""
+        _check_sampling(request.sampling)
+        self._check_prompt(request.prompt_ids)
+        _check_evidence(request)
+        self._check_size(len(request.prompt_ids), request.sampling.max_tokens, policy)
+
+    def _check_prompt(self, prompt_ids: tuple[int, ...]) -> None:
+        if not prompt_ids:
+            raise InvalidRequest("prompt", "", "at least one token")
+        for extreme in (min(prompt_ids), max(prompt_ids)):
+            if not 0 <= extreme < self.vocab_size:
+                raise InvalidRequest("prompt", extreme, f"token ids from 0 to {self.vocab_size - 1}")
+
+    def _check_size(self, num_prompt_tokens: int, max_tokens: int, policy: AttentionPolicy) -> None:
+        num_tokens = num_prompt_tokens + max_tokens
+        limit = self.max_context_tokens
+        if policy.name is PolicyName.FULL:
+            limit = min(limit, self._max_blocks * BLOCK_TOKENS)
+        if num_tokens > limit:
+            raise PromptTooLong(num_prompt_tokens, max_tokens, limit)
+        needed = num_resident_blocks(policy, num_tokens, self._chunk_tokens)
+        if needed > self._max_blocks:
+            most = (self._max_blocks - needed) * BLOCK_TOKENS + policy.sinks + policy.window
+            raise InvalidRequest("policy.window", policy.window, f"sinks and window of at most {most} tokens together")
+
+
+def _check_sampling(sampling: SamplingParams) -> None:
+    limits = (
+        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("temperature", sampling.temperature >= 0 and math.isfinite(sampling.temperature), "0 or more"),
+        ("top_p", 0 <= sampling.top_p <= 1, "between 0 and 1"),
+        ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
+        ("seed", sampling.seed is None or SEED_RANGE[0] <= sampling.seed <= SEED_RANGE[1], "a number of 64 bits"),
+        ("stop", all(sampling.stop), "strings that are not empty"),
+    )
+    for key, holds, expected in limits:
+        if not holds:
+            raise InvalidRequest(key, getattr(sampling, key), expected)
+
+
+def _check_evidence(request: GenerationRequest) -> None:
+    if request.max_spans < 1:
+        raise InvalidRequest("max_spans", request.max_spans, "at least 1")
+    if request.evidence is None:
+        return
+    if request.sampling.stop:
+        # A stop string would cut a quotation at a place that is no border of a word.
+        raise InvalidRequest("stop", request.sampling.stop, "no stop strings in a verbatim answer")
+    for index, text in enumerate(request.evidence):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"evidence[{index}]", text[error.start], "text that UTF-8 can carry") from error

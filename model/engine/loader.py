@@ -1,0 +1,181 @@
+"""A checkpoint into a running engine, and a report of what was chosen and why."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.cache.block_pool import BlockPool
+from model.cache.plan import MemoryPlan
+from model.cache.state_pool import StatePool
+from model.config import Dtype, EngineConfig, ModelConfig
+from model.engine.admission import Admission
+from model.engine.engine import Engine
+from model.engine.runner import ModelRunner
+from model.engine.scheduler import Scheduler
+from model.engine.stats import BuildInfo, EngineStats
+from model.engine.token_trie import TokenTrie
+from model.errors import ConfigInvalid
+from model.hybrid import HybridLM
+from model.kernels import Kernels, choose, forced
+from model.policy import AttentionPolicy, PolicyName
+from model.tokenizer import Tokenizer
+from model.weights import load_weights, resolve_checkpoint
+
+CPU_FLAGS_FILE = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was taken and why."""
+
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What stands after loading. ``str`` of it is one line for the log."""
+
+    directory: Path
+    num_parameters: int
+    plan: MemoryPlan
+    device: Choice
+    dtype: Choice
+    threads: Choice
+    kernels: Choice
+    policy: Choice
+    seconds: float
+
+    def __str__(self) -> str:
+        choices = ", ".join(
+            f"{key} {getattr(self, key)}" for key in ("device", "dtype", "threads", "kernels", "policy")
+        )
+        return (
+            f"{self.directory}: {self.num_parameters} parameters, {self.plan.total_bytes} bytes planned "
+            f"({self.plan.num_slots} slots, {self.plan.num_blocks} blocks), {choices}, in {self.seconds:.1f} s"
+        )
+
+
+def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engine, LoadReport]:
+    """Load a checkpoint and take all the memory the engine will ever hold.
+
+    Sets the number of threads of this process's torch. Raises ``CheckpointNotFound``,
+    ``ConfigInvalid`` or ``WeightsMismatch``.
+    """
+    started = time.perf_counter()
+    directory = resolve_checkpoint(path_or_hub_id)
+    model_config = ModelConfig.from_pretrained(directory)
+    policy = config.policy_for(model_config)
+    _require_device(config.device)
+    torch.set_num_threads(config.num_threads)
+    kernels, kernels_reason = _kernels(config)
+    tokenizer = Tokenizer(directory)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        expected = f"at least the {tokenizer.vocab_size} ids of its tokenizer.json"
+        raise ConfigInvalid(
+            "vocab_size", model_config.vocab_size, expected, "config and tokenizer do not belong together"
+        )
+    plan = MemoryPlan.of(model_config, config)
+    model = HybridLM(model_config, kernels, config.dtype, config.device)
+    load_weights(model, directory)
+    runner = ModelRunner(
+        model,
+        StatePool(model_config, plan.num_slots, config.device),
+        BlockPool(model_config, plan.num_blocks, config.dtype, config.device),
+        config.device,
+    )
+    stats = EngineStats(
+        build=BuildInfo(directory.name, config.device, kernels.name, config.dtype.value, describe(policy)),
+        slots=runner.slots,
+        blocks=runner.blocks,
+        pool_bytes=runner.pool_bytes,
+        plan_bytes=plan.pool_bytes,
+        max_context_tokens=config.max_context_tokens,
+    )
+    scheduler = Scheduler(plan.num_slots, plan.num_blocks, config.prefill_chunk_tokens, config.max_waiting)
+    admission = Admission(
+        model_config.vocab_size, config.max_context_tokens, plan.num_blocks, config.prefill_chunk_tokens
+    )
+    vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
+    engine = Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats)
+    report = LoadReport(
+        directory=directory,
+        num_parameters=model_config.num_parameters(),
+        plan=plan,
+        device=Choice(config.device, "as configured"),
+        dtype=Choice(config.dtype.value, _dtype_reason(config)),
+        threads=Choice(str(config.num_threads), f"of {num_usable_cores()} usable cores"),
+        kernels=Choice(kernels.name, kernels_reason),
+        policy=Choice(describe(policy), "as configured" if config.policy else "the checkpoint's own"),
+        seconds=time.perf_counter() - started,
+    )
+    return engine, report
+
+
+def choose_device() -> tuple[str, str]:
+    """The device to run on and why: a CUDA device if torch sees one, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda", f"torch sees {torch.cuda.get_device_name(0)}"
+    return "cpu", "torch sees no CUDA device"
+
+
+def choose_dtype(device: str) -> tuple[Dtype, str]:
+    """The dtype for weights and keys/values and why: bfloat16 where the hardware multiplies it, else float32."""
+    if device != "cpu":
+        return Dtype.BFLOAT16, f"{device} multiplies bfloat16"
+    flags = _cpu_flags()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return Dtype.BFLOAT16, f"the CPU has {flag}"
+    return Dtype.FLOAT32, "the CPU has neither amx_bf16 nor avx512_bf16"
+
+
+def num_usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(policy: AttentionPolicy) -> str:
+    """The policy in one word or line, as build information and reports show it."""
+    if policy.name is PolicyName.FULL:
+        return policy.name.value
+    return f"{policy.name.value}(sinks={policy.sinks}, window={policy.window})"
+
+
+def _kernels(config: EngineConfig) -> tuple[Kernels, str]:
+    if config.kernels is None:
+        return choose(config.device, config.num_threads)
+    try:
+        return forced(config.kernels, config.num_threads), "as configured"
+    except ValueError as error:
+        raise ConfigInvalid("kernels", config.kernels, "kernels that work here", str(error)) from error
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigInvalid(
+            "device", device, "a device torch can use", "take cpu, or install a torch for it"
+        ) from error
+
+
+def _dtype_reason(config: EngineConfig) -> str:
+    dtype, reason = choose_dtype(config.device)
+    return reason if dtype is config.dtype else f"as configured; {dtype.value} would be chosen, for {reason}"
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Features of the CPU as Linux names them; none where it cannot be asked."""
+    try:
+        lines = CPU_FLAGS_FILE.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.split())

@@ -1,0 +1,153 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fakes_engine import write_tokenizer
+from safetensors.torch import save_file
+
+from model.cache.plan import MemoryPlan
+from model.config import Dtype, EngineConfig, ModelConfig
+from model.engine import loader
+from model.engine.loader import load_engine
+from model.engine.request import FinishReason, GenerationRequest, SamplingParams
+from model.errors import CheckpointNotFound, ConfigInvalid
+from model.policy import AttentionPolicy, PolicyName
+
+WINDOW = AttentionPolicy(PolicyName.WINDOW, sinks=64, window=128)
+CONFIG = {
+    "model_type": "jamba",
+    "vocab_size": 604,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 4,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_dt_rank": 2,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "fano": {"policy": "window", "sinks": 64, "window": 128},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_tokenizer(tmp_path_factory.mktemp("checkpoint"))
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "embed_tokens.weight": (604, 16),
+        "final_layernorm.weight": (16,),
+        "layers.0.mamba.in_proj.weight": (64, 16),
+        "layers.0.mamba.conv1d.weight": (32, 1, 4),
+        "layers.0.mamba.conv1d.bias": (32,),
+        "layers.0.mamba.x_proj.weight": (10, 32),
+        "layers.0.mamba.dt_proj.weight": (32, 2),
+        "layers.0.mamba.dt_proj.bias": (32,),
+        "layers.0.mamba.dt_layernorm.weight": (2,),
+        "layers.0.mamba.b_layernorm.weight": (4,),
+        "layers.0.mamba.c_layernorm.weight": (4,),
+        "layers.0.mamba.A_log": (32, 4),
+        "layers.0.mamba.D": (32,),
+        "layers.0.mamba.out_proj.weight": (16, 32),
+        "layers.1.self_attn.q_proj.weight": (16, 16),
+        "layers.1.self_attn.k_proj.weight": (8, 16),
+        "layers.1.self_attn.v_proj.weight": (8, 16),
+        "layers.1.self_attn.o_proj.weight": (16, 16),
+    }
+    for layer in (0, 1):
+        for name in ("input_layernorm", "pre_ff_layernorm"):
+            shapes[f"layers.{layer}.{name}.weight"] = (16,)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            shapes[f"layers.{layer}.feed_forward.{name}.weight"] = (16, 16)
+    tensors = {f"model.{name}": 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_a_checkpoint_becomes_an_engine_that_answers(checkpoint: Path, dtype: Dtype) -> None:
+    config = EngineConfig(num_slots=2, max_context_tokens=5000, dtype=dtype, kernels="reference")
+    engine, report = load_engine(checkpoint, config)
+    ids = engine.tokenizer.encode_chat([{"role": "user", "content": "What is the rent?"}])
+    evidence = ("The rent of flat 7B is $1,234.50.",)
+    engine.submit(GenerationRequest("a", ids, SamplingParams(max_tokens=40, temperature=0.0), evidence))
+    events = []
+    while engine.has_work():
+        events += engine.step()
+    (span,) = events[-1].spans
+    assert evidence[0][span.start : span.end] == "".join(event.text for event in events) != ""
+    assert events[-1].finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+    assert events[-1].usage is not None and events[-1].usage.dtype == dtype.value
+    stats = engine.stats()
+    plan = MemoryPlan.of(ModelConfig.from_pretrained(checkpoint), config)
+    assert {pool: size for pool, size in stats.pool_bytes.items() if pool != "workspace"} == {
+        pool: size for pool, size in plan.pool_bytes.items() if pool != "workspace"
+    }
+    assert (stats.plan_bytes, report.plan) == (plan.pool_bytes, plan)
+    assert (stats.build.kernels, stats.build.dtype, stats.build.device) == ("reference", dtype.value, "cpu")
+    assert stats.build.policy == "window(sinks=64, window=128)"
+    assert stats.max_context_tokens == 5000
+
+
+def test_the_report_says_what_was_chosen_and_why(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
+    threads = torch.get_num_threads()
+    engine, report = load_engine(checkpoint, EngineConfig(num_slots=1, max_context_tokens=640, kernels="reference"))
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
+    assert engine.policy == WINDOW
+    assert str(report.policy) == "window(sinks=64, window=128) (the checkpoint's own)"
+    assert str(report.dtype) == "float32 (as configured; bfloat16 would be chosen, for the CPU has avx512_bf16)"
+    assert str(report.kernels) == "reference (as configured)"
+    assert report.num_parameters == ModelConfig.from_pretrained(checkpoint).num_parameters()
+    assert "1 slots" in str(report) and "\n" not in str(report)
+
+
+def test_an_operator_may_choose_another_policy(checkpoint: Path) -> None:
+    full = AttentionPolicy(PolicyName.FULL)
+    engine, report = load_engine(checkpoint, EngineConfig(num_slots=1, max_context_tokens=640, policy=full))
+    assert engine.policy == full
+    assert str(report.policy) == "full (as configured)"
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "reason"),
+    [
+        ({"amx_bf16", "avx512_bf16"}, Dtype.BFLOAT16, "the CPU has amx_bf16"),
+        ({"avx512_bf16"}, Dtype.BFLOAT16, "the CPU has avx512_bf16"),
+        ({"avx2"}, Dtype.FLOAT32, "the CPU has neither amx_bf16 nor avx512_bf16"),
+    ],
+)
+def test_the_dtype_follows_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: Dtype, reason: str) -> None:
+    monkeypatch.setattr(loader, "_cpu_flags", lambda: frozenset(flags))
+    assert loader.choose_dtype("cpu") == (dtype, reason)
+    assert loader.choose_dtype("cuda") == (Dtype.BFLOAT16, "cuda multiplies bfloat16")
+
+
+def test_flags_are_read_as_linux_writes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("model name\t: x\nflags\t\t: fpu avx512_bf16 sse\n\nflags\t\t: fpu\n")
+    monkeypatch.setattr(loader, "CPU_FLAGS_FILE", tmp_path / "cpuinfo")
+    assert loader.choose_dtype("cpu")[0] is Dtype.BFLOAT16
+    monkeypatch.setattr(loader, "CPU_FLAGS_FILE", tmp_path / "absent")
+    assert loader.choose_dtype("cpu")[0] is Dtype.FLOAT32
+
+
+def test_what_cannot_be_loaded_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFound):
+        load_engine(tmp_path / "nowhere", EngineConfig())
+    with pytest.raises(ConfigInvalid, match="device is 'warp'"):
+        load_engine(checkpoint, EngineConfig(device="warp"))
+    with pytest.raises(ConfigInvalid, match="kernels is 'magic'"):
+        load_engine(checkpoint, EngineConfig(kernels="magic"))
+    mixed = tmp_path / "mixed"
+    shutil.copytree(checkpoint, mixed)
+    (mixed / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 603}))
+    with pytest.raises(ConfigInvalid, match="vocab_size is 603"):
+        load_engine(mixed, EngineConfig())
