@@ -4,20 +4,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from retrieval.contents import Contents, StoredFact
+from retrieval.contents import Contents
 from retrieval.embedder import Embedder
-from retrieval.fusion import fuse
 from retrieval.keys import query_keys
 from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
-from retrieval.passages import KeyHit, Place, compose
+from retrieval.passages import KeyHit, Place, Rankings, compose
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
 
 # Candidates each search contributes to the fusion.
 DEPTH = 50
-WEIGHTS = {"lexical": 0.5, "dense": 1.0}
 # Below this inner product the nearest passage has nothing to do with the question.
 DENSE_FLOOR = 0.2
 
@@ -37,46 +35,59 @@ class Search:
         Raises:
             UnknownDocument: one of them was deleted meanwhile.
         """
+        rankings = self.rank(question, records)
+        started = time.perf_counter()
+        passages = compose(self._store, self._contents, records, rankings, max_passages) if rankings.found else ()
+        seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
+        return SearchResult(
+            passages=passages,
+            found=bool(passages),
+            reason=rankings.reason,
+            num_facts=rankings.num_facts,
+            num_chunks_searched=rankings.num_chunks,
+            seconds=seconds,
+        )
+
+    def rank(self, question: str, records: Sequence[Record]) -> Rankings:
+        """What each search finds, before any of it is joined."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "keys"):
-            facts = self._facts(question, records)
-            key_hits = _key_hits(facts, records)
+            key_hits, num_facts = self._keys(question, records)
         with _timed(seconds, "lexical"):
             shelves = [self._shelves.open(record) for record in records]
             words = LexicalQuery.of(question)
             hits, num_words = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
-            lexical: list[Place] = [(document, ordinal) for document, ordinal, _ in hits]
         with _timed(seconds, "dense"):
             dense, nearest = self._dense(question, shelves)
-        with _timed(seconds, "fusion"):
-            scores = fuse({"lexical": lexical, "dense": dense}, WEIGHTS)
-            found = bool(key_hits) or num_words > 0 or nearest >= DENSE_FLOOR
-            passages = (
-                compose(
-                    self._store,
-                    self._contents,
-                    records,
-                    key_hits,
-                    scores,
-                    _finders(lexical, dense),
-                    words.exact,
-                    max_passages,
-                )
-                if found
-                else ()
-            )
-        return SearchResult(
-            passages=passages,
-            found=bool(passages),
+        return Rankings(
+            keys=key_hits,
+            lexical=tuple((document, ordinal) for document, ordinal, _ in hits),
+            dense=tuple(dense),
+            question_words=words.exact,
+            found=bool(key_hits) or num_words > 0 or nearest >= DENSE_FLOOR,
             reason=_reason(shelves),
-            num_facts=len({(fact.document, fact.span) for fact in facts}),
-            num_chunks_searched=sum(len(shelf.lexical) for shelf in shelves),
+            num_facts=num_facts,
+            num_chunks=sum(len(shelf.lexical) for shelf in shelves),
             seconds=seconds,
         )
 
-    def _facts(self, question: str, records: Sequence[Record]) -> list[StoredFact]:
-        keys = list(dict.fromkeys(form for key in query_keys(question) for form in key.folded))
-        return self._contents.facts_by_key([record.number for record in records], keys) if keys else []
+    def _keys(self, question: str, records: Sequence[Record]) -> tuple[dict[Place, KeyHit], int]:
+        """The chunks that keys of the question stand in, and how many facts led there."""
+        # Each form of each key asked, with its place in the key: a fact found by early forms of both is nearest.
+        forms: dict[str, list[tuple[int, int]]] = {}
+        for number, key in enumerate(query_keys(question)):
+            for form, folded in enumerate(key.folded):
+                forms.setdefault(folded, []).append((number, form))
+        if not forms:
+            return {}, 0
+        documents = {record.number: document for document, record in enumerate(records)}
+        facts = self._contents.facts_by_key(list(documents), list(forms))
+        hits: dict[Place, KeyHit] = {}
+        for fact in facts:
+            hit = hits.setdefault((documents[fact.document], fact.chunk), KeyHit())
+            for number, form in forms[fact.key]:
+                hit.note(number, form + fact.form, fact.evidence)
+        return hits, len({(fact.document, fact.span) for fact in facts})
 
     def _dense(self, question: str, shelves: Sequence[Shelf]) -> tuple[list[Place], float]:
         indexes = [(document, shelf.vectors) for document, shelf in enumerate(shelves) if shelf.vectors is not None]
@@ -90,22 +101,6 @@ class Search:
         ]
         hits.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
         return [(document, ordinal) for _, document, ordinal in hits[:DEPTH]], hits[0][0] if hits else -1.0
-
-
-def _key_hits(facts: Sequence[StoredFact], records: Sequence[Record]) -> dict[Place, KeyHit]:
-    documents = {record.number: document for document, record in enumerate(records)}
-    hits: dict[Place, KeyHit] = {}
-    for fact in facts:
-        hits.setdefault((documents[fact.document], fact.chunk), KeyHit(fact.form)).note(fact)
-    return hits
-
-
-def _finders(lexical: Sequence[Place], dense: Sequence[Place]) -> dict[Place, tuple[str, ...]]:
-    finders: dict[Place, tuple[str, ...]] = {}
-    for name, places in (("lexical", lexical), ("dense", dense)):
-        for place in places:
-            finders[place] = (*finders.get(place, ()), name)
-    return finders
 
 
 def _reason(shelves: Sequence[Shelf]) -> str:
