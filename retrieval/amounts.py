@@ -1,0 +1,142 @@
+"""Amounts as people write them: numbers with a currency, a percent sign or a unit."""
+
+import re
+from decimal import Decimal
+
+# Numbers grouped in threes by , . ' or a blank, or not grouped; at most one decimal sign.
+NUMBER = (
+    r"(?:\d{1,3}(?:[,.'’ \u00a0\u202f]\d{3})+(?:[.,]\d{1,6})?(?![\d]|[,.]\d)|\d{1,15}(?:[.,]\d{1,15})?(?![\d]|[,.]\d))"
+)
+_SIGN = r"[-+−]?"
+_CURRENCIES = {
+    "usd": "$ us$ usd dollar dollars",
+    "eur": "€ eur euro euros",
+    "gbp": "£ gbp sterling pound pounds",
+    "jpy": "¥ jpy yen 円",
+    "cny": "cny rmb yuan 元",
+    "inr": "₹ inr rupee rupees",
+    "chf": "chf franken francs franc",
+    "rub": "₽ rub rouble roubles ruble rubles",
+    "krw": "₩ krw won",
+    "": "cad aud nzd sek nok dkk pln czk huf brl mxn zar sgd hkd try crown crowns shilling shillings cent cents",
+}
+_CURRENCY_OF = {name: code or name.rstrip("s") for code, names in _CURRENCIES.items() for name in names.split()}
+_UNITS = {
+    "%": "% percent pct ％",
+    "‰": "‰",
+    "bp": "bps bp",
+    "day": "day days d",
+    "week": "week weeks",
+    "month": "month months",
+    "year": "year years yr yrs",
+    "hour": "hour hours hr hrs h",
+    "minute": "minute minutes min mins",
+    "second": "second seconds sec secs s",
+    "ms": "ms millisecond milliseconds",
+    "km": "km kilometre kilometres kilometer kilometers",
+    "m": "m metre metres meter meters",
+    "cm": "cm centimetre centimetres centimeter centimeters",
+    "mm": "mm millimetre millimetres millimeter millimeters",
+    "mile": "mile miles mi",
+    "foot": "foot feet ft",
+    "inch": "inch inches in",
+    "kg": "kg kilogram kilograms kilo kilos",
+    "g": "g gram grams gramme grammes",
+    "mg": "mg milligram milligrams",
+    "t": "tonne tonnes ton tons",
+    "lb": "lb lbs",
+    "oz": "oz ounce ounces",
+    "l": "l litre litres liter liters",
+    "ml": "ml millilitre millilitres milliliter milliliters",
+    "km2": "km2 km² sqkm",
+    "m2": "m2 m²",
+    "acre": "acre acres",
+    "ha": "ha hectare hectares",
+    "c": "°c ℃",
+    "f": "°f ℉",
+    "degree": "degree degrees °",
+    "kw": "kw",
+    "mw": "mw",
+    "gw": "gw",
+    "kwh": "kwh",
+    "w": "w watt watts",
+    "v": "v volt volts",
+    "hz": "hz",
+    "khz": "khz",
+    "mhz": "mhz megahertz",
+    "ghz": "ghz",
+    "kb": "kb",
+    "mb": "mb",
+    "gb": "gb gib",
+    "tb": "tb tib",
+    "km/h": "km/h kph",
+    "mph": "mph",
+}
+_UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names.split()}
+_UNIT_OF["per cent"] = "%"
+_POWERS = {"thousand": 3, "k": 3, "million": 6, "mn": 6, "m": 6, "billion": 9, "bn": 9, "b": 9, "trillion": 12}
+
+
+def _any_of(names: list[str]) -> str:
+    """An alternation, longest first; a name that ends in a letter ends a word."""
+    ordered = sorted(names, key=len, reverse=True)
+    return "(?:" + "|".join(re.escape(name) + (r"(?!\w)" if name[-1].isalnum() else "") for name in ordered) + ")"
+
+
+_POWER = r"(?:[ \u00a0-]?(?P<power>thousand|million|billion|trillion|bn|mn|[kmb])(?!\w))?"
+_PREFIX = _any_of([name for name in _CURRENCY_OF if not name.isalpha() or len(name) == 3]).replace(r"(?!\w)", "")
+_SUFFIX = _any_of([*_CURRENCY_OF, *_UNIT_OF])
+
+AMOUNT_FORMS = (
+    re.compile(rf"(?<!\w)(?P<unit>{_PREFIX})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}", re.IGNORECASE),
+    re.compile(
+        rf"(?<![\w.,])(?P<number>{_SIGN}{NUMBER}){_POWER}(?:[ \u00a0\u202f-]?|\sper\scent\b)(?P<unit>{_SUFFIX})",
+        re.IGNORECASE,
+    ),
+)
+_BARE = re.compile(rf"(?P<number>{_SIGN}{NUMBER})")
+
+
+def amount_forms(raw: str) -> tuple[str, ...]:
+    """The canonical forms of ``raw``, an amount or number and nothing else, most exact first; () if it is none.
+
+    ``$1,234.50``: ``1234.5 usd``, then ``1234.5``. Numbers of fewer than three digits have no form without their
+    unit: too many things would share it. ``1.234`` may be 1.234 and 1234; the likelier reading stands first.
+    """
+    for form in (*AMOUNT_FORMS, _BARE):
+        match = form.fullmatch(raw)
+        if match is not None:
+            break
+    else:
+        return ()
+    groups = match.groupdict()
+    name = (groups.get("unit") or "").casefold()
+    unit = _CURRENCY_OF.get(name) or _UNIT_OF.get(name) or ""
+    power = _POWERS[groups["power"].casefold()] if groups.get("power") else 0
+    numbers = [_canonical(reading.scaleb(power)) for reading in _readings(groups["number"] or "")]
+    with_unit = [f"{number} {unit}" for number in numbers] if unit else []
+    bare = [number for number in numbers if sum(char.isdigit() for char in number) >= 3]
+    return (*with_unit, *bare)
+
+
+def _readings(number: str) -> list[Decimal]:
+    digits = re.sub(r"['’\s]", "", number.replace("−", "-"))
+    comma, point = digits.rfind(","), digits.rfind(".")
+    if comma >= 0 and point >= 0:
+        decimal_sign = "," if comma > point else "."
+        grouped = digits.replace("." if decimal_sign == "," else ",", "")
+        return [Decimal(grouped.replace(",", "."))] if grouped.count(decimal_sign) == 1 else []
+    separator = "," if comma >= 0 else "."
+    plain = Decimal(digits.replace(separator, ""))
+    if digits.count(separator) != 1:
+        return [plain]
+    as_fraction = Decimal(digits.replace(",", "."))
+    before, after = digits.lstrip("+-").split(separator)
+    if len(after) != 3 or len(before) > 3 or before == "0":
+        return [as_fraction]
+    return [plain, as_fraction] if separator == "," else [as_fraction, plain]
+
+
+def _canonical(value: Decimal) -> str:
+    text = f"{value:f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) or "0"

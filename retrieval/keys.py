@@ -1,0 +1,126 @@
+"""Keys: the forms under which an exact thing is stored, and those a question may ask for it by."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retrieval.amounts import AMOUNT_FORMS, amount_forms
+from retrieval.dates import DATE_FORMS, iso_dates
+from retrieval.words import STOP_WORDS
+
+MAX_KEY_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class QueryKey:
+    """A piece of a question that may be a key: as written, and ``folded`` as ``fold`` gives it."""
+
+    raw: str
+    folded: tuple[str, ...]
+
+
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-")
+_QUOTES = {ord("’"): "'", ord("‘"): "'", ord("“"): '"', ord("”"): '"', ord("\u00ad"): None, ord("\u200b"): None}
+_PLAIN = {**_DASHES, **_QUOTES}
+_EDGES = " \t\r\n.,;:!?\"'“”‘’«»()[]{}<>*_`|#-"
+_BLANKS = re.compile(r"\s+")
+
+
+def fold(raw: str) -> tuple[str, ...]:
+    """Return the forms of ``raw``, most exact first, without repetition; () if nothing of it is a letter or digit.
+
+    1. as written; 2. without regard to case, width, kind of dash and quote, and edges; then for a date its ISO
+    forms, for an amount its canonical forms, for anything else the form without separators but dots,
+    and, where there are letters, without dots too. Two things are the same key, the more exactly the earlier the
+    form they share: ``INV-2024-000123`` and ``inv2024 000123`` share the third.
+    """
+    written = _BLANKS.sub(" ", raw).strip()[:MAX_KEY_CHARACTERS]
+    if not any(char.isalnum() for char in written):
+        return ()
+    plain = unicodedata.normalize("NFKC", written).translate(_PLAIN).casefold()
+    plain = _BLANKS.sub(" ", plain).strip(_EDGES.replace("-", "")) or plain
+    bare = plain.strip(_EDGES)
+    forms = [written, plain, bare]
+    typed = iso_dates(bare) or amount_forms(plain) or amount_forms(bare)
+    if typed:
+        forms.extend(typed)
+    else:
+        dotted = "".join(char for char in bare if char.isalnum() or char == ".")
+        forms.append(dotted)
+        if any(char.isalpha() for char in dotted):
+            forms.append(dotted.replace(".", ""))
+    return tuple(dict.fromkeys(form for form in forms if form))
+
+
+_QUOTED = re.compile(r"[\"“«`]([^\"“”«»`\n]{2,120})[\"”»`]|(?<!\w)['‘]([^'‘’\n]{2,120})['’](?!\w)")
+_TOKEN = re.compile(r"[^\s,;!?\"“”«»()\[\]{}<>|]+")
+_WORD = re.compile(r"[^\W_][\w'’.&/#%-]*")
+_POSSESSIVE = re.compile(r"['’]s$")
+_NAMED = re.compile(
+    r"(?:what(?:'s|’s|\s+is|\s+was|\s+are)|give me|tell me|show me|find|state|name)\s+(?:the|its|their|his|her|our|my)\s+"
+    r"([^\W\d_][\w-]{2,40})(?=\s*(?:\?|$|of\b|for\b|in\b|on\b|here\b))",
+    re.IGNORECASE,
+)
+_MAX_PHRASE_WORDS = 5
+_MAX_QUESTION_CHARACTERS = 4000
+
+
+def query_keys(question: str) -> tuple[QueryKey, ...]:
+    """Return what in ``question`` may be a key, likeliest first: quoted text, codes, dates, amounts, phrases.
+
+    Codes written in parts (``INV 2024 000123``) are also given as one. Phrases, for ``key: value`` lines, are two
+    to five neighbouring words that begin and end with a content word; a single word is a phrase only where the question
+    names it (``what is the deadline?``). Only the first 4000 characters of a question are looked at.
+    """
+    question = unicodedata.normalize("NFKC", question[:_MAX_QUESTION_CHARACTERS]).translate(_DASHES)
+    keys: dict[tuple[str, ...], QueryKey] = {}
+    for raw in _candidates(question):
+        folded = fold(raw)
+        if folded and folded not in keys:
+            keys[folded] = QueryKey(raw, folded)
+    return tuple(keys.values())
+
+
+def _candidates(question: str) -> Iterator[str]:
+    for match in _QUOTED.finditer(question):
+        yield match[1] or match[2]
+    for form in (*DATE_FORMS, *AMOUNT_FORMS):
+        for match in form.finditer(question):
+            yield match[0]
+    tokens = [token.strip(".:'’") for token in _TOKEN.findall(question)]
+    for token in tokens:
+        if _is_code(token):
+            yield _POSSESSIVE.sub("", token)
+    yield from _split_codes(tokens)
+    for match in _NAMED.finditer(question):
+        yield match[1]
+    yield from _phrases(question)
+
+
+def _is_code(token: str) -> bool:
+    num_digits = sum(char.isdigit() for char in token)
+    if num_digits == 0:
+        return len(token) > 3 and re.fullmatch(r"[A-Z]+(?:[-_/][A-Z]+)+", token) is not None
+    return len(token) >= 4 or (len(token) == 3 and num_digits < 3)
+
+
+def _split_codes(tokens: list[str]) -> Iterator[str]:
+    """Runs of two to six pieces of which all but the first have a digit."""
+    for first in range(len(tokens)):
+        starts = tokens[first].isupper() or any(char.isdigit() for char in tokens[first])
+        if not starts or len(tokens[first]) > 12:
+            continue
+        last = first + 1
+        while last < len(tokens) and last - first < 6 and any(char.isdigit() for char in tokens[last]):
+            last += 1
+            yield " ".join(tokens[first:last])
+
+
+def _phrases(question: str) -> Iterator[str]:
+    words = [_POSSESSIVE.sub("", word.rstrip(".'’-/")) for word in _WORD.findall(question)]
+    is_edge = [word.casefold() not in STOP_WORDS for word in words]
+    for length in range(min(_MAX_PHRASE_WORDS, len(words)), 1, -1):
+        for first in range(len(words) - length + 1):
+            if is_edge[first] and is_edge[first + length - 1]:
+                yield " ".join(words[first : first + length])
