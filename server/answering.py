@@ -67,6 +67,7 @@ class Answering:
             prompt_ids=found.prompt.ids,
             sampling=found.sampling,
             evidence=tuple(piece.text for piece in found.evidence) or None,
+            policy=inquiry.policy,
         )
         async with self._bridge.generate(request) as events:
             yield _Generated(inquiry, found, events, self._library, self._metrics)
@@ -102,7 +103,8 @@ class Answering:
             sampling = _sampling(inquiry, 1, 0.0)
             return _Groundwork(Prompt((), 0), sampling, (), (), (), bill, searched)
         max_tokens = inquiry.sampling.max_tokens or self._limits.answer_max_tokens
-        window = self._model.policy.window if self._model.policy.name is PolicyName.WINDOW else None
+        policy = inquiry.policy or self._model.policy
+        window = policy.window if policy.name is PolicyName.WINDOW else None
         prompt = build_prompt(
             self._tokenizer,
             inquiry.turns[:-1],

@@ -1,30 +1,59 @@
 """The chat completion request of OpenAI's schema, with the extension object ``fano``."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, without_idle_fields
-from server.schemas import MAX_DOCUMENTS, MAX_PASSAGES, DocumentId, Recall, WireModel
+from server.schemas import MAX_DOCUMENTS, MAX_PASSAGES, DocumentId, Recall, Text, WireModel, carried_by_utf8
 
 
 class TextPart(WireModel):
     """A part of a message's content; text is the only kind."""
 
     type: Literal["text"]
-    text: str
+    text: Text
+
+
+def _as_parts(content: object) -> object:
+    if isinstance(content, str):
+        return [TextPart(type="text", text=carried_by_utf8(content))]
+    if not isinstance(content, list):
+        raise ValueError("should be a text or a list of text parts")
+    return content
+
+
+def _as_list(stop: object) -> object:
+    if stop == "":
+        raise ValueError("must not be empty")
+    return [stop] if isinstance(stop, str) else stop
+
+
+# Validated as lists, so that an error's path is the path in the request and names no member of a union.
+Content = Annotated[
+    list[TextPart],
+    BeforeValidator(_as_parts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": TextPart.model_json_schema()}]}),
+]
+StopStrings = Annotated[
+    list[Annotated[Text, StringConstraints(min_length=1)]],
+    Field(max_length=4),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]}),
+]
 
 
 class ChatMessage(WireModel):
     """One turn. ``developer`` is the newer name of ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Content
 
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class StreamOptions(WireModel):
@@ -34,23 +63,46 @@ class StreamOptions(WireModel):
     include_obfuscation: bool = False
 
 
+class PolicyOptions(WireModel):
+    """The attention policy of one request; numbers that are left out are the engine's own."""
+
+    name: Literal["full", "window"]
+    sinks: Annotated[int, Field(ge=0, le=10_000_000, multiple_of=BLOCK_TOKENS)] | None = None
+    window: Annotated[int, Field(ge=BLOCK_TOKENS, le=10_000_000, multiple_of=BLOCK_TOKENS)] | None = None
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Self:
+        if self.name == "full" and (self.sinks is not None or self.window is not None):
+            raise ValueError("sinks and window mean nothing under policy full; leave them out")
+        return self
+
+    def over(self, own: AttentionPolicy) -> AttentionPolicy:
+        """The policy with the engine's own numbers where none are named."""
+        return AttentionPolicy(
+            PolicyName(self.name),
+            own.sinks if self.sinks is None else self.sinks,
+            own.window if self.window is None else self.window,
+        )
+
+
 class FanoOptions(WireModel):
     """The extension object."""
 
     documents: Annotated[list[DocumentId], Field(max_length=MAX_DOCUMENTS)] = Field(default_factory=list)
     recall: Recall | None = None
+    policy: PolicyOptions | None = None
     max_passages: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] | None = None
 
 
 class ChatRequest(WireModel):
     """A request with the fields that ``chat_fields.CHAT_FIELDS`` calls honoured."""
 
-    model: str
+    model: Text
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[Annotated[str, StringConstraints(min_length=1)]] | None = None
+    stop: StopStrings | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -74,15 +126,6 @@ class ChatRequest(WireModel):
             ]
         return kept
 
-    @field_validator("stop")
-    @classmethod
-    def _at_most_four(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 4:
-            raise ValueError("at most four stop strings are allowed")
-        if stop == "":
-            raise ValueError("a stop string must not be empty")
-        return stop
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
@@ -98,7 +141,5 @@ class ChatRequest(WireModel):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings as a tuple."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        """The stop strings, however many."""
+        return tuple(self.stop or ())

@@ -51,8 +51,6 @@ class UnknownModel(Exception):
 class EvidenceTooLong(Exception):
     """Not even the best passage fits the window together with the question and the answer."""
 
-    param = "messages"
-
     def __init__(self, num_tokens: int, max_tokens: int, limit_tokens: int) -> None:
         super().__init__(
             f"question and best passage have {num_tokens} tokens and {max_tokens} more were asked for, but evidence, "
@@ -155,7 +153,10 @@ def envelope(error: Exception) -> dict[str, Any]:
     """The body that tells of ``error``: OpenAI's shape, with the progress of a document that is not ready."""
     row = row_of(error)
     message = "something failed inside the server" if row is UNEXPECTED else str(error)
-    inner: dict[str, Any] = _inner(message, row.type, getattr(error, "param", None), row.code)
+    param = getattr(error, "param", None)
+    if isinstance(error, InvalidRequest) and str(param).startswith("policy."):
+        param = f"fano.{param}"  # where a request names its policy
+    inner: dict[str, Any] = _inner(message, row.type, param, row.code)
     if isinstance(error, DocumentNotReady):
         document = error.document
         failed = document.status is DocumentStatus.FAILED

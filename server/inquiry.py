@@ -35,7 +35,7 @@ class Sampling:
 class Inquiry:
     """A conversation whose last turn wants an answer, from ``documents`` if there are any.
 
-    ``started`` is the monotonic time of the request's arrival.
+    ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own.
     """
 
     request_id: str
@@ -46,6 +46,7 @@ class Inquiry:
     sampling: Sampling
     max_passages: int
     started: float
+    policy: AttentionPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

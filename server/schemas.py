@@ -2,16 +2,28 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_DOCUMENTS = 64
 MAX_QUESTION_CHARACTERS = 20_000
 MAX_PASSAGES = 20
 
+
+def carried_by_utf8(text: str) -> str:
+    """JSON may spell half a surrogate pair, which is no character and cannot be stored, sent or encoded."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half a surrogate pair at character {error.start}") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(carried_by_utf8)]
 Recall = Literal["verbatim", "grounded", "free"]
 DocumentRecall = Literal["verbatim", "grounded"]
-DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-QuestionText = Annotated[str, StringConstraints(pattern=r"\S", max_length=MAX_QUESTION_CHARACTERS)]
+DocumentId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+QuestionText = Annotated[Text, StringConstraints(pattern=r"\S", max_length=MAX_QUESTION_CHARACTERS)]
 
 
 class WireModel(BaseModel):
@@ -23,8 +35,8 @@ class WireModel(BaseModel):
 class TextDocument(WireModel):
     """A document sent as JSON."""
 
-    text: Annotated[str, StringConstraints(min_length=1)]
-    name: Annotated[str, StringConstraints(pattern=r"\S", max_length=255)] = "document.txt"
+    text: Annotated[Text, StringConstraints(min_length=1)]
+    name: Annotated[Text, StringConstraints(pattern=r"\S", max_length=255)] = "document.txt"
 
 
 class DocumentQuestion(WireModel):

@@ -6,7 +6,7 @@ while the server already answers that it is loading.
 
 import logging
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,17 +65,27 @@ class Services:
 
 
 def load_services(settings: Settings, metrics: Metrics) -> Services:
-    """Open the library and load the model, as the settings say. Takes seconds; raises what either refuses."""
-    library = open_library(settings)
-    try:
-        return _with_model(settings, metrics, library)
-    except BaseException:
-        library.close()
-        raise
+    """Load the model and open the library, as the settings say. Takes seconds; raises what either refuses."""
+    from model.engine.loader import load_engine
+    from model.weights import resolve_checkpoint
+
+    directory = resolve_checkpoint(settings.model) if settings.model else embedded_checkpoint()
+    engine, report = load_engine(directory, engine_config(settings, directory))
+    log_event(logger, "model loaded", report=str(report))
+    stats = engine.stats()
+    model = ServedModel(
+        name=settings.model if settings.model and not Path(settings.model).is_dir() else directory.name,
+        created=int((directory / "config.json").stat().st_mtime),
+        policy=engine.policy,
+        dtype=stats.build.dtype,
+        max_context_tokens=stats.max_context_tokens,
+    )
+    library = open_library(settings, engine.tokenizer.count)
+    return Services(settings, metrics, library, engine, engine.tokenizer, model)
 
 
-def open_library(settings: Settings, directory: Path | None = None) -> "Library":
-    """The library in the data directory (or in ``directory``), with the embedder that comes along."""
+def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Library":
+    """The library in the data directory, with the embedder that comes along."""
     from retrieval.embedder import MiniLMEmbedder
     from retrieval.library import Library
     from retrieval.library import Limits as LibraryLimits
@@ -83,26 +93,7 @@ def open_library(settings: Settings, directory: Path | None = None) -> "Library"
     # The embedder shares the cores with the engine and the event loop, so it gets half of them.
     embedder = MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
     limits = LibraryLimits(max_characters=settings.max_text_characters)
-    return Library.open(directory or settings.data_dir, embedder, limits=limits)
-
-
-def _with_model(settings: Settings, metrics: Metrics, library: "Library") -> Services:
-    from model.engine.loader import load_engine
-    from model.tokenizer import Tokenizer
-    from model.weights import resolve_checkpoint
-
-    directory = resolve_checkpoint(settings.model) if settings.model else embedded_checkpoint()
-    config = engine_config(settings, directory)
-    engine, report = load_engine(directory, config)
-    log_event(logger, "model loaded", checkpoint=str(directory), report=str(report))
-    model = ServedModel(
-        name=settings.model if settings.model and not Path(settings.model).is_dir() else directory.name,
-        created=int(time.time()),
-        policy=engine.policy,
-        dtype=engine.stats().build.dtype,
-        max_context_tokens=engine.stats().max_context_tokens,
-    )
-    return Services(settings, metrics, library, engine, Tokenizer(directory), model)
+    return Library.open(settings.data_dir, embedder, count_tokens=count_tokens, limits=limits)
 
 
 def embedded_checkpoint() -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval.errors import DocumentNotReady, UnknownDocument
+from retrieval.library import LibraryStats
 from retrieval.passage import (
     Document,
     DocumentError,
@@ -21,15 +22,6 @@ from retrieval.passage import (
     SearchResult,
     Span,
 )
-
-
-@dataclass
-class LibraryStats:
-    num_documents: dict
-    num_vectors: int
-    num_facts: int
-    host_bytes: dict
-    disk_bytes: dict
 
 
 @dataclass

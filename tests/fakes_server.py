@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
-
 from fakes_engine import FakeEngine
 from fakes_library import FakeLibrary
+from fastapi import FastAPI
+
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 from server.app import create_app
@@ -23,6 +23,7 @@ from server.services import Services
 from server.settings import Settings
 
 MODEL = "fake-reader"
+WorldMaker = Callable[..., "World"]
 WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 2048)
 
 

@@ -43,6 +43,7 @@ async def admit_chat(
         sampling=Sampling(body.answer_tokens, body.temperature, body.top_p, body.seed, body.stop_strings),
         max_passages=body.fano.max_passages or state.settings.max_passages,
         started=arrival,
+        policy=body.fano.policy.over(services.model.policy) if body.fano.policy else None,
     )
     async with services.answering.answer(inquiry) as answer:
         yield answer

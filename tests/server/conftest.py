@@ -1,17 +1,15 @@
 """Fixtures of the server's tests: an app over fakes, and a client of it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-
 from fakes_engine import write_tokenizer
-from fakes_server import World, make_world, open_client
-from model.tokenizer import Tokenizer
+from fakes_server import World, WorldMaker, make_world, open_client
 
-WorldMaker = Callable[..., World]
+from model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,84 @@
+"""What ``fano ask`` shows: progress on standard error, the answer and its sources on standard output."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from retrieval.passage import Document
+from server.schemas import AnswerView, CitationView, SourceView
+
+
+class ReadingProgress:
+    """A bar per document, gone when the work is done; nothing where standard error is not a terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._words = self._bars.add_task("", total=None)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, words: str) -> None:
+        """What is being done that has no measure."""
+        self._bars.update(self._words, description=words, visible=True)
+
+    def show(self, document: Document) -> None:
+        """How far a document is."""
+        self._bars.update(self._words, visible=False)
+        if document.id not in self._tasks:
+            self._tasks[document.id] = self._bars.add_task("", total=1)
+        progress = document.progress
+        self._bars.update(
+            self._tasks[document.id],
+            description=f"{document.name}: {progress.stage}",
+            total=max(1, progress.total),
+            completed=progress.done,
+        )
+
+
+def print_answer(view: AnswerView, console: Console | None = None) -> None:
+    """The answer, then the sources it quotes, or the best one when it quotes none; quotes stand out."""
+    console = console or Console(highlight=False)
+    console.print(Text(view.answer), soft_wrap=True)
+    cited = {citation.source for citation in view.citations}
+    shown = [source for source in view.sources if source.number in cited] or view.sources[:1]
+    for source in shown:
+        console.print()
+        console.print(Text(_place(source), style="dim"), soft_wrap=True)
+        quotes = [citation for citation in view.citations if citation.source == source.number]
+        console.print(Padding(_marked(source, quotes), (0, 0, 0, 4)))
+    if left := len(view.sources) - len(shown):
+        console.print()
+        console.print(Text(f"{left} more read; --json shows all of them", style="dim"), soft_wrap=True)
+
+
+def _place(source: SourceView) -> str:
+    page = f"page {source.page}, " if source.page is not None else ""
+    return f"[{source.number}] {source.name}, {page}characters {source.start} to {source.end}"
+
+
+def _marked(source: SourceView, quotes: list[CitationView]) -> Text:
+    text = Text(source.text)
+    for quote in quotes:
+        text.stylize("bold", quote.start - source.start, quote.end - source.start)
+    return text
