@@ -36,6 +36,8 @@ class Database:
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
             migrate(self._writer, path)
+        except sqlite3.OperationalError:  # No permission, no room: the file itself may be sound.
+            raise
         except sqlite3.DatabaseError as error:
             raise StoreInvalid(
                 f"{path} cannot be read as a store ({error}); restore it from a backup, or move it away to start empty"

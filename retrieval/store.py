@@ -10,6 +10,7 @@ from pathlib import Path
 
 from retrieval.blobs import Blobs
 from retrieval.database import Database
+from retrieval.durability import make_directory
 from retrieval.errors import UnknownDocument
 from retrieval.passage import Document, DocumentError, DocumentStatus, Progress, Span
 
@@ -66,6 +67,7 @@ class Store:
     """
 
     def __init__(self, directory: Path) -> None:
+        make_directory(directory)
         self.database = Database(directory / "store.sqlite3")
         self._blobs = Blobs(directory / "blobs")
 

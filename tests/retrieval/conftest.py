@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from retrieval.embedder import HashEmbedder
 from retrieval.library import Library, Limits
 from retrieval.passage import Document

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from retrieval.errors import VectorsInvalid
 from retrieval.faiss_index import FaissIndex
 from retrieval.vector_index import ExactIndex

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from retrieval.lexical_index import LexicalIndex, LexicalQuery, search_lexical
 from retrieval.words import content_words, fold_accents, words
 
