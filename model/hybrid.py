@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.batch import Batch
 from model.cache.block_pool import TORCH_DTYPES, BlockPool
@@ -12,43 +12,38 @@ from model.kernels import Kernels
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
 from model.layers.mamba import MambaMixer
-from model.layers.projection import RMSNorm, parameter
+from model.layers.projection import Parameterised, RMSNorm, parameter
 
 
-class HybridLM(nn.Module):
+class HybridLM(Parameterised):
     """Mamba and attention layers on one residual stream, in the layout of transformers' ``JambaForCausalLM``.
 
     Construction allocates parameters without values (``model.weights.load_weights`` fills them); on the ``meta``
     device it costs nothing. Matrices are held and multiplied in ``dtype``; the residual stream, norms and the
     recurrence are float32. The model keeps no state between calls: everything a sequence remembers is in the pools.
+    ``nbytes`` are the bytes of all parameters, a tied one counted once.
     """
 
     def __init__(
         self, config: ModelConfig, kernels: Kernels, dtype: Dtype = Dtype.FLOAT32, device: str = "cpu"
     ) -> None:
-        super().__init__()
         self.config = config
         self.dtype = dtype
         held = TORCH_DTYPES[dtype]
         with torch.device(device):
             self.embedding = parameter(config.vocab_size, config.hidden_size, dtype=held)
-            self.layers = nn.ModuleList(
+            self.layers = [
                 HybridLayer(config, index, kind, kernels, held) for index, kind in enumerate(config.layer_kinds)
-            )
+            ]
             self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
             # A tied head is the embedding itself, not a copy: the parameter exists once.
             self.head = (
                 None if config.tie_word_embeddings else parameter(config.vocab_size, config.hidden_size, dtype=held)
             )
-        self.eval()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parameters; a tied one counts once."""
-        return sum(tensor.nbytes for tensor in self.parameters())
+        self.nbytes = sum(tensor.nbytes for tensor in self.parameters())
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
+    def __call__(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
         """Logits [rows, V] float32 of ``batch.logits_rows``.
 
         Mutates the pools: the batch's slots hold the states after its tokens, its rows of the block pool their keys
@@ -70,11 +65,10 @@ class HybridLM(nn.Module):
         return F.linear(rows.to(head.dtype), head).float()
 
 
-class HybridLayer(nn.Module):
+class HybridLayer(Parameterised):
     """Norm, mixer, residual; norm, feed-forward, residual."""
 
     def __init__(self, config: ModelConfig, index: int, kind: LayerKind, kernels: Kernels, dtype: torch.dtype) -> None:
-        super().__init__()
         self.mixer_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mixer = (
             MambaMixer(config, kernels, dtype) if kind is LayerKind.MAMBA else SparseAttention(config, kernels, dtype)
@@ -82,7 +76,7 @@ class HybridLayer(nn.Module):
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.ffn = ExpertFeedForward(config, dtype) if config.has_experts(index) else GatedFeedForward(config, dtype)
 
-    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+    def __call__(self, x: Tensor, memory: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """[T, D] float32 -> the same ``x``, mutated. ``memory`` is this layer's part of the state or block pool."""
         x += self.mixer(self.mixer_norm(x), *memory, batch)
         x += self.ffn(self.ffn_norm(x))

@@ -108,7 +108,6 @@ def _parts(model: HybridLM) -> Iterator[tuple[str, _Part]]:
     if model.head is not None:
         yield "lm_head.weight", _plain(model.head)
     for index, layer in enumerate(model.layers):
-        assert isinstance(layer, HybridLayer)
         for name, part in _layer_parts(layer):
             yield f"model.layers.{index}.{name}", part
 
@@ -195,7 +194,6 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise WeightsMismatch(f"{path} is damaged ({error}); fetch the checkpoint again") from error
 
 
-@torch.no_grad()
 def _fill(part: _Part, tensor: Tensor, name: str, path: Path) -> None:
     if tuple(tensor.shape) != part.shape:
         raise WeightsMismatch(

@@ -1,22 +1,21 @@
 """Attention over paged keys and values, without positional encoding."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.batch import Batch
 from model.config import ModelConfig
 from model.kernels import Kernels
-from model.layers.projection import Projection
+from model.layers.projection import Parameterised, Projection
 
 
-class SparseAttention(nn.Module):
+class SparseAttention(Parameterised):
     """Grouped- or multi-query attention; which keys a token sees is its sequence's policy.
 
     No positions are encoded, so keys and values stay valid wherever their block stands and whoever attends.
     """
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
-        super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_width = config.head_width
         self.split = [config.query_size, config.kv_size, config.kv_size]
@@ -24,11 +23,11 @@ class SparseAttention(nn.Module):
         self.qkv_proj = Projection(config.hidden_size, sum(self.split), dtype)
         self.o_proj = Projection(config.query_size, config.hidden_size, dtype)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
         """[T, D] float32 -> [T, D]. Writes the tokens' keys and values into ``keys`` and ``values`` [blocks, P, G, E]
         at the rows ``batch.kv_rows``, then attends."""
         num_tokens = x.shape[0]
-        q, k, v = self.qkv_proj(x).split(self.split, dim=1)
+        q, k, v = self.qkv_proj(x).split_with_sizes(self.split, dim=1)
         kv_shape = (num_tokens, self.num_kv_heads, self.head_width)
         keys.flatten(0, 1).index_copy_(0, batch.kv_rows, k.view(kv_shape))
         values.flatten(0, 1).index_copy_(0, batch.kv_rows, v.view(kv_shape))
@@ -41,5 +40,4 @@ class SparseAttention(nn.Module):
             batch.block_tables,
             batch.policies,
         )
-        out: Tensor = self.o_proj(mixed.flatten(1))
-        return out
+        return self.o_proj(mixed.flatten(1))

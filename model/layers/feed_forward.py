@@ -2,27 +2,25 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import ModelConfig
-from model.layers.projection import Projection, parameter
+from model.layers.projection import Parameterised, Projection, parameter
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(Parameterised):
     """``down(silu(gate(x)) * up(x))`` with gate and up as one product (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        super().__init__()
         self.gate_up_proj = Projection(config.hidden_size, 2 * config.intermediate_size, dtype)
         self.down_proj = Projection(config.intermediate_size, config.hidden_size, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[T, D] float32 -> [T, D] in the weight dtype."""
-        out: Tensor = self.down_proj(_gate(self.gate_up_proj(x)))
-        return out
+        return self.down_proj(_gate(self.gate_up_proj(x)))
 
 
-class ExpertFeedForward(nn.Module):
+class ExpertFeedForward(Parameterised):
     """Each token through the ``num_experts_per_token`` experts its router scores highest, summed by probability.
 
     As in Jamba the probabilities are a softmax over all experts and the chosen ones are not rescaled to sum to 1.
@@ -30,14 +28,13 @@ class ExpertFeedForward(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        super().__init__()
         num_experts, width, inner = config.num_experts, config.hidden_size, config.intermediate_size
         self.num_chosen = config.num_experts_per_token
         self.router = parameter(num_experts, width)
         self.gate_up = parameter(num_experts, 2 * inner, width, dtype=dtype)
         self.down = parameter(num_experts, width, inner, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[T, D] float32 -> [T, D] float32."""
         scores = torch.softmax(F.linear(x, self.router), dim=-1)
         weights, experts = torch.topk(scores, self.num_chosen, dim=-1)

@@ -2,15 +2,15 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.batch import Batch
 from model.config import ModelConfig
 from model.kernels import Kernels
-from model.layers.projection import Projection, RMSNorm, parameter
+from model.layers.projection import Parameterised, Projection, RMSNorm, parameter
 
 
-class MambaMixer(nn.Module):
+class MambaMixer(Parameterised):
     """Projection, causal convolution, selective scan, gate, projection (arXiv 2312.00752).
 
     Jamba adds norms on the time step, B and C (arXiv 2403.19887). Parameters of the recurrence are float32 under
@@ -18,7 +18,6 @@ class MambaMixer(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
-        super().__init__()
         self.inner = inner = config.inner_size
         self.split = [config.dt_rank, config.state_size, config.state_size]
         self.kernels = kernels
@@ -36,7 +35,7 @@ class MambaMixer(nn.Module):
         self.d = parameter(inner)
         self.out_proj = Projection(inner, config.hidden_size, dtype, bias=config.proj_bias)
 
-    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, x: Tensor, ssm: Tensor, conv: Tensor, batch: Batch) -> Tensor:
         """[T, D] float32 -> [T, D]. Mutates the batch's slots of this layer's ``ssm`` and ``conv`` states.
 
         ``ssm`` [slots, N, I] and ``conv`` [slots, K-1, I], float32.
@@ -45,7 +44,7 @@ class MambaMixer(nn.Module):
         u = self.kernels.causal_conv(
             xz[:, : self.inner], self.conv_weight, self.conv_bias, conv, batch.query_start, batch.state_slots
         )
-        dt, b, c = self.x_proj(u).float().split(self.split, dim=1)
+        dt, b, c = self.x_proj(u).float().split_with_sizes(self.split, dim=1)
         y = self.kernels.selective_scan(
             u,
             F.linear(self.dt_norm(dt), self.dt_weight),
@@ -59,5 +58,4 @@ class MambaMixer(nn.Module):
             batch.query_start,
             batch.state_slots,
         )
-        out: Tensor = self.out_proj(y)
-        return out
+        return self.out_proj(y)

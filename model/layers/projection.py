@@ -1,38 +1,64 @@
-"""The matrix products and norms that every mixer is built from."""
+"""Parameters, and the matrix products and norms that every mixer is built from.
+
+The layers are plain classes: a decode step makes about a hundred small calls, and the hooks and attribute look-ups of
+``torch.nn.Module``, none of which inference needs, would cost as much as the arithmetic of a small model.
+"""
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class Projection(nn.Module):
+class Parameterised:
+    """Something that holds parameters: tensors among its attributes, and those of what it is built from."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter once, under the dotted path of attributes that leads to it."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, Parameterised):
+                yield from ((f"{name}.{path}", tensor) for path, tensor in value.named_parameters())
+            elif isinstance(value, list) and value and isinstance(value[0], Parameterised):
+                for index, part in enumerate(value):
+                    yield from ((f"{name}.{index}.{path}", tensor) for path, tensor in part.named_parameters())
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Each parameter once."""
+        return (tensor for _, tensor in self.named_parameters())
+
+
+class Projection(Parameterised):
     """``x @ weight.T + bias``: ``weight`` [out, in] in the weight dtype, ``bias`` [out] float32 or None."""
 
     def __init__(self, in_size: int, out_size: int, dtype: torch.dtype, bias: bool = False) -> None:
-        super().__init__()
         self.weight = parameter(out_size, in_size, dtype=dtype)
         self.bias = parameter(out_size) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[T, in] of any float dtype -> [T, out] in the weight dtype, or float32 where there is a bias."""
         y = F.linear(x.to(self.weight.dtype), self.weight)
         return y if self.bias is None else y + self.bias
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Parameterised):
     """Division by the root mean square of the last dimension, then a gain (arXiv 1910.07467); all float32."""
 
     def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
         self.weight = parameter(size)
-        self.shape = (size,)
+        self.size = size
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, size] float32 with any row stride -> the same shape, float32."""
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, size] float32 with any row stride -> the same shape, float32, contiguous."""
+        # torch's rms_norm is no single kernel on the CPU; this form makes one temporary of x's size, not three.
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        scale = norm.square_().mul_(1 / self.size).add_(self.eps).rsqrt_()
+        return torch.mul(x, scale).mul_(self.weight)
 
 
-def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A parameter without values: loading fills it, and nothing here is trained."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+    return torch.empty(shape, dtype=dtype)
