@@ -160,9 +160,9 @@ class TreeSampler:
 
     def sample(self, progress: float) -> Tree:
         rng = self.rng
-        most = 1 if progress < 0.12 else 2 if progress < 0.28 else 5
-        number = rng.choice([1, 1, 2, 3, 4, 5][: most + 1]) if most > 1 else 1
-        short = progress < 0.18 or rng.random() < 0.2
+        most = 1 if progress < 0.1 else 5
+        number = rng.choice([1, 1, 2, 2, 3, 4, 5]) if most > 1 else 1
+        short = progress < 0.25 or rng.random() < 0.2
         pieces = [self._piece(short) for _ in range(number)]
         if number > 1 and rng.random() < 0.4:
             title = next((self.contexts[p.context].title for p in pieces if p.context >= 0), "")

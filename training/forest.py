@@ -49,6 +49,7 @@ class Place:
     hidden: Tensor | None = None  # [last - asking, last - start] bool: what each of them does not see
     pointer_rows: Tensor | None = None  # [n] tokens, counted from `asking`
     pointer_targets: Tensor | None = None  # [n, root] bool
+    pointer_weights: Tensor | None = None  # [n]: the first token of an answer is the hard one, later ones only go on
     evidence_rows: Tensor | None = None
     evidence_targets: Tensor | None = None
 
@@ -70,7 +71,7 @@ class Forest:
             segments.append((start, len(tree.root), -1))
             rows.append(start + np.flatnonzero(rng.random(len(tree.root) - 1) < root_rate))
             place = Place(start, len(ids))
-            pointers: list[tuple[int, list[int]]] = []
+            pointers: list[tuple[int, list[int], float]] = []
             evidence: list[tuple[int, tuple[int, int]]] = []
             for branch in tree.branches:
                 first = len(ids)
@@ -81,7 +82,7 @@ class Forest:
                 rows.append(np.arange(first + branch.answer - 1, len(ids) - 1))
                 self.num_answers += 1
                 cell = first - place.end + branch.answer - 1
-                pointers += [(cell + j, places) for j, places in enumerate(branch.pointers)]
+                pointers += [(cell + j, places, 0.2 if j else 1.0) for j, places in enumerate(branch.pointers)]
                 if branch.evidence is not None:
                     evidence += [(cell - back, branch.evidence) for back in (0, 1, 2)]
             if tree.branches:
@@ -92,9 +93,10 @@ class Forest:
                 root = len(tree.root)
                 if pointers:
                     targets = torch.zeros(len(pointers), root, dtype=torch.bool)
-                    for n, (_, places) in enumerate(pointers):
+                    for n, (_, places, _) in enumerate(pointers):
                         targets[n, places] = True
-                    place.pointer_rows, place.pointer_targets = torch.tensor([c + shift for c, _ in pointers]), targets
+                    place.pointer_rows, place.pointer_targets = torch.tensor([c + shift for c, *_ in pointers]), targets
+                    place.pointer_weights = torch.tensor([weight for *_, weight in pointers])
                 if evidence:
                     targets = torch.zeros(len(evidence), root, dtype=torch.bool)
                     for n, (_, (low, high)) in enumerate(evidence):

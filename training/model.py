@@ -15,6 +15,10 @@ from torch.nn import functional as F
 from training.forest import Forest, Place
 from training.scan import Segments, causal_conv, selective_scan
 
+EMBEDDING_RMS = 0.3  # large beside what the layers add, so that a token's identity survives in the residual stream
+FINAL_SCALE = 0.13  # the last norm takes that back, or the tied output matrix would begin with far too sharp logits
+OUTPUT_SCALE = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -110,7 +114,7 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, places: list[Place], supervise: str | None = None
-    ) -> tuple[Tensor, list[tuple[Tensor, int]]]:
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         q = self.q_proj(x).view(-1, self.heads, self.width)
         k = self.k_proj(x).view(-1, self.kv_heads, self.width)
         v = self.v_proj(x).view(-1, self.kv_heads, self.width)
@@ -124,6 +128,14 @@ class Attention(nn.Module):
                 losses += loss
         return self.o_proj(torch.cat(out).reshape(len(x), -1)), losses
 
+    def begin_as_copy(self) -> None:
+        """The first query head of each key/value head writes what it attends to into the residual stream."""
+        nn.init.orthogonal_(self.v_proj.weight)
+        repeat = self.heads // self.kv_heads
+        for group, value in enumerate(self.v_proj.weight.data.split(self.width)):
+            first = group * repeat * self.width
+            self.o_proj.weight.data[:, first : first + self.width] = 0.5 * value.t()
+
     def _causal(self, q: Tensor, k: Tensor, v: Tensor, span: slice) -> Tensor:
         repeat = self.heads // self.kv_heads
         key, value = (t[span].transpose(0, 1).repeat_interleave(repeat, 0)[None] for t in (k, v))
@@ -133,7 +145,7 @@ class Attention(nn.Module):
 
     def _branches(
         self, q: Tensor, k: Tensor, v: Tensor, place: Place, supervise: str | None
-    ) -> tuple[Tensor, list[tuple[Tensor, int]]]:
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         keys, values = (t[place.start : place.last].transpose(0, 1) for t in (k, v))  # [G, T, E]
         g, tokens, root = self.kv_heads, place.last - place.asking, place.end - place.start
         asked = (q[place.asking : place.last] * self.width**-0.5).view(tokens, g, -1, self.width)
@@ -150,7 +162,8 @@ class Attention(nn.Module):
         if rows is not None:
             looked = p[:, 0, rows, :root]  # the first query head of each key/value head
             mass = (looked * targets).sum(-1)
-            losses.append((-torch.log(mass + 1e-5).mean(0).sum(), len(rows)))
+            weights = place.pointer_weights if supervise == "pointer" else torch.ones(len(rows))
+            losses.append(((-torch.log(mass + 1e-5).mean(0) * weights).sum(), weights.sum()))
         return y, losses
 
 
@@ -169,12 +182,12 @@ class Layer(nn.Module):
         super().__init__()
         if shape.is_attention(index):
             self.self_attn = Attention(shape)
-            self.self_attn.o_proj.weight.data.mul_(0.5)
+            self.self_attn.o_proj.weight.data.mul_(OUTPUT_SCALE)
         else:
             self.mamba = Mamba(shape)
-            self.mamba.out_proj.weight.data.mul_(0.5)
+            self.mamba.out_proj.weight.data.mul_(OUTPUT_SCALE)
         self.feed_forward = FeedForward(shape)
-        self.feed_forward.down_proj.weight.data.mul_(0.5)
+        self.feed_forward.down_proj.weight.data.mul_(OUTPUT_SCALE)
         self.input_layernorm, self.pre_ff_layernorm = Norm(shape.hidden), Norm(shape.hidden)
 
 
@@ -186,9 +199,11 @@ class Reader(nn.Module):
         self.shape = shape
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
-        nn.init.normal_(self.model.embed_tokens.weight, std=0.04)
+        nn.init.normal_(self.model.embed_tokens.weight, std=EMBEDDING_RMS)
         self.model.layers = nn.ModuleList(Layer(shape, i) for i in range(shape.layers))
         self.model.final_layernorm = Norm(shape.hidden)
+        self.model.final_layernorm.weight.data.fill_(FINAL_SCALE)
+        [layer.self_attn for layer in self.model.layers if hasattr(layer, "self_attn")][-1].begin_as_copy()
 
     def forward(self, forest: Forest) -> tuple[Tensor, dict[str, Tensor]]:
         attention = [i for i in range(self.shape.layers) if self.shape.is_attention(i)]

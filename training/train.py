@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from training.corpus import data_directory
 from training.examples import Encoder, TreeSampler, load_contexts
 from training.forest import Forest
-from training.model import Reader, Shape
+from training.model import EMBEDDING_RMS, Reader, Shape
 from training.muon import Muon
 from training.warm_start import word_piece_embeddings
 
@@ -58,20 +59,28 @@ def losses(model: Reader, forest: Forest, negatives: int = 0) -> tuple[Tensor, d
     With `negatives` the softmax runs over the tokens of this step and so many random others, which costs a fifth.
     """
     table, targets = model.model.embed_tokens.weight, forest.targets
+    correction: Tensor | float = 0.0
     if negatives:
-        kept = torch.unique(torch.cat([forest.ids, torch.randint(len(table), (negatives,))]))
+        kept, first = torch.unique(
+            torch.cat([forest.ids, torch.randint(len(table), (negatives,))]), return_inverse=True
+        )
+        present = torch.zeros(len(kept), dtype=torch.bool)
+        present[first[: len(forest)]] = True
+        others = len(kept) - int(present.sum())
+        # Each of the others stands for all the tokens that were left out.
+        correction = torch.where(present, 0.0, math.log((len(table) - len(kept) + others) / others))
         table, targets = table[kept], torch.searchsorted(kept, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, extra = model(forest)
         logits = F.linear(hidden[forest.rows], table)
-    each = F.cross_entropy(logits.float(), targets, reduction="none")
+    each = F.cross_entropy(logits.float() + correction, targets, reduction="none")
     answer, other = each[forest.is_answer], each[~forest.is_answer]
     loss = answer.mean()
     parts = {"answer": loss.item()}
     if len(other):
         loss = loss + 0.15 * other.mean()
         parts["text"] = other.mean().item()
-    for name, weight in (("pointer", 0.4), ("evidence", 0.2)):
+    for name, weight in (("pointer", 0.6), ("evidence", 0.3)):
         if name in extra:
             loss = loss + weight * extra[name]
             parts[name] = extra[name].item()
@@ -99,7 +108,7 @@ def train(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     torch.manual_seed(arguments.seed)
     model = Reader(shape)
-    model.model.embed_tokens.weight.data.copy_(word_piece_embeddings(tokenizer, shape.hidden, 0.04))
+    model.model.embed_tokens.weight.data.copy_(word_piece_embeddings(tokenizer, shape.hidden, EMBEDDING_RMS))
     opts = optimizers(model, arguments.matrix_rate, arguments.rate)
     state = {"step": 0, "tokens": 0, "answers": 0, "seconds": 0.0}
     checkpoint = run / "last.pt"

@@ -1,0 +1,151 @@
+"""Measures the reader on held-out questions beside "best sentence, no model".
+
+    python -m training.evaluate --data DATA --run runs/reader --number 300
+
+Passages and questions come from qa_eval, which is never trained on. Printed: exact match, F1 and value accuracy (the
+right answer stands in what was answered) with 95 % bootstrap intervals, as lines for people and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import string
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from training.corpus import data_directory, records
+from training.decode import Answerer
+from training.examples import NOT_FOUND, Encoder
+from training.export import load, rounded
+from training.warm_start import minilm_directory
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(\[])|\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    passages: list[str]
+    question: str
+    answers: list[str]  # empty: not answerable from the passages
+
+
+def normalised(text: str) -> str:
+    """As the SQuAD script does: lower case, no punctuation, no articles, single spaces."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def f1(given: str, wanted: str) -> float:
+    a, b = normalised(given).split(), normalised(wanted).split()
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b)) if common else float(a == b)
+
+
+def scores(given: str, case: Case) -> tuple[float, float, float]:
+    """(exact match, F1, value accuracy), best over the alternatives."""
+    wanted = case.answers or [NOT_FOUND]
+    inside = any(f" {normalised(w)} " in f" {normalised(given)} " for w in wanted)
+    return max(float(normalised(given) == normalised(w)) for w in wanted), max(f1(given, w) for w in wanted), inside
+
+
+def cases(data: Path, source: str, number: int, distractors: int, seed: int = 1) -> list[Case]:
+    """Questions of `source` with their gold passage at a random place among other passages of the same title."""
+    rng = random.Random(seed)
+    pool = [r for r in records(data / "qa_eval.jsonl.xz") if r["source"] == source]
+    same_title: dict[str, list[str]] = defaultdict(list)
+    for r in pool:
+        if r["context"] not in same_title[r["title"]]:
+            same_title[r["title"]].append(r["context"])
+    chosen = []
+    for r in rng.sample(pool, number):
+        others = [c for c in same_title[r["title"]] if c != r["context"]]
+        passages = [r["context"], *rng.sample(others, min(distractors, len(others)))]
+        rng.shuffle(passages)
+        chosen.append(Case(passages, r["question"], r["answers"]))
+    return chosen
+
+
+def prompt(encoder: Encoder, case: Case) -> list[int]:
+    numbered = "\n\n".join(f"[{i}] {passage}" for i, passage in enumerate(case.passages, 1))
+    text = f"{numbered}\n\nQuestion: {case.question}"
+    return [*encoder.begin, *encoder(text), encoder.end, encoder.assistant]
+
+
+def best_sentence(all_cases: list[Case]) -> list[str]:
+    """For each case the sentence whose MiniLM embedding lies nearest the question's."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(minilm_directory()), device="cpu")
+    result = []
+    for case in all_cases:
+        sentences = [s for passage in case.passages for s in SENTENCE_END.split(passage) if s.strip()]
+        vectors = encoder.encode([case.question, *sentences], normalize_embeddings=True, show_progress_bar=False)
+        result.append(sentences[int((vectors[1:] @ vectors[0]).argmax())])
+    return result
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval, in percent."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
+    return tuple(round(100 * float(x), 1) for x in (values.mean(), *np.percentile(means, [2.5, 97.5])))
+
+
+def report(name: str, all_cases: list[Case], answers: list[str], seconds: float) -> dict[str, object]:
+    table = np.array([scores(a, c) for a, c in zip(answers, all_cases, strict=True)], dtype=float)
+    row: dict[str, object] = {"what": name, "n": len(all_cases), "seconds": round(seconds, 1)}
+    for column, key in enumerate(("exact", "f1", "value")):
+        row[key] = interval(table[:, column])
+    row["words"] = round(sum(len(a.split()) for a in answers) / len(answers), 1)
+    print(f"{name:48} " + "  ".join(f"{k} {v}" for k, v in row.items() if k != "what"), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data")
+    parser.add_argument("--run", type=Path, default=Path("runs/reader"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("weights/fano-reader/tokenizer.json"))
+    parser.add_argument("--number", type=int, default=300)
+    parser.add_argument("--distractors", type=int, nargs="*", default=[0, 4])
+    parser.add_argument("--source", default="squad1.1-dev")
+    parser.add_argument("--no-baseline", action="store_true")
+    parser.add_argument("--show", type=int, default=0, help="print so many answers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = data_directory(arguments.data)
+    model, state = load(arguments.run / "last.pt")
+    tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+    encoder, answerer = Encoder(tokenizer), Answerer(rounded(model), tokenizer)
+    rows = []
+    for distractors in arguments.distractors:
+        chosen = cases(data, arguments.source, arguments.number, distractors)
+        setting = f"{arguments.source}, {distractors} distractors"
+        ways: dict[str, Callable[[Case], str]] = {
+            "verbatim": lambda c: answerer.verbatim(prompt(encoder, c), c.passages).text,
+            "free greedy": lambda c: answerer.free(prompt(encoder, c)).text,
+        }
+        for way, answer in ways.items():
+            began = time.monotonic()
+            answers = [answer(case) for case in chosen]
+            rows.append(report(f"{setting}: {way}", chosen, answers, time.monotonic() - began))
+            for case, given in list(zip(chosen, answers, strict=True))[: arguments.show]:
+                print(f"    {case.question!r} -> {given!r}  wanted {case.answers}")
+        if not arguments.no_baseline:
+            began = time.monotonic()
+            rows.append(report(f"{setting}: best sentence", chosen, best_sentence(chosen), time.monotonic() - began))
+    print(json.dumps({"state": state, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

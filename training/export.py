@@ -1,0 +1,53 @@
+"""Writes a training checkpoint as a Hugging Face JambaForCausalLM directory in bf16.
+
+python -m training.export --run runs/reader --out weights/fano-reader
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from training.model import Reader, Shape
+
+
+def load(checkpoint: Path) -> tuple[Reader, dict[str, float]]:
+    """The model of a training checkpoint, and how far it had come (step, tokens, answers, seconds)."""
+    saved = torch.load(checkpoint)
+    model = Reader(Shape(**saved["shape"]))
+    model.load_state_dict(saved["model"])
+    return model.eval(), saved["state"]
+
+
+def rounded(model: Reader) -> Reader:
+    """In place: every weight to the nearest bf16 value, as the exported file holds it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+def export(model: Reader, out: Path) -> None:
+    """model.safetensors and config.json; the tied output matrix is not stored twice."""
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().bfloat16().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
+    (out / "config.json").write_text(json.dumps(model.shape.to_config(), indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/reader"))
+    parser.add_argument("--out", type=Path, default=Path("weights/fano-reader"))
+    arguments = parser.parse_args()
+    model, state = load(arguments.run / "last.pt")
+    export(model, arguments.out)
+    print(f"{arguments.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {state}")
+
+
+if __name__ == "__main__":
+    main()
