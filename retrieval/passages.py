@@ -67,7 +67,7 @@ def compose(
     order = _order(rankings.keys, scores, max_passages)
     chunks = _chunks(contents, records, order)
     passages = []
-    for group in _join(order, chunks, max_passages):
+    for group in _join(order, chunks, rankings.keys, max_passages):
         record = records[group[0][0]]
         start = min(chunks[place].start for place in group)
         end = max(chunks[place].end for place in group)
@@ -119,18 +119,19 @@ def _chunks(contents: Contents, records: Sequence[Record], places: Sequence[Plac
     }
 
 
-def _join(order: Sequence[Place], chunks: Mapping[Place, StoredChunk], max_passages: int) -> list[list[Place]]:
+def _join(
+    order: Sequence[Place], chunks: Mapping[Place, StoredChunk], keys: Mapping[Place, KeyHit], max_passages: int
+) -> list[list[Place]]:
     groups: list[list[Place]] = []
     for place in order:
         if place not in chunks:
             continue
-        for group in groups:
-            if _fits(place, group, chunks):
-                group.append(place)
-                break
-        else:
-            if len(groups) < max_passages:
-                groups.append([place])
+        # A key hit opens a passage of its own: a passage has one evidence, and no hit may hide another.
+        group = None if place in keys else next((group for group in groups if _fits(place, group, chunks)), None)
+        if group is not None:
+            group.append(place)
+        elif len(groups) < max_passages:
+            groups.append([place])
     return groups
 
 

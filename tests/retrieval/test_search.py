@@ -1,0 +1,172 @@
+"""Keys, words, meaning: who finds what, in which order, and when nothing is found."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from retrieval.fusion import fuse
+from retrieval.passages import MAX_PASSAGE_CHARACTERS
+
+TENANT = "acme"
+FILLER = "The committee met again and spoke of other matters at some length, without coming to any result at all. " * 6
+
+
+class Meaning:
+    """An embedder that knows a few synonyms: each concept is a direction, everything else is filler."""
+
+    CONCEPTS = (
+        ("porter", "doorman", "key", "cellar", "basement"),
+        ("ferry", "boat", "island"),
+        ("stew", "herb", "cook"),
+    )
+    dimension = 4
+    fingerprint = "meaning-1"
+
+    def embed_passages(self, texts):
+        rows = np.array(
+            [[sum(text.lower().count(word) for word in words) for words in self.CONCEPTS] + [0.05] for text in texts],
+            dtype=np.float32,
+        )
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def embed_query(self, text):
+        return self.embed_passages([text])[0]
+
+
+def paragraphs(*texts: str) -> str:
+    return "\n\n".join(f"{FILLER}\n\n{text}" for text in texts) + f"\n\n{FILLER}"
+
+
+def ask(library, question, *documents, **options):
+    return library.search(TENANT, question, [document.id for document in documents], **options)
+
+
+def test_fusion_scores_by_hand():
+    scores = fuse({"a": ["x", "y"], "b": ["y"]}, {"a": 1.0, "b": 2.0})
+    assert scores == pytest.approx({"x": (1 / 6) / (3 / 6), "y": (1 / 7 + 2 / 6) / (3 / 6)})
+
+
+def test_first_everywhere_scores_one_and_an_empty_ranking_counts_for_nothing():
+    assert fuse({"a": ["x", "y"], "b": []}, {"a": 1.0, "b": 1.0})["x"] == 1.0
+    assert fuse({}, {}) == {}
+
+
+def test_other_words_are_found_by_meaning(open_library, add_text):
+    library = open_library(Meaning())
+    document = add_text(
+        library, paragraphs("The porter hides the spare one in a globe.", "The ferry leaves on Tuesday.")
+    )
+    result = ask(library, "Where does the doorman keep it?", document)
+    assert "globe" in result.passages[0].text
+    assert "dense" in result.passages[0].found_by
+
+
+def test_a_key_is_found_in_any_writing_and_comes_first_with_its_sentence(library, add_text):
+    text = paragraphs(
+        "Parcel QX-7741-B was brought to the lighthouse by mistake.",
+        "A parcel for the lighthouse, a lighthouse parcel by mistake, was brought to the lighthouse.",
+    )
+    document = add_text(library, text)
+    for question in ("Where is QX-7741-B?", "where is qx 7741 b?", "Where is QX7741B, the parcel by mistake?"):
+        top = ask(library, question, document).passages[0]
+        assert (
+            text[top.evidence.start : top.evidence.end] == "Parcel QX-7741-B was brought to the lighthouse by mistake."
+        )
+        assert top.found_by[0] == "key"
+        assert 0.5 < top.score <= 1.0
+
+
+def test_as_written_outranks_folded_and_all_collisions_are_returned(library, add_text):
+    spellings = ("ab12.34", "AB-12.34", "AB/12.34", "ab-12.34")
+    document = add_text(library, paragraphs(*(f"The valve {spelling} was tested." for spelling in spellings)))
+    for spelling in spellings:
+        result = ask(library, f"What about the valve {spelling}?", document)
+        by_key = [passage for passage in result.passages if "key" in passage.found_by]
+        assert f"valve {spelling} was" in by_key[0].text
+        assert len(by_key) == result.num_facts == 4
+
+
+def test_more_keys_of_the_question_come_first(library, add_text):
+    document = add_text(
+        library,
+        paragraphs(
+            "Order KX-1001 was cancelled.", "Order KX-1001 was shipped with KX-2002.", "Order KX-2002 was paid."
+        ),
+    )
+    result = ask(library, "What links KX-1001 and KX-2002?", document)
+    assert "shipped with" in result.passages[0].text
+
+
+def test_of_several_sentences_under_a_key_the_nearest_to_the_question_is_the_evidence(library, add_text):
+    text = "Order KX-1001 was packed here. Order KX-1001 was paid by cheque at last. Order KX-1001 was lost."
+    document = add_text(library, text)
+    top = ask(library, "How was order KX-1001 paid?", document).passages[0]
+    assert text[top.evidence.start : top.evidence.end] == "Order KX-1001 was paid by cheque at last."
+
+
+def test_only_the_documents_asked_are_searched(library, add_text):
+    first = add_text(library, paragraphs("The lantern KX-1001 hangs in the hall."))
+    second = add_text(library, paragraphs("The lantern KX-1001 hangs in the yard."))
+    result = ask(library, "Where hangs the lantern KX-1001?", second)
+    assert {passage.document_id for passage in result.passages} == {second.id}
+    assert result.num_facts == 1
+    both = ask(library, "Where hangs the lantern KX-1001?", first, second, first)
+    assert {passage.document_id for passage in both.passages[:2]} == {first.id, second.id}
+    assert both.num_chunks_searched == 2 * result.num_chunks_searched
+
+
+def test_nothing_relevant_is_not_found(open_library, add_text):
+    library = open_library(Meaning())
+    document = add_text(library, paragraphs("The porter sleeps."))
+    result = ask(library, "Quixotic zymurgy boat?", document)
+    assert (result.found, result.passages) == (False, ())
+    assert result.num_chunks_searched > 0
+    assert ask(library, "Quixotic zymurgy committee?", document).found
+    assert ask(library, "Quixotic zymurgy doorman?", document).found
+
+
+def test_no_document_asked_is_nothing_found(library):
+    result = ask(library, "Where is the lantern?")
+    assert (result.found, result.passages, result.num_chunks_searched) == (False, (), 0)
+
+
+def test_neighbours_become_one_passage_within_bounds(library, add_text):
+    text = " ".join(f"Lantern number {number} is lit." for number in range(400))
+    document = add_text(library, text)
+    passages = ask(library, "lantern lit", document).passages
+    spans = sorted((passage.span.start, passage.span.end) for passage in passages)
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    assert any(end - start > 900 for start, end in spans)
+    assert all(end - start <= MAX_PASSAGE_CHARACTERS for start, end in spans)
+    assert all(passage.text == text[passage.span.start : passage.span.end] for passage in passages)
+
+
+def test_equal_passages_come_in_reading_order(library, add_text):
+    document = add_text(library, paragraphs(*["The lantern is lit."] * 8))
+    passages = ask(library, "lantern", document, max_passages=3).passages
+    starts = [passage.span.start for passage in passages]
+    assert len(starts) == 3
+    assert starts == sorted(starts)
+
+
+def test_scores_fall_and_at_most_as_many_passages_as_asked(library, add_text):
+    document = add_text(library, paragraphs(*(f"The lantern of KX-{number} is lit." for number in range(2000, 2012))))
+    for max_passages in (1, 3, 7):
+        passages = ask(library, "the lantern of KX-2005", document, max_passages=max_passages).passages
+        scores = [passage.score for passage in passages]
+        assert len(passages) == max_passages
+        assert scores == sorted(scores, reverse=True)
+        assert all(0.0 <= score <= 1.0 for score in scores)
+        assert "KX-2005" in passages[0].text
+
+
+@pytest.mark.parametrize("question", ['title:"x', "(((", "KX-1001 AND", "\\ * ? ~", "", "?", "\x00", "lantern " * 3000])
+def test_any_question_gets_an_answer(library, add_text, question):
+    document = add_text(library, paragraphs("The lantern KX-1001 hangs in the hall."))
+    assert len(ask(library, question, document).passages) <= 5
+
+
+def test_how_long_each_search_took_is_told(library, add_text):
+    result = ask(library, "lantern", add_text(library, paragraphs("The lantern.")))
+    assert set(result.seconds) == {"keys", "lexical", "dense", "passages"}
