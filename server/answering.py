@@ -191,7 +191,7 @@ class _Generated:
         last: TokenEvent | None = None
         async for event in self._events:
             if event.text:
-                self._clock()
+                self._clock(len(event.token_ids))
                 pieces.append(event.text)
                 yield AnswerText(event.text)
             last = event
@@ -217,13 +217,13 @@ class _Generated:
             text, found, tuple(citations), last.finish_reason, last.usage, self._groundwork.bill, self._first_text
         )
 
-    def _clock(self) -> None:
+    def _clock(self, num_tokens: int) -> None:
         now = time.monotonic()
         if self._first_text is None:
             self._first_text = now - self._inquiry.started
             self._metrics.first_token(self._first_text)
         else:
-            self._metrics.next_token(now - self._last_text)
+            self._metrics.next_tokens(now - self._last_text, num_tokens)
         self._last_text = now
 
     def _quoted(self, last: TokenEvent) -> tuple[str, list[Citation]]:

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from model.errors import (
+    ChatTemplateMissing,
+    ChatTemplateRejected,
     EngineDraining,
     EngineStopped,
     GenerationFailed,
@@ -112,6 +114,8 @@ INVALID = "invalid_request_error"
 TABLE: Mapping[type[Exception], Row] = {
     RequestInvalid: Row(400, INVALID, "invalid_value"),
     InvalidRequest: Row(400, INVALID, "invalid_value"),
+    ChatTemplateMissing: Row(400, INVALID, "no_chat_template"),
+    ChatTemplateRejected: Row(400, INVALID, "invalid_value"),
     PromptTooLong: Row(400, INVALID, "context_length_exceeded"),
     EvidenceTooLong: Row(400, INVALID, "context_length_exceeded"),
     KeyRefused: Row(401, "authentication_error", "invalid_api_key"),

@@ -9,9 +9,9 @@ from typing import Any
 FIELDS = "fano_fields"
 
 
-def log_event(logger: logging.Logger, event: str, **fields: object) -> None:
-    """Log ``event`` with its fields, at level info."""
-    logger.info(event, extra={FIELDS: fields})
+def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **fields: object) -> None:
+    """Log ``event`` with its fields."""
+    logger.log(level, event, extra={FIELDS: fields})
 
 
 def configure_logging(level: str) -> None:
@@ -22,7 +22,7 @@ def configure_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # These tell of each request of theirs (a checkpoint's download) or of each connection; ours tell enough.
-    for name in ("httpx", "uvicorn.access", "urllib3", "filelock"):
+    for name in ("httpx", "uvicorn", "urllib3", "filelock", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -39,7 +39,7 @@ class Metrics:
             registry, "fano_time_to_first_token_seconds", "From the request's arrival to its first text."
         )
         self._inter_token = _histogram(
-            registry, "fano_inter_token_seconds", "Between two pieces of text of one answer.", buckets=STEP_SECONDS
+            registry, "fano_inter_token_seconds", "Between two tokens of one answer.", buckets=STEP_SECONDS
         )
         self._request = _histogram(registry, "fano_request_seconds", "From the request's arrival to the answer's end.")
         self._step = _histogram(
@@ -71,9 +71,10 @@ class Metrics:
         """The first text of an answer came."""
         self._first_token.observe(seconds)
 
-    def next_token(self, seconds: float) -> None:
-        """Another piece of text came ``seconds`` after the one before."""
-        self._inter_token.observe(seconds)
+    def next_tokens(self, seconds: float, num_tokens: int) -> None:
+        """The next tokens came together, ``seconds`` after those before."""
+        for _ in range(num_tokens):
+            self._inter_token.observe(seconds / num_tokens)
 
     def finished(self, reason: str, usage: RequestUsage, seconds: float) -> None:
         """An answer is complete; ``reason`` is ``stop`` or ``length``."""

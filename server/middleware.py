@@ -17,6 +17,8 @@ from server.readiness import Readiness
 logger = logging.getLogger(__name__)
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Asked every few seconds by whoever watches the process.
+WATCHED_PATHS = ("/healthz", "/readyz", "/metrics")
 DISCARD_BYTES = 256 << 20
 DISCARD_SECONDS = 5.0
 
@@ -54,6 +56,7 @@ class RequestScope:
             log_event(
                 logger,
                 "request",
+                level=logging.DEBUG if scope["path"] in WATCHED_PATHS else logging.INFO,
                 request_id=request_id,
                 method=scope["method"],
                 path=scope["path"],

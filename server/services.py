@@ -110,14 +110,17 @@ def embedded_checkpoint() -> Path:
 def engine_config(settings: Settings, directory: Path) -> "EngineConfig":
     """How the settings want the checkpoint to be run; what they leave open is the checkpoint's own."""
     from model.config import Dtype, EngineConfig, ModelConfig
+    from model.engine.loader import choose_device, choose_dtype
 
     policy = attention_policy(settings, ModelConfig.from_pretrained(directory).policy)
+    device, _ = choose_device()
     default = EngineConfig()
     context = WINDOW_CONTEXT_TOKENS if policy.name is PolicyName.WINDOW else default.max_context_tokens
     return EngineConfig(
         num_slots=settings.max_sequences,
         max_context_tokens=settings.max_context_tokens or context,
-        dtype=default.dtype if settings.dtype == "auto" else Dtype(settings.dtype),
+        device=device,
+        dtype=choose_dtype(device)[0] if settings.dtype == "auto" else Dtype(settings.dtype),
         policy=policy,
         max_waiting=settings.max_queue,
         num_threads=num_threads(settings),

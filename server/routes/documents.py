@@ -122,7 +122,7 @@ async def retrieve_document(document_id: str, services: ServicesDep, tenant: Ten
     return document_view(await _get(services, tenant, document_id))
 
 
-@router.get("/{document_id}/events", response_class=EventStreamResponse)
+@router.get("/{document_id}/events", responses={200: {"content": {"text/event-stream": {}}}})
 async def watch_document(document_id: str, services: ServicesDep, tenant: TenantDep, state: StateDep) -> Response:
     """The document as `progress` events whenever it changes, until a last one named `ready` or `failed`."""
     document = await _get(services, tenant, document_id)

@@ -1,0 +1,139 @@
+"""Laws 6 and 8 over citations: every quote stands in the document, inside a source that was in the prompt."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.passage import Passage, Span
+from server.citations import Citation, Source, cite
+
+DOCUMENT = (
+    "The custodian of the northern archive is Wilhelmina Thackeray-Oduya. She was paid $1,234.50 on 2024-01-02,\n"
+    "for order A-1234.5/x and\r\nnothing else. Größe und Maß: 50 % von zwölf naïve Cafés. 東京は日本の首都です。"
+)
+
+
+def source(start: int, end: int, number: int = 1, document: str = "doc_1", text: str = DOCUMENT) -> Source:
+    return Source(number, Passage(document, "a.txt", Span(start, end), text[start:end], 2, 1.0, ("lexical",)))
+
+
+WHOLE = source(0, len(DOCUMENT))
+
+
+def quotes(answer: str, *sources: Source) -> list[str]:
+    return [citation.quote for citation in cite(answer, sources or (WHOLE,))]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Wilhelmina Thackeray-Oduya", ["Wilhelmina Thackeray-Oduya"]),
+        ("It is Wilhelmina Thackeray-Oduya, I think.", ["is Wilhelmina Thackeray-Oduya"]),
+        ("the northern archive", ["the northern archive"]),
+        ("The northern lights", []),
+        ("She got $1,234.50 then.", ["$1,234.50"]),
+        ("1,234", []),
+        ("1,234.50", ["1,234.50"]),
+        ("order A-1234.5", []),
+        ("order A-1234.5/x", ["order A-1234.5/x"]),
+        ("on 2024-01-02, for order", ["on 2024-01-02,\nfor order"]),
+        ("and nothing.", []),
+        ("A-1234.5/x and nothing else", ["A-1234.5/x and\r\nnothing else"]),
+        ("50 %", ["50 %"]),
+        ("Wilhelmina", ["Wilhelmina"]),
+        ("wilhelmina", []),
+        ("Thackeray", []),
+        ("the of is on and", []),
+        ("", []),
+        (" \n", []),
+        ("naïve Cafés", ["naïve Cafés"]),
+        ("nai\u0308ve", []),
+        ("東京は日本", ["東京は日本"]),
+        ("東", []),
+        ("2024-01-02 and Wilhelmina Thackeray-Oduya", ["2024-01-02", "Wilhelmina Thackeray-Oduya"]),
+    ],
+)
+def test_what_is_marked(answer: str, expected: list[str]) -> None:
+    assert quotes(answer) == expected
+
+
+def test_a_citation_says_where_in_answer_and_document() -> None:
+    start = DOCUMENT.index("Wilhelmina")
+    passage = source(start - 10, start + 40, number=3)
+    (citation,) = cite("By Wilhelmina Thackeray-Oduya.", [passage])
+    end = start + len("Wilhelmina Thackeray-Oduya")
+    assert citation == Citation(3, "doc_1", start, end, DOCUMENT[start:end], 2, 3, 29)
+
+
+def test_the_best_ranked_of_equal_sources_is_cited_and_a_longer_match_beats_rank() -> None:
+    first = source(0, 10, 1, "doc_a", "Tuesday 5 ")
+    second = source(0, 22, 2, "doc_b", "Tuesday 5 at the ferry")
+    assert [c.source for c in cite("Tuesday 5", [first, second])] == [1]
+    assert [c.source for c in cite("Tuesday 5 at the ferry", [first, second])] == [2]
+
+
+WORDS = st.sampled_from(
+    [
+        "the",
+        "of",
+        "ferry",
+        "Tuesday",
+        "A-1",
+        "12,345.67",
+        "x",
+        "é",
+        "e\u0301",
+        "東京",
+        "$5",
+        "(",
+        ",",
+        ".",
+        "\n",
+        "\r\n",
+    ]
+)
+TEXTS = st.lists(WORDS, max_size=30).map(" ".join) | st.text(max_size=60)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, str, list[Source]]:
+    document = draw(TEXTS)
+    sources = []
+    for number in range(1, draw(st.integers(1, 3)) + 1):
+        start = draw(st.integers(0, len(document)))
+        end = draw(st.integers(start, len(document)))
+        sources.append(source(start, end, number, text=document))
+    cut = draw(st.integers(0, len(document)))
+    answer = draw(TEXTS) + draw(st.sampled_from(["", " "])) + document[cut : draw(st.integers(cut, len(document)))]
+    return document, answer, sources
+
+
+@given(cases())
+def test_every_quote_is_true_and_inside_its_source(case: tuple[str, str, list[Source]]) -> None:
+    document, answer, sources = case
+    last = 0
+    for citation in cite(answer, sources):
+        passage = sources[citation.source - 1].passage
+        assert document[citation.start : citation.end] == citation.quote != ""
+        assert passage.span.start <= citation.start < citation.end <= passage.span.end
+        assert citation.document == passage.document_id
+        shown = answer[citation.answer_start : citation.answer_end]
+        assert shown.split() == citation.quote.split()
+        assert last <= citation.answer_start < citation.answer_end
+        last = citation.answer_end
+
+
+@given(cases())
+def test_no_quote_ends_inside_a_word(case: tuple[str, str, list[Source]]) -> None:
+    _, answer, sources = case
+    for citation in cite(answer, sources):
+        text = sources[citation.source - 1].passage.text
+        offset = sources[citation.source - 1].passage.span.start
+        for where, start, end in (
+            (answer, citation.answer_start, citation.answer_end),
+            (text, citation.start - offset, citation.end - offset),
+        ):
+            for border in (start, end):
+                if 0 < border < len(where):
+                    both = where[border - 1].isalnum() and where[border].isalnum()
+                    assert not both or any("\u3040" <= c <= "\u9fff" for c in where[border - 1 : border + 1])

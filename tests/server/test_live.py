@@ -1,0 +1,212 @@
+"""What needs a real socket or a process of its own: clients that leave, bodies that are cut off, signals."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes_server import MODEL, World, WorldMaker, serving
+
+HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
+
+
+@pytest.fixture
+def url(world: World) -> Iterator[str]:
+    with serving(world.app) as url:
+        yield url
+
+
+def metric(url: str, sample: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{sample} "))
+
+
+def wait_for(url: str, sample: str, value: float) -> None:
+    deadline = time.monotonic() + 20
+    while (seen := metric(url, sample)) != value:
+        assert time.monotonic() < deadline, f"{sample} is {seen}"
+        time.sleep(0.01)
+
+
+RUNNING = 'fano_requests{status="running"}'
+ABORTED = 'fano_requests_finished_total{reason="abort"}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_the_work(url: str, world: World, stream: bool) -> None:
+    world.engine.stall()
+    with httpx.Client(timeout=httpx.Timeout(30, read=0.3)) as client, pytest.raises(httpx.ReadTimeout):
+        with client.stream("POST", f"{url}/v1/chat/completions", json={**HELLO, "stream": stream}) as response:
+            for _ in response.iter_lines():
+                assert metric(url, RUNNING) == 1
+    wait_for(url, RUNNING, 0)
+    assert metric(url, ABORTED) == 1 and len(world.engine.aborted) == 1
+    assert metric(url, 'fano_state_slots{status="used"}') == 0
+
+
+def test_a_client_that_leaves_between_tokens_ends_the_work(url: str, world: World) -> None:
+    document = world.library.put(TEXT)
+    world.engine.enqueue("", pieces=["Margarethe "] * 100_000)
+    body = {"question": "Who paid invoice QX-7741-B?", "stream": True}
+    with httpx.stream("POST", f"{url}/v1/documents/{document}/ask", json=body, timeout=30) as response:
+        for line in response.iter_lines():
+            if line == "event: token":
+                break
+    wait_for(url, ABORTED, 1)
+    wait_for(url, RUNNING, 0)
+
+
+def test_eight_clients_at_once_get_their_own_answers(url: str, world: World) -> None:
+    async def ask_all() -> list[str]:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=HELLO) for _ in range(8)))
+        return [reply.json()["choices"][0]["message"]["content"] for reply in replies]
+
+    for number in range(8):
+        world.engine.enqueue(f"answer {number} of eight")
+    assert sorted(asyncio.run(ask_all())) == [f"answer {number} of eight" for number in range(8)]
+
+
+def test_a_413_reaches_a_client_that_is_still_sending(new_world: WorldMaker) -> None:
+    world = new_world(max_upload_bytes=100_000)
+
+    def body() -> Iterator[bytes]:
+        yield b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        for _ in range(200):
+            yield b"a" * 20_000
+        yield b"\r\n--X--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=X"}
+    with serving(world.app) as url:
+        reply = httpx.post(f"{url}/v1/documents", content=body(), headers=headers, timeout=30)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
+        # The connection is of no further use, but the server is.
+        assert httpx.get(f"{url}/healthz").status_code == 200
+    assert list((world.settings.data_dir / "uploads").iterdir()) == []
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(url: str, world: World) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            b"POST /v1/documents HTTP/1.1\r\nHost: fano\r\nContent-Length: 100000\r\n"
+            b"Content-Type: multipart/form-data; boundary=X\r\n\r\n"
+            b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello'
+        )
+        time.sleep(0.2)
+    spool = world.settings.data_dir / "uploads"
+    deadline = time.monotonic() + 20
+    while not spool.is_dir() or list(spool.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert world.library.documents == {}
+
+
+DRAIN = """
+import json, os, sys, threading, time
+from pathlib import Path
+import server.app, server.serving
+from fakes_engine import write_tokenizer
+from fakes_server import make_world
+from model.tokenizer import Tokenizer
+from server.settings import load_settings
+
+data = Path(sys.argv[1])
+world = make_world(data, Tokenizer(write_tokenizer(data / "tokenizer")), port=0, drain_seconds=float(sys.argv[2]))
+world.engine.enqueue("one two three")
+world.engine.stall()
+server.serving.create_app = lambda settings: world.app
+bind = server.serving.bind
+
+def told(host, port):
+    listener = bind(host, port)
+    print(listener.getsockname()[1], flush=True)
+    return listener
+
+server.serving.bind = told
+threading.Thread(target=lambda: (sys.stdin.readline(), world.engine.resume()), daemon=True).start()
+sys.exit(server.serving.serve(world.settings))
+"""
+
+
+class Process:
+    """A server with a stalled engine; a line on its standard input ends the stall."""
+
+    def __init__(self, data: Path, drain_seconds: float) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRAIN, str(data), str(drain_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
+        while httpx.get(f"{self.url}/readyz").status_code != 200:
+            time.sleep(0.02)
+
+    def resume(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+def wait_for_status(url: str, status: int) -> httpx.Response:
+    deadline = time.monotonic() + 20
+    while (reply := httpx.get(f"{url}/readyz")).status_code != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return reply
+
+
+def test_a_signal_drains(tmp_path: Path) -> None:
+    server = Process(tmp_path, 30)
+    try:
+        body = {**HELLO, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            assert wait_for_status(server.url, 503).json()["status"] == "draining"
+            refused = httpx.post(f"{server.url}/v1/chat/completions", json=HELLO)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            assert httpx.get(f"{server.url}/healthz").status_code == 200
+            server.resume()
+            rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in rest) == "one two three"
+        assert rest[-1]["choices"][0]["finish_reason"] == "stop"
+        assert server.process.wait(20) == 0
+    finally:
+        server.end()
+
+
+def test_a_drain_that_takes_too_long_tells_who_waits(tmp_path: Path) -> None:
+    server = Process(tmp_path, 0.3)
+    try:
+        body = {**HELLO, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            data = [line for line in lines if line.startswith("data: {")]
+        assert json.loads(data[-1][6:])["error"]["code"] == "engine_stopped"
+        assert server.process.wait(20) == 0
+    finally:
+        server.end()
