@@ -7,9 +7,9 @@ The kernels work in tiles of these sizes and the memory plan counts with them, s
 SCAN_TILE_TOKENS = 64
 
 # Attention: query tokens per tile, key blocks per tile, and elements of one tile of scores.
-QUERY_TILE_TOKENS = 128
+QUERY_TILE_TOKENS = 256
 KEY_TILE_BLOCKS = 64
-SCORE_TILE_ELEMENTS = 1 << 20
+SCORE_TILE_ELEMENTS = 1 << 19
 
 # Runs of neighbouring key blocks are read in place if they are at least this long on average, else gathered.
 RUN_BLOCKS = 8

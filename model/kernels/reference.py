@@ -162,7 +162,7 @@ def _attend_tile(
             length = min(high - start, len(chosen) * block_tokens)
             tile_keys = _gather(keys, chosen)[:length].transpose(0, 1)
             tile_values = _gather(values, chosen)[:length].transpose(0, 1)
-            scores = torch.bmm(rows, tile_keys.transpose(1, 2)).float()
+            scores = _scores(rows, tile_keys).float()
             if num_tokens > 1:
                 _hide(scores, first, num_tokens, start, policy)
             carried = _softmax_step(scores, tile_values, carried)
@@ -205,6 +205,15 @@ def _gather(pool: Tensor, blocks: Sequence[int]) -> Tensor:
     if blocks[-1] - start == count - 1 and all(blocks[i] == start + i for i in range(count)):
         return pool[start : start + count].flatten(0, 1)
     return pool.index_select(0, torch.tensor(blocks, device=pool.device)).flatten(0, 1)
+
+
+def _scores(rows: Tensor, keys: Tensor) -> Tensor:
+    """``rows @ keys.T`` per group: [G, rows, E] and [G, length, E] -> [G, rows, length]."""
+    # One product per group: torch's batched bfloat16 product is up to 20 times slower for the few rows of decoding.
+    scores = torch.empty((*rows.shape[:2], keys.shape[1]), dtype=rows.dtype, device=rows.device)
+    for group in range(rows.shape[0]):
+        torch.mm(rows[group], keys[group].t(), out=scores[group])
+    return scores
 
 
 def _hide(scores: Tensor, first: int, num_tokens: int, low: int, policy: AttentionPolicy) -> None:

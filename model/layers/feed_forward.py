@@ -49,8 +49,9 @@ class ExpertFeedForward(Parameterised):
         for expert, count in enumerate(counts):
             if count:
                 end = start + count
-                hidden = _gate(F.linear(grouped[start:end], self.gate_up[expert]))
-                mixed = F.linear(hidden, self.down[expert]).float().mul_(shares[start:end])
+                # Not given a name: one expert's hidden rows must be gone before the next one's are made.
+                mixed = F.linear(_gate(F.linear(grouped[start:end], self.gate_up[expert])), self.down[expert])
+                mixed = mixed.float().mul_(shares[start:end])
                 out.index_add_(0, tokens[start:end], mixed)
                 start = end
         return out

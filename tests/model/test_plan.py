@@ -134,7 +134,7 @@ def test_the_workspace_is_an_upper_bound_and_no_fantasy(
     change: Mapping[str, object], policy: AttentionPolicy, dtype: Dtype
 ) -> None:
     config = ModelConfig.from_dict(TINY_CONFIG | MIDDLE | change)
-    engine = EngineConfig(num_slots=2, max_context_tokens=4096, dtype=dtype, policy=policy, prefill_chunk_tokens=128)
+    engine = EngineConfig(num_slots=2, max_context_tokens=4096, dtype=dtype, policy=policy, prefill_chunk_tokens=64)
     plan = MemoryPlan.of(config, engine)
     model = HybridLM(config, REFERENCE, dtype)
     for parameter in model.parameters():
@@ -143,10 +143,10 @@ def test_the_workspace_is_an_upper_bound_and_no_fantasy(
     table, slot = BlockTable(blocks), states.allocate()
     peaks = []
     held = [*model.parameters(), states.ssm, states.conv, blocks.keys, blocks.values]
-    for first, num_tokens in (*((first, 128) for first in range(0, 3968, 128)), (3968, 1)):
+    for first, num_tokens in (*((first, 64) for first in range(0, 3968, 64)), (3968, 1)):
         table.release_hidden(policy, first)
         table.reserve(first + num_tokens)
-        if first < 3840:
+        if first < 3904:
             continue
         batch = Batch.pack([SequenceChunk([1] * num_tokens, first, slot, table.blocks, policy)])
         gc.collect()
