@@ -25,13 +25,13 @@ _UNITS = {
     "%": "% percent pct ％",
     "‰": "‰",
     "bp": "bps bp",
-    "day": "day days d",
+    "day": "day days",
     "week": "week weeks",
     "month": "month months",
     "year": "year years yr yrs",
     "hour": "hour hours hr hrs h",
     "minute": "minute minutes min mins",
-    "second": "second seconds sec secs s",
+    "second": "second seconds sec secs",
     "ms": "ms millisecond milliseconds",
     "km": "km kilometre kilometres kilometer kilometers",
     "m": "m metre metres meter meters",
@@ -39,7 +39,7 @@ _UNITS = {
     "mm": "mm millimetre millimetres millimeter millimeters",
     "mile": "mile miles mi",
     "foot": "foot feet ft",
-    "inch": "inch inches in",
+    "inch": "inch inches",
     "kg": "kg kilogram kilograms kilo kilos",
     "g": "g gram grams gramme grammes",
     "mg": "mg milligram milligrams",
@@ -77,20 +77,25 @@ _UNIT_OF["per cent"] = "%"
 _POWERS = {"thousand": 3, "k": 3, "million": 6, "mn": 6, "m": 6, "billion": 9, "bn": 9, "b": 9, "trillion": 12}
 
 
+_MAX_AMOUNT_CHARACTERS = 60
+_DIGIT = re.compile(r"\d")
+
+
 def _any_of(names: list[str]) -> str:
     """An alternation, longest first; a name that ends in a letter ends a word."""
     ordered = sorted(names, key=len, reverse=True)
     return "(?:" + "|".join(re.escape(name) + (r"(?!\w)" if name[-1].isalnum() else "") for name in ordered) + ")"
 
 
-_POWER = r"(?:[ \u00a0-]?(?P<power>thousand|million|billion|trillion|bn|mn|[kmb])(?!\w))?"
-_PREFIX = _any_of([name for name in _CURRENCY_OF if not name.isalpha() or len(name) == 3]).replace(r"(?!\w)", "")
+_POWER = r"(?:[ \u00a0-]?(?P<power>[Tt]housand|[MmBb]illion|[Tt]rillion|bn|mn|[kKmMbB])(?!\w))?"
+_SYMBOLS = "".join(name for name in _CURRENCY_OF if len(name) == 1)
+_CODES = "|".join(name.upper() for name in _CURRENCY_OF if len(name) == 3 and name.isalpha())
 _SUFFIX = _any_of([*_CURRENCY_OF, *_UNIT_OF])
 
 AMOUNT_FORMS = (
-    re.compile(rf"(?<!\w)(?P<unit>{_PREFIX})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}", re.IGNORECASE),
+    re.compile(rf"(?P<unit>(?:US|us)?[{_SYMBOLS}]|{_CODES})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}"),
     re.compile(
-        rf"(?<![\w.,])(?P<number>{_SIGN}{NUMBER}){_POWER}(?:[ \u00a0\u202f-]?|\sper\scent\b)(?P<unit>{_SUFFIX})",
+        rf"(?<![\w.,])(?P<number>{_SIGN}{NUMBER}){_POWER}(?:[ \u00a0\u202f-]?)(?P<unit>{_SUFFIX})",
         re.IGNORECASE,
     ),
 )
@@ -103,6 +108,8 @@ def amount_forms(raw: str) -> tuple[str, ...]:
     ``$1,234.50``: ``1234.5 usd``, then ``1234.5``. Numbers of fewer than three digits have no form without their
     unit: too many things would share it. ``1.234`` may be 1.234 and 1234; the likelier reading stands first.
     """
+    if len(raw) > _MAX_AMOUNT_CHARACTERS or _DIGIT.search(raw) is None:
+        return ()
     for form in (*AMOUNT_FORMS, _BARE):
         match = form.fullmatch(raw)
         if match is not None:

@@ -11,10 +11,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECA
 
 
 def code_score(found: str) -> float | None:
-    """Codes have a digit and a letter, or many digits, or are capitals joined by - or _."""
+    """Codes have a digit and a letter, or many digits."""
     num_digits = sum(char.isdigit() for char in found)
-    if num_digits == 0:
-        return 0.4
     if _UUID.fullmatch(found):
         return 0.99
     if _is_ipv4(found):

@@ -24,7 +24,10 @@ _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe
 _QUOTES = {ord("’"): "'", ord("‘"): "'", ord("“"): '"', ord("”"): '"', ord("\u00ad"): None, ord("\u200b"): None}
 _PLAIN = {**_DASHES, **_QUOTES}
 _EDGES = " \t\r\n.,;:!?\"'“”‘’«»()[]{}<>*_`|#-"
+_EDGES_BUT_DASH = _EDGES.replace("-", "")
 _BLANKS = re.compile(r"\s+")
+_SEPARATORS = re.compile(r"[^\w.]|_")
+_CODE_LIKE = re.compile(r"(?<![a-z][a-z])[^\W\d_]\d")
 
 
 def fold(raw: str) -> tuple[str, ...]:
@@ -36,21 +39,23 @@ def fold(raw: str) -> tuple[str, ...]:
     form they share: ``INV-2024-000123`` and ``inv2024 000123`` share the third.
     """
     written = _BLANKS.sub(" ", raw).strip()[:MAX_KEY_CHARACTERS]
-    if not any(char.isalnum() for char in written):
-        return ()
-    plain = unicodedata.normalize("NFKC", written).translate(_PLAIN).casefold()
-    plain = _BLANKS.sub(" ", plain).strip(_EDGES.replace("-", "")) or plain
+    plain = written if written.isascii() else unicodedata.normalize("NFKC", written).translate(_PLAIN)
+    plain = _BLANKS.sub(" ", plain.casefold()).strip(_EDGES_BUT_DASH)
     bare = plain.strip(_EDGES)
+    dotted = _SEPARATORS.sub("", bare)
+    without_dots = dotted.replace(".", "")
+    if not without_dots:
+        return ()
     forms = [written, plain, bare]
-    typed = iso_dates(bare) or amount_forms(plain) or amount_forms(bare)
+    # A letter right before a digit stands in no date or amount: most codes are spared the forms of both.
+    typed = () if _CODE_LIKE.search(bare) else iso_dates(bare) or amount_forms(plain) or amount_forms(bare)
     if typed:
         forms.extend(typed)
-    else:
-        dotted = "".join(char for char in bare if char.isalnum() or char == ".")
+    elif without_dots.isdigit():
         forms.append(dotted)
-        if any(char.isalpha() for char in dotted):
-            forms.append(dotted.replace(".", ""))
-    return tuple(dict.fromkeys(form for form in forms if form))
+    else:
+        forms += [dotted, without_dots]
+    return tuple(dict.fromkeys(forms))
 
 
 _QUOTED = re.compile(r"[\"“«`]([^\"“”«»`\n]{2,120})[\"”»`]|(?<!\w)['‘]([^'‘’\n]{2,120})['’](?!\w)")
@@ -58,7 +63,8 @@ _TOKEN = re.compile(r"[^\s,;!?\"“”«»()\[\]{}<>|]+")
 _WORD = re.compile(r"[^\W_][\w'’.&/#%-]*")
 _POSSESSIVE = re.compile(r"['’]s$")
 _NAMED = re.compile(
-    r"(?:what(?:'s|’s|\s+is|\s+was|\s+are)|give me|tell me|show me|find|state|name)\s+(?:the|its|their|his|her|our|my)\s+"
+    r"(?:what(?:'s|’s|\s+is|\s+was|\s+are)|give me|tell me|show me|find|state|name)\s+"
+    r"(?:the|its|their|his|her|our|my)\s+"
     r"([^\W\d_][\w-]{2,40})(?=\s*(?:\?|$|of\b|for\b|in\b|on\b|here\b))",
     re.IGNORECASE,
 )

@@ -53,27 +53,36 @@ class Recogniser(Protocol):
         """What the hits are."""
         ...
 
-    def find(self, text: str) -> Iterable[Hit]:
-        """Look through the whole text."""
+    def find(self, text: str, windows: Sequence[Span]) -> Iterable[Hit]:
+        """Look through ``text``; ``windows`` are the surroundings of its digits, ascending and disjoint."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PatternRecogniser:
-    """Regular expressions, and a check of what they match: the score of a true hit, None for a false one."""
+    """Regular expressions, and a check of what they match: the score of a true hit, None for a false one.
+
+    Matches of a pattern with ``digits`` hold one within 40 characters of either end: only the surroundings of
+    digits are searched, which in prose is a small part.
+    """
 
     name: str
     kind: FactKind
     patterns: tuple[re.Pattern[str], ...]
     check: Callable[[str], float | None]
+    digits: bool = True
 
-    def find(self, text: str) -> Iterator[Hit]:
-        """Hits pattern by pattern."""
-        for pattern in self.patterns:
-            for match in pattern.finditer(text):
-                score = self.check(match[0])
-                if score is not None:
-                    yield Hit(Span(*match.span()), score)
+    def find(self, text: str, windows: Sequence[Span]) -> Iterator[Hit]:
+        """Hits pattern by pattern; none begins inside a word or a number."""
+        for window in windows if self.digits else (Span(0, len(text)),):
+            for pattern in self.patterns:
+                for match in pattern.finditer(text, window.start, window.end):
+                    start, end = match.span()
+                    if start and text[start - 1] in _GLUE and text[start] in _GLUE:
+                        continue
+                    score = self.check(match[0])
+                    if score is not None:
+                        yield Hit(Span(start, end), score)
 
 
 class KeyValueRecogniser:
@@ -82,7 +91,7 @@ class KeyValueRecogniser:
     name = "key_value"
     kind = FactKind.KEY_VALUE
 
-    def find(self, text: str) -> Iterator[Hit]:
+    def find(self, text: str, windows: Sequence[Span]) -> Iterator[Hit]:  # noqa: ARG002  rows need no digits
         """Hits whose key names something: it is short and seldom repeated."""
         found = list(self._pairs(text))
         repeats = Counter(text[key.start : key.end].casefold() for key, _, _ in found)
@@ -108,31 +117,36 @@ class KeyValueRecogniser:
 _CELL = re.compile(r"[^\s|,;](?:[^|\t\n\r]{0,300}?[^\s|])??(?=\s{0,40}(?:[|\t]|\Z|[\r\n]))")
 _QUOTED_PAIR = re.compile(r'"([^"\n]{2,120})"\s{0,4}[:=]\s{0,4}(?:"([^"\n]{1,400})"|([-+]?\d[\w.+-]{0,40}))')
 
+_WINDOW_MARGIN = 48
+_DIGITS = re.compile(r"\d++(?:\D{1,40}\d++){0,200}+")
+_REST_OF_WORD = re.compile(r"\S{0,200}")
+_GLUE = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 _WORDY = "0-9A-Za-z\u00c0-\u024f\uff10-\uff19\uff21-\uff3a\uff41-\uff5a_"
 _CODE = re.compile(
     rf"(?<![{_WORDY}./:@+&-])(?=[{_WORDY}])(?:[^\W\d]|[_./:@+&-]){{0,40}}+\d"
     rf"(?:[{_WORDY}]|[./:@+&-](?=[{_WORDY}])){{0,160}}+"
 )
 _CAPITALS = re.compile(r"(?<![\w-])[A-Z]{2,12}(?:[-_][A-Z0-9]{2,12}){1,6}(?![\w-])")
-_URL = re.compile(r"\b(?:https?://|www\.)[^\s<>\"'`|\\^{}\[\]，。；]{2,400}")
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'`|\\^{}\[\]，。；]{2,400}")
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}+@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?:/\d{1,3})?(?![\w:])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 _ISBN = re.compile(r"(?<![\w-])(?:97[89][- ]?)?\d(?:[- ]?\d){8}[- ]?[\dXx](?![\w-])")
 _PHONE = re.compile(
-    r"(?<![\w+.,/-])(?:\+\d{1,3}[ .-]?|\(\d{2,5}\)[ .-]?|\d{2,5}[ .-](?=\d))(?:\(?\d{1,5}\)?[ ./-]?){2,5}\d{2,5}(?![\w-])"
+    r"(?<![\w+.,/)-])(?:\+?\d{1,5}+|\(\d{2,5}\))(?:[ ./-]{1,2}\(?\d{1,8}+\)?(?:\d{1,8}+)?){1,6}+(?![\w-])"
 )
 
 RECOGNISERS: tuple[Recogniser, ...] = (
     PatternRecogniser("date", FactKind.DATE, DATE_FORMS, lambda found: 0.9 if iso_dates(found) else None),
     PatternRecogniser("amount", FactKind.AMOUNT, AMOUNT_FORMS, lambda _: 0.8),
-    PatternRecogniser("url", FactKind.IDENTIFIER, (_URL,), lambda _: 0.95),
-    PatternRecogniser("email", FactKind.IDENTIFIER, (_EMAIL,), lambda _: 0.95),
+    PatternRecogniser("url", FactKind.IDENTIFIER, (_URL,), lambda _: 0.95, digits=False),
+    PatternRecogniser("email", FactKind.IDENTIFIER, (_EMAIL,), lambda _: 0.95, digits=False),
     PatternRecogniser("network", FactKind.IDENTIFIER, (_IPV6,), network_score),
     PatternRecogniser("iban", FactKind.IDENTIFIER, (_IBAN,), iban_score),
     PatternRecogniser("isbn", FactKind.IDENTIFIER, (_ISBN,), isbn_score),
     PatternRecogniser("phone", FactKind.IDENTIFIER, (_PHONE,), phone_score),
-    PatternRecogniser("code", FactKind.IDENTIFIER, (_CODE, _CAPITALS), code_score),
+    PatternRecogniser("code", FactKind.IDENTIFIER, (_CODE,), code_score),
+    PatternRecogniser("capitals", FactKind.IDENTIFIER, (_CAPITALS,), lambda _: 0.4, digits=False),
     KeyValueRecogniser(),
 )
 
@@ -146,14 +160,26 @@ def recognise(text: str, recognisers: Sequence[Recogniser] = RECOGNISERS) -> lis
     """
     under_key: list[tuple[Hit, Recogniser]] = []
     standing: list[tuple[Hit, Recogniser]] = []
+    windows = _digit_windows(text)
     for recogniser in recognisers:
-        for hit in recogniser.find(text):
+        for hit in recogniser.find(text, windows):
             trimmed = hit if hit.key else _without_stop(text, hit)
             (under_key if hit.key else standing).append((trimmed, recogniser))
     chosen = _without_overlaps(standing) + _once_each(under_key)
     chosen.sort(key=lambda found: (found[0].value.start, found[0].value.end))
     sentences = _Sentences(text)
     return [_fact(text, hit, recogniser, sentences) for hit, recogniser in chosen]
+
+
+def _digit_windows(text: str) -> list[Span]:
+    windows: list[Span] = []
+    for digits in _DIGITS.finditer(text):
+        start = max(0, digits.start() - _WINDOW_MARGIN)
+        if windows and start <= windows[-1].end:
+            start = windows.pop().start
+        reach = _REST_OF_WORD.match(text, min(len(text), digits.end() + _WINDOW_MARGIN))
+        windows.append(Span(start, reach.end() if reach else digits.end()))
+    return windows
 
 
 def _fact(text: str, hit: Hit, recogniser: Recogniser, sentences: "_Sentences") -> Fact:
@@ -214,11 +240,10 @@ class _Sentences:
     def _clause(self, whole: Span, span: Span) -> Span:
         margin = _MAX_EVIDENCE_CHARACTERS // 2
         low, high = max(whole.start, span.start - margin), min(whole.end, span.end + margin)
-        before = [match.end() for match in _CLAUSE_BORDER.finditer(self._text, low, span.start)]
+        start = max(low, *(self._text.rfind(border, low, span.start) + 1 for border in _CLAUSE_BORDERS))
         after = _CLAUSE_BORDER.search(self._text, span.end, high)
-        start = before[-1] if before else low
-        end = after.start() if after else high
-        return trim(self._text, Span(start, end))
+        return trim(self._text, Span(start, after.start() if after else high))
 
 
-_CLAUSE_BORDER = re.compile(r"[,;{}|\n]\s*|\s{2,}")
+_CLAUSE_BORDERS = ",;{}|\n"
+_CLAUSE_BORDER = re.compile(f"[{_CLAUSE_BORDERS}]")
