@@ -99,6 +99,16 @@ def test_law_2_neighbours_change_nothing(dense: HybridLM, drawn: list, order) ->
         assert_same_memory(parts[index][0].memory(), single.memory())
 
 
+def test_law_2_holds_for_experts(checkpoints, kernels) -> None:
+    model = load(checkpoints["experts"].directory, kernels=kernels)
+    prompts = [random_ids(num_tokens, seed) for seed, num_tokens in enumerate((40, 1, 25))]
+    alone = [Reader(model).open().read(prompt) for prompt in prompts]
+    together = Reader(model)
+    found = together.step([(together.open(), prompt) for prompt in prompts])
+    for logits, expected in zip(found, alone, strict=True):
+        assert relative_difference(logits, expected) <= TOLERANCE
+
+
 def test_law_2_untouched_slots_and_blocks_keep_every_bit(dense: HybridLM) -> None:
     reader = Reader(dense)
     resting, running = reader.open(), reader.open()
