@@ -184,7 +184,8 @@ def test_a_client_that_leaves_stops_the_work(server: Server, client: openai.Open
     }
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
         assert response.status_code == 200
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: an iterator that is dropped closes the connection
+        next(lines)
         assert server.metric("fano_requests") == 1
     deadline = time.monotonic() + 20
     while server.metric("fano_requests") > 0:
