@@ -114,6 +114,10 @@ class Library:
         """Ids of the documents ``process`` has work with, oldest first."""
         return [one for one in self._store.unfinished() if one not in self._ingestion.given_up]
 
+    def is_answerable(self, document_id: str) -> bool:
+        """Whether the document, whoever's it is, can be asked by now."""
+        return self._store.record(document_id).document.answerable
+
     def process(self, document_id: str, stop: Callable[[], bool] = never) -> None:
         """Do what is left to do with a document, whoever's it is, until it is ready or failed.
 

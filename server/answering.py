@@ -204,7 +204,7 @@ class _Generated:
             found = bool(citations)
         elif self.sources:
             citations = cite(text, self.sources)
-            found = text.strip() != NOT_FOUND
+            found = text.strip() not in ("", NOT_FOUND)
         if not found:
             addition = f"{' ' if text else ''}{self._groundwork.searched}"
             yield AnswerText(addition)

@@ -4,7 +4,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from retrieval.errors import RetrievalError
+from retrieval.errors import UnknownDocument
 from retrieval.passage import Document
 from server.logs import log_event
 from server.uploads import Upload
@@ -24,7 +24,7 @@ class Ingestor:
     def __init__(self, library: "Library") -> None:
         self._library = library
         self._changed = threading.Condition()
-        self._arrivals: dict[str, str] = {}
+        self._num_arrivals = 0
         self._given_up: set[str] = set()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -34,7 +34,8 @@ class Ingestor:
         document, is_new = self._library.add(tenant, upload.name, media_type, upload.path)
         if is_new:
             with self._changed:
-                self._arrivals[document.id] = tenant
+                self._given_up.discard(document.id)
+                self._num_arrivals += 1
                 self._changed.notify()
             log_event(logger, "document accepted", document=document.id, bytes=upload.num_bytes, media_type=media_type)
         return document, is_new
@@ -54,39 +55,35 @@ class Ingestor:
 
     def _run(self) -> None:
         while not self._stopping:
+            with self._changed:
+                num_seen = self._num_arrivals
             document_id = self._next()
-            if document_id is None:
-                with self._changed:
-                    # What was accepted since _next looked is seen here: both hold the lock.
-                    if not self._arrivals and not self._stopping:
-                        self._changed.wait()
+            if document_id is not None:
+                self._process(document_id, num_seen)
                 continue
-            self._process(document_id)
+            with self._changed:
+                # What arrived after _next looked changed the count.
+                if self._num_arrivals == num_seen and not self._stopping:
+                    self._changed.wait()
 
     def _next(self) -> str | None:
-        """The oldest arrival that was not begun, else the oldest document with work left."""
-        with self._changed:
-            if self._arrivals:
-                return next(iter(self._arrivals))
-        return next((each for each in self._library.pending() if each not in self._given_up), None)
+        """Of the documents with work left the oldest that cannot be asked yet, else the oldest."""
+        pending = [each for each in self._library.pending() if each not in self._given_up]
+        return next((each for each in pending if not self._is_answerable(each)), next(iter(pending), None))
 
-    def _process(self, document_id: str) -> None:
-        with self._changed:
-            tenant = self._arrivals.pop(document_id, None)
+    def _is_answerable(self, document_id: str) -> bool:
+        try:
+            return self._library.is_answerable(document_id)
+        except UnknownDocument:
+            return True  # deleted meanwhile: nobody waits for it
 
+    def _process(self, document_id: str, num_seen: int) -> None:
         def make_room() -> bool:
-            if self._stopping:
-                return True
-            # Asking the store is worth it only when somebody waits; of a resumed document the tenant is not known
-            # here, and it has waited longest.
-            return bool(self._arrivals) and tenant is not None and self._library.get(tenant, document_id).answerable
+            arrived = self._num_arrivals > num_seen
+            return self._stopping or (arrived and self._is_answerable(document_id))
 
         try:
             self._library.process(document_id, make_room)
-        except RetrievalError as gone:
-            # Deleted while it was being worked on: there is nothing left to do.
-            log_event(logger, "document left", document=document_id, reason=str(gone))
-            self._given_up.add(document_id)
         except Exception:
             # One document's failure must not end the work on all others; the next start tries it again.
             logger.exception("document %s could not be processed", document_id)

@@ -20,6 +20,7 @@ from server.logs import log_event
 from server.metrics import MemoryCollector, Metrics
 from server.prompt import ChatTokenizer
 from server.settings import Settings
+from server.uploads import SPOOL_PREFIX
 
 if TYPE_CHECKING:
     from model.config import EngineConfig
@@ -53,7 +54,9 @@ class Services:
         metrics.registry.register(MemoryCollector(metrics, self.bridge.stats, library.stats))
 
     def start(self) -> None:
-        """Start the engine's and the ingestion's threads."""
+        """Start the engine's and the ingestion's threads; sweep away uploads that a crash cut off."""
+        for cut_off in self.spool_dir.glob(f"{SPOOL_PREFIX}*"):
+            cut_off.unlink(missing_ok=True)
         self.bridge.start()
         self.ingestor.start()
 

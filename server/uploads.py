@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WRITE_BYTES = 1 << 20
 HEAD_BYTES = 8192
+SPOOL_PREFIX = "upload-"
 MAX_HEADER_BYTES = 16_384
 
 # Of these the file is the text, so that its characters can be counted as they come.
@@ -174,7 +175,7 @@ class _Spool:
 async def _spool(directory: Path) -> AsyncIterator[_Spool]:
     directory.mkdir(parents=True, exist_ok=True)
     # Beside the store, so that taking the file over is a rename.
-    with tempfile.NamedTemporaryFile(dir=directory, prefix="upload-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=SPOOL_PREFIX, delete=False) as file:
         try:
             yield _Spool(file)
         finally:

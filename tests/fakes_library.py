@@ -70,7 +70,7 @@ class FakeLibrary:
                 return
         self.processed.append(document_id)
         if document_id not in self.documents:
-            raise UnknownDocument(document_id)
+            return
         if self.fail is not None:
             self._set(document_id, status=DocumentStatus.FAILED, error=self.fail)
             self._pending.remove(document_id)
@@ -79,6 +79,11 @@ class FakeLibrary:
 
     def pending(self) -> list[str]:
         return list(self._pending)
+
+    def is_answerable(self, document_id: str) -> bool:
+        if document_id not in self.documents:
+            raise UnknownDocument(document_id)
+        return self.documents[document_id].answerable
 
     def get(self, tenant: str, document_id: str) -> Document:
         document = self.documents.get(document_id)

@@ -84,6 +84,18 @@ def test_a_document_that_can_be_asked_makes_room_for_one_that_cannot(tmp_path: P
     ingestor.stop()
 
 
+def test_after_a_restart_what_cannot_be_asked_goes_first(tmp_path: Path) -> None:
+    library = TwoStageLibrary()
+    library.finish.set()
+    first, second = (accept(Ingestor(library), tmp_path, name) for name in ("a", "b"))
+    library._set(first, answerable=True)
+    ingestor = Ingestor(library)
+    ingestor.start()
+    wait_until(lambda: library.pending() == [])
+    ingestor.stop()
+    assert library.begun == [second, first]
+
+
 class BrokenLibrary(FakeLibrary):
     """The document named bad breaks the library."""
 
