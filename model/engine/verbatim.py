@@ -83,7 +83,7 @@ class VerbatimConstraint:
         if not spans and self._evidence.starts:
             path = self._paths[0]
             start = path.starts[0]
-            spans = ((start, self._evidence.end_from(start + max(path.length, 1))),)
+            spans = ((start, self._evidence.end_from(start + path.length)),)
         return [self._evidence.span(start, end) for start, end in spans]
 
     def answer(self) -> str:

@@ -29,11 +29,10 @@ class WordBorders:
         self.starts = bytearray(len(text) + 1)
         self.ends = bytearray(len(text) + 1)
         found = list(words(text))
-        floors = [0, *(end for _, end in found)]
         ceilings = [*(start for start, _ in found[1:]), len(text)]
-        for (start, end), floor, ceiling in zip(found, floors, ceilings, strict=False):
+        for (start, end), ceiling in zip(found, ceilings, strict=False):
             self.starts[start] = self.ends[end] = 1
-            while start > floor and text[start - 1] in OPENING:
+            while start > 0 and text[start - 1] in OPENING:
                 start -= 1
                 self.starts[start] = 1
             while end < ceiling and text[end] in CLOSING:

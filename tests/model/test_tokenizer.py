@@ -219,6 +219,9 @@ def test_a_template_may_trim_and_write_text_of_its_own(directory: Path, tmp_path
     source = "{{ messages[0].content }}|end|>"
     ids = with_template(directory, tmp_path / "u", source).encode_chat([{"role": "user", "content": "a <"}])
     assert list(ids) == list(tokenizer.encode("a <|end|>").ids)
+    source = "<|end{{ messages[0].content }}"
+    ids = with_template(directory, tmp_path / "v", source).encode_chat([{"role": "user", "content": "|> a"}])
+    assert list(ids) == list(tokenizer.encode("<|end|> a").ids)
 
 
 @pytest.mark.parametrize("role", ["", "a|><|end|><|system", "User", None, 7])

@@ -61,6 +61,7 @@ def test_one_word(word: str) -> None:
         ("", []),
         (" .,!? ", []),
         ("a—b", ["a", "b"]),
+        ("5%\u0301 x", ["5%\u0301", "x"]),
     ],
 )
 def test_words_of_a_text(text: str, expected: list[str]) -> None:
@@ -230,6 +231,9 @@ def test_fewest_spans_win(tokenizer: Tokenizer, trie: TokenTrie) -> None:
     constraint = VerbatimConstraint(["rent", "is", "rent is due"], trie, max_spans=3)
     write(constraint, tokenizer, "rent is")
     assert constraint.result() == [EvidenceSpan(2, 0, 7)]
+    constraint = VerbatimConstraint(["rent", "is", "rent is", "due"], trie, max_spans=3)
+    write(constraint, tokenizer, "rent is due")
+    assert constraint.result() == [EvidenceSpan(2, 0, 7), EvidenceSpan(3, 0, 3)]
 
 
 def test_evidence_without_a_word_gives_nothing(tokenizer: Tokenizer, trie: TokenTrie) -> None:
