@@ -89,7 +89,9 @@ def _any_of(names: list[str]) -> str:
 
 _POWER = r"(?:[ \u00a0-]?(?P<power>[Tt]housand|[MmBb]illion|[Tt]rillion|bn|mn|[kKmMbB])(?!\w))?"
 _SYMBOLS = "".join(name for name in _CURRENCY_OF if len(name) == 1)
-_CODES = "|".join(name.upper() for name in _CURRENCY_OF if len(name) == 3 and name.isalpha())
+_CODES = "|".join(
+    spelling for name in _CURRENCY_OF if len(name) == 3 and name.isalpha() for spelling in (name.upper(), name)
+)
 _SUFFIX = _any_of([*_CURRENCY_OF, *_UNIT_OF])
 
 AMOUNT_FORMS = (

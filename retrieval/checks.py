@@ -3,6 +3,8 @@
 import ipaddress
 import re
 
+from retrieval.dates import iso_dates
+
 _ORDINAL_OR_AGE = re.compile(r"\d{1,4}(?:st|nd|rd|th|s|am|pm|[a-z]?)(?:-[a-zA-Z]+)*|\d{1,4}(?:-[a-z]+)+", re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{3})*(?:[.,]\d+)?|\d+[.,]\d+")
 _YEARS_OR_TIME = re.compile(r"\d{4}[-/–]\d{2,4}|\d{1,2}[:.]\d{2}(?::\d{2})?(?:am|pm)?|\d{1,3}-\d{1,3}", re.IGNORECASE)
@@ -27,6 +29,14 @@ def code_score(found: str) -> float | None:
     if len(found) < 4 or _ORDINAL_OR_AGE.fullmatch(found):
         return None
     return 0.85 if any(char in "-_./:" for char in found) and num_digits > 2 else 0.7
+
+
+def date_score(found: str) -> float | None:
+    """It must be in the calendar; a small month without a year is a verb (he may 5 times, march 12 miles)."""
+    readings = iso_dates(found)
+    if not readings or (readings[0].startswith("--") and found[0].islower()):
+        return None
+    return 0.9
 
 
 def isbn_score(found: str) -> float | None:

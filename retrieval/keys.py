@@ -27,7 +27,7 @@ _EDGES = " \t\r\n.,;:!?\"'“”‘’«»()[]{}<>*_`|#-"
 _EDGES_BUT_DASH = _EDGES.replace("-", "")
 _BLANKS = re.compile(r"\s+")
 _SEPARATORS = re.compile(r"[^\w.]|_")
-_CODE_LIKE = re.compile(r"(?<![a-z][a-z])[^\W\d_]\d")
+_CODE_LIKE = re.compile(r"(?<![a-z][a-z])[a-z]\d")
 
 
 def fold(raw: str) -> tuple[str, ...]:

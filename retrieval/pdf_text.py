@@ -19,7 +19,7 @@ _MAX_SECONDS = 600.0
 
 # PDFium writes U+FFFE for a hyphen between letters at the end of a line, and takes the line end away.
 _SOFT_HYPHEN = re.compile(r"(\w*)\ufffe(\w*)")
-_BROKEN_CODE = re.compile(r"(?<=[-\u2010\u2011])\n(?=[^\s\d]*\d)")
+_BROKEN_CODE = re.compile(r"(?<=[^\W_][-\u2010\u2011])\n(?=[^\s\d]*\d)")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\ufffe\uffff]")
 
 _MESSAGES = {

@@ -86,7 +86,7 @@ def _guessed(data: bytes) -> list[str]:
     sample = data[:_SAMPLE_BYTES]
     best = from_bytes(sample, cp_isolation=_ENCODINGS, threshold=_MAX_CHAOS, enable_fallback=False).best()
     num_high = sum(byte >= 0x80 for byte in sample)
-    few_high = num_high <= 0.15 * len(sample)
+    few_high = num_high <= 0.3 * len(sample)
     if best is None:
         return ["cp1252"] if few_high else []
     if best.coherence == 0.0 and few_high:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from retrieval.amounts import AMOUNT_FORMS
-from retrieval.checks import code_score, iban_score, isbn_score, network_score, phone_score
-from retrieval.dates import DATE_FORMS, iso_dates
+from retrieval.checks import code_score, date_score, iban_score, isbn_score, network_score, phone_score
+from retrieval.dates import DATE_FORMS
 from retrieval.keys import MAX_KEY_CHARACTERS, fold
 from retrieval.lines import LineKind, lines
 from retrieval.passage import Fact, FactKind, Span
@@ -137,7 +137,7 @@ _PHONE = re.compile(
 )
 
 RECOGNISERS: tuple[Recogniser, ...] = (
-    PatternRecogniser("date", FactKind.DATE, DATE_FORMS, lambda found: 0.9 if iso_dates(found) else None),
+    PatternRecogniser("date", FactKind.DATE, DATE_FORMS, date_score),
     PatternRecogniser("amount", FactKind.AMOUNT, AMOUNT_FORMS, lambda _: 0.8),
     PatternRecogniser("url", FactKind.IDENTIFIER, (_URL,), lambda _: 0.95, digits=False),
     PatternRecogniser("email", FactKind.IDENTIFIER, (_EMAIL,), lambda _: 0.95, digits=False),

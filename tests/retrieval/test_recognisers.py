@@ -1,0 +1,148 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.keys import fold
+from retrieval.passage import Fact, FactKind
+from retrieval.recognisers import PatternRecogniser, recognise
+
+
+def found(text: str, source: str) -> list[str]:
+    return [fact.text for fact in recognise(text) if fact.source == source]
+
+
+def quotes(text: str, facts: list[Fact]) -> list[str]:
+    return [text[fact.evidence.start : fact.evidence.end] for fact in facts]
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "expected"),
+    [
+        ("Pay INV-2024-000123, or A-1234.5/x.", "code", ["INV-2024-000123", "A-1234.5/x"]),
+        ("The number is 7042911.", "code", ["7042911"]),
+        ("id 550e8400-e29b-41d4-a716-446655440000;", "code", ["550e8400-e29b-41d4-a716-446655440000"]),
+        ("编号INV-77号在这里", "code", ["INV-77"]),
+        ("host 192.168.1.17.", "code", ["192.168.1.17"]),
+        ("On the 19th in the 1990s an 18-year-old at 10:30, pp. 12-15, 3/4.", "code", []),
+        ("Set MAX_RETRIES to AND/OR.", "capitals", ["MAX_RETRIES"]),
+        ("fe80::1 and 00:1A:2B:3C:4D:5E at 10:30:15", "network", ["fe80::1", "00:1A:2B:3C:4D:5E"]),
+        ("Mail jane.doe+x@mail.example.org.", "email", ["jane.doe+x@mail.example.org"]),
+        ("(see https://example.org/a?b=1).", "url", ["https://example.org/a?b=1)"]),
+        ("ISBN 978-3-16-148410-0, not 978-3-16-148410-1", "isbn", ["978-3-16-148410-0"]),
+        ("DE89 3704 0044 0532 0130 00 or DE88 3704 0044 0532 0130 00", "iban", ["DE89 3704 0044 0532 0130 00"]),
+        ("Call +49 (0)30 1234567 or 555-123-4567.", "phone", ["+49 (0)30 1234567", "555-123-4567"]),
+        ("It was $1,234.50, then 1.234,50 € and 3.5 %.", "amount", ["$1,234.50", "1.234,50 €", "3.5 %"]),
+        ("USD 5 million in 30 days, 250mg, 20 °C", "amount", ["USD 5 million", "30 days", "250mg", "20 °C"]),
+        (
+            "5 March 2024, March 5, 2024, 2024-03-05 and 5.3.2024.",
+            "date",
+            ["5 March 2024", "March 5, 2024", "2024-03-05", "5.3.2024"],
+        ),
+        ("On the 5th of March and in Sept. 2023; he may march 12 miles", "date", ["5th of March", "Sept. 2023"]),
+        ("remarch 5, 2024 and 2024-13-45", "date", []),
+    ],
+)
+def test_what_is_recognised(text, source, expected):
+    assert found(text, source) == expected
+
+
+def test_a_key_value_line_is_found_by_its_key_and_quoted_whole():
+    text = "Header.\nInvoice number: INV-2024-000123\nDue:  5 March 2024\n"
+    facts = [fact for fact in recognise(text) if fact.kind is FactKind.KEY_VALUE]
+    assert [(fact.text, fact.keys) for fact in facts] == [
+        ("INV-2024-000123", ("Invoice number", "invoice number", "invoicenumber")),
+        ("5 March 2024", ("Due", "due")),
+    ]
+    assert quotes(text, facts) == ["Invoice number: INV-2024-000123", "Due:  5 March 2024"]
+
+
+def test_rows_and_quoted_pairs_are_keys_with_values():
+    text = '| Item | Price | Stock |\n|---|---|---|\n| Brass valve | 47 crowns | 12 |\n{"alpha-1": "beta", "gamma": 17}'
+    facts = [fact for fact in recognise(text) if fact.kind is FactKind.KEY_VALUE]
+    assert [(fact.keys[0], fact.text) for fact in facts] == [
+        ("Item", "Price | Stock"),
+        ("Brass valve", "47 crowns | 12"),
+        ("alpha-1", "beta"),
+        ("gamma", "17"),
+    ]
+    assert quotes(text, facts)[1:] == ["| Brass valve | 47 crowns | 12 |", '"alpha-1": "beta"', '"gamma": 17']
+
+
+def test_labels_that_come_back_are_no_keys():
+    text = "".join(f"Speaker: utterance {number} of the day\n" for number in range(30)) + "Place: Bern\n"
+    assert found(text, "key_value") == ["Bern"]
+
+
+def test_evidence_is_the_sentence_around_the_fact():
+    text = "First one. Dr. Smith paid $5.00 for it. Last one."
+    assert quotes(text, recognise(text)) == ["Dr. Smith paid $5.00 for it."]
+
+
+def test_evidence_in_endless_text_is_the_clause():
+    text = "some words without any border " * 100 + "; the code AB-1234 here; " + "more of these words " * 100
+    assert quotes(text, recognise(text)) == ["the code AB-1234 here"]
+
+
+def test_of_overlapping_hits_the_best_stays():
+    assert [(fact.source, fact.text) for fact in recognise("On 2024-03-05 at https://example.org/x-2024-03-05")] == [
+        ("date", "2024-03-05"),
+        ("url", "https://example.org/x-2024-03-05"),
+    ]
+
+
+def test_keys_are_the_folded_forms_and_ten_thousand_look_alikes_stay_apart():
+    text = "".join(f"The code for item {number} is ZX-{number:05d}-K.\n" for number in range(10_000))
+    facts = [fact for fact in recognise(text) if fact.source == "code"]
+    assert len({fact.keys for fact in facts}) == len(facts) == 10_000
+    assert facts[1234].keys == fold("ZX-01234-K")
+    assert quotes(text, facts[1234:1235]) == ["The code for item 1234 is ZX-01234-K."]
+
+
+def test_other_recognisers_can_take_their_place():
+    case = PatternRecogniser("case", FactKind.IDENTIFIER, (re.compile(r"case no\. \w+"),), lambda _: 0.7, digits=False)
+    facts = recognise("In case no. seven it rained.", (case,))
+    assert [(fact.source, fact.text, fact.score) for fact in facts] == [("case", "case no. seven", 0.7)]
+
+
+PIECES = st.sampled_from(
+    [
+        "INV-1",
+        "$1,234.50",
+        " ",
+        "\n",
+        "5 March 2024",
+        "key: ",
+        "| a ",
+        "|\n",
+        '"k": "v"',
+        "a.b@c.de",
+        "+49 30 123 45 67",
+        ". ",
+        "١٢٣",
+        "é",
+        ":",
+        "12:",
+        "-",
+        "％",
+        "年",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=25).map("".join) | st.text())
+def test_law_6_for_every_fact(text):
+    for fact in recognise(text):
+        assert text[fact.span.start : fact.span.end] == fact.text
+        assert fact.evidence.start <= fact.span.start < fact.span.end <= fact.evidence.end
+        assert 0 < fact.score <= 1
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["1", "1.", "1 ", "+1 ", "(12)", "a-", "a@", ":", "12-", "March ", "1 per ", "| a ", "http://", '"a":', "ff:"],
+)
+def test_hostile_repetition_takes_linear_time(piece):
+    """The suite's time limit is the judge: a pattern that backtracks over 40,000 characters would take hours."""
+    recognise(piece * (40_000 // len(piece)))
