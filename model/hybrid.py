@@ -8,6 +8,7 @@ from model.batch import Batch
 from model.cache.block_pool import TORCH_DTYPES, BlockPool
 from model.cache.state_pool import StatePool
 from model.config import Dtype, LayerKind, ModelConfig
+from model.decoder import Decoder
 from model.kernels import Kernels
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
@@ -29,6 +30,8 @@ class HybridLM(Parameterised):
     ) -> None:
         self.config = config
         self.dtype = dtype
+        self.kernels = kernels
+        self._decoder: Decoder | None = None
         held = TORCH_DTYPES[dtype]
         with torch.device(device):
             self.embedding = parameter(config.vocab_size, config.hidden_size, dtype=held)
@@ -50,6 +53,11 @@ class HybridLM(Parameterised):
         and values. Nothing else in the pools is touched, and no sequence's result depends on its neighbours beyond
         the rounding of matrix products with more rows.
         """
+        if self.kernels.decode is not None and batch.num_tokens == len(batch.first_positions):
+            # At the first such step, when the weights are loaded: the decoder holds their addresses.
+            self._decoder = self._decoder or Decoder.of(self)
+            if self._decoder is not None:
+                return self._decoder(batch, states, blocks)
         x = F.embedding(batch.input_ids, self.embedding).float()
         num_mamba = num_attention = 0
         for layer in self.layers:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from model.kernels import reference
+from model.kernels.arguments import DecodedModel, DecodedStep
 from model.policy import AttentionPolicy
 
 CausalConv = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor]
@@ -20,16 +21,21 @@ Attend = Callable[
     [Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Sequence[int]], Sequence[AttentionPolicy]],
     Tensor,
 ]
+Decode = Callable[[DecodedModel, DecodedStep], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One implementation of each kernel. ``name`` goes into build information and session fingerprints."""
+    """One implementation of each kernel. ``name`` goes into build information and session fingerprints.
+
+    ``decode`` runs a step of one token per sequence through the whole model; without it the layers do.
+    """
 
     name: str
     causal_conv: CausalConv
     selective_scan: SelectiveScan
     attend: Attend
+    decode: Decode | None = None
 
 
 REFERENCE = Kernels("reference", reference.causal_conv, reference.selective_scan, reference.attend)

@@ -23,7 +23,7 @@ SOURCE_DIRECTORY = Path(__file__).parent / "native"
 PACKAGE_DIRECTORY = SOURCE_DIRECTORY / "build"
 UNIT = "fano.cpp"
 # No instruction set is named: wider ones are chosen while running. No C++ run-time library is needed.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-exceptions", "-fno-rtti")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-exceptions", "-fno-rtti", "-fno-math-errno")
 ZIG_FLAGS = ("-mcpu=baseline", "-nostdlib++", "-g0", "-s")
 COMPILE_SECONDS = 300
 

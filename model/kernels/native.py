@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from model.kernels import Kernels, reference
+from model.kernels.arguments import DecodedModel, DecodedStep
 from model.kernels.build import find_library
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
     "fano_abi_version": (),
     "fano_best_isa": (),
+    "fano_decode": (POINTER, POINTER, INT),
+    "fano_decode_workspace": (POINTER, POINTER),
     "fano_exp": (POINTER, POINTER, INT64, INT),
     "fano_conv": (POINTER, INT64, *[POINTER] * 6, *[INT64] * 5, INT, INT),
     "fano_scan": (
@@ -58,7 +61,7 @@ def load_native(num_threads: int, instruction_set: InstructionSet | None = None)
         raise ValueError(f"instruction_set is {chosen.name}, expected at most {best.name}, which is what this CPU has")
     native = NativeKernels(library, chosen, num_threads)
     name = f"native-{chosen.name.lower()}"
-    kernels = Kernels(name, native.causal_conv, native.selective_scan, reference.attend)
+    kernels = Kernels(name, native.causal_conv, native.selective_scan, reference.attend, native.decode)
     return kernels, f"{name}: the widest this CPU has" if chosen is best else f"{name}: as asked"
 
 
@@ -146,13 +149,24 @@ class NativeKernels:
         assert not refused, f"sequences {query_start.tolist()} in slots {state_slots.tolist()} do not fit {u.shape}"
         return y
 
+    def decode(self, model: DecodedModel, step: DecodedStep) -> None:
+        """One token of each sequence through the whole model on the calling thread. Mutates the pools of ``step``.
+
+        The specification is :meth:`model.hybrid.HybridLM.__call__` on such a batch.
+        """
+        addresses = ctypes.addressof(model), ctypes.addressof(step)
+        workspace = torch.empty(self.library.fano_decode_workspace(*addresses))
+        step.workspace = workspace.data_ptr()
+        refused = self.library.fano_decode(*addresses, self.instruction_set)
+        assert not refused, "the step does not fit the model and its pools"
+
 
 @cache
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, argument_types in SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = argument_types, INT
+        function.argtypes, function.restype = argument_types, INT64 if name.endswith("_workspace") else INT
     version = library.fano_abi_version()
     if version != ABI_VERSION:
         raise OSError(f"{path} has ABI version {version}, expected {ABI_VERSION}")

@@ -6,22 +6,16 @@
 #include <pthread.h>
 #include <stdint.h>
 
-#define FANO_ABI_VERSION 1
+#include "arguments.h"
 
-// Arguments of a kernel. Strides are in floats between rows; everything without a stride is contiguous.
-struct Scan {
-  const float *u, *dt, *dt_bias, *a, *b, *c, *d, *z;
-  float *state, *y;
-  const int64_t *query_start, *state_slots;
-  int64_t u_stride, dt_stride, b_stride, c_stride, z_stride, num_sequences, num_channels, num_states;
-};
+#define FANO_ABI_VERSION 2
 
-struct Conv {
-  const float *x, *weight, *bias;
-  float *state, *y;
-  const int64_t *query_start, *state_slots;
-  int64_t x_stride, num_sequences, num_channels, num_taps;
-};
+#if defined(__clang__) || __GNUC__ >= 12
+#define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t lanes __attribute__((vector_size(16)));
+#define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, lanes{i, j, k, l})
+#endif
 
 #define FANO_INLINE FANO_TARGET __attribute__((always_inline)) static inline
 
@@ -30,6 +24,8 @@ struct Conv {
 #define FANO_WIDTH 4
 #include "vector.h"
 #include "recurrence.h"
+#include "product.h"
+#include "decode.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -40,6 +36,8 @@ struct Conv {
 #define FANO_WIDTH 8
 #include "vector.h"
 #include "recurrence.h"
+#include "product.h"
+#include "decode.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -49,6 +47,8 @@ struct Conv {
 #define FANO_WIDTH 16
 #include "vector.h"
 #include "recurrence.h"
+#include "product.h"
+#include "decode.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -129,6 +129,58 @@ static void run_conv(const Conv& args, int64_t first, int64_t last, int isa) {
   (void)isa;
 }
 
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Lay the workspace out from `start`, where there is one; returns its size in floats.
+static int64_t lay_out(const Model& m, int64_t num_sequences, int64_t num_visible, float* start, Workspace* w) {
+  const int64_t queries = m.num_heads * m.head_width, keys = m.num_kv_heads * m.head_width;
+  int64_t taken = 0;
+  const auto take = [&taken, start](int64_t size) {
+    float* part = start ? start + taken : nullptr;
+    taken += size;
+    return part;
+  };
+  w->x = take(num_sequences * m.width);
+  w->normed = take(num_sequences * m.width);
+  w->wide = take(num_sequences * largest(queries + 2 * keys, 2 * largest(m.inner, m.ffn)));
+  w->inner = take(num_sequences * m.inner);
+  w->selected = take(num_sequences * (m.dt_rank + 2 * m.num_states));
+  w->delta = take(num_sequences * m.inner);
+  w->mixed = take(num_sequences * largest(queries, largest(m.inner, m.ffn)));
+  w->apart = take(num_sequences * largest(largest(queries, m.width), largest(m.inner, m.ffn)));
+  w->scores = take(num_visible);
+  return taken;
+}
+
+static int64_t most_visible(const Step& s) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < s.num_sequences; i++) {
+    const Sequence& q = s.sequences[i];
+    most = largest(most, q.range_end[0] - q.range_start[0] + q.range_end[1] - q.range_start[1]);
+  }
+  return most;
+}
+
+static bool are_valid(const Model& m, const Step& s) {
+  if (!are_valid(s.query_start, s.state_slots, s.num_sequences, s.num_sequences, s.num_slots)) return false;
+  for (int64_t i = 0; i < s.num_sequences; i++) {
+    const Sequence& q = s.sequences[i];
+    if (s.query_start[i] != i || s.input_ids[i] < 0 || s.input_ids[i] >= m.vocabulary) return false;
+    if (s.kv_rows[i] < 0 || s.kv_rows[i] >= s.num_blocks * BLOCK_TOKENS) return false;
+    for (int range = 0; range < 2; range++) {
+      if (q.range_start[range] < 0 || q.range_end[range] > q.num_blocks * BLOCK_TOKENS) return false;
+      for (int64_t p = q.range_start[range]; p < q.range_end[range]; p++) {
+        const int64_t block = q.blocks[p / BLOCK_TOKENS];
+        if (block < 0 || block >= s.num_blocks) return false;
+      }
+    }
+  }
+  for (int64_t i = 0; i < s.num_logits; i++) {
+    if (s.logits_rows[i] < 0 || s.logits_rows[i] >= s.num_sequences) return false;
+  }
+  return true;
+}
+
 extern "C" {
 
 int fano_abi_version() { return FANO_ABI_VERSION; }
@@ -148,9 +200,9 @@ void fano_exp(const float* x, float* y, int64_t count, int isa) {
 }
 
 // Both kernels return 0, or 1 where the sequences do not fit the tensors; nothing was touched then.
-int fano_scan(const float* u, int64_t u_stride, const float* dt, int64_t dt_stride, const float* dt_bias, const float* a,
-              const float* b, int64_t b_stride, const float* c, int64_t c_stride, const float* d, const float* z,
-              int64_t z_stride, float* state, float* y, const int64_t* query_start, const int64_t* state_slots,
+int fano_scan(const float* u, int64_t u_stride, const float* dt, int64_t dt_stride, const float* dt_bias,
+              const float* a, const float* b, int64_t b_stride, const float* c, int64_t c_stride, const float* d,
+              const float* z, int64_t z_stride, float* state, float* y, const int64_t* query_start, const int64_t* state_slots,
               int64_t num_tokens, int64_t num_sequences, int64_t num_slots, int64_t num_channels, int64_t num_states,
               int num_threads, int isa) {
   if (!are_valid(query_start, state_slots, num_sequences, num_tokens, num_slots)) return 1;
@@ -166,6 +218,21 @@ int fano_conv(const float* x, int64_t x_stride, const float* weight, const float
   if (!are_valid(query_start, state_slots, num_sequences, num_tokens, num_slots)) return 1;
   const Conv args{x, weight, bias, state, y, query_start, state_slots, x_stride, num_sequences, num_channels, num_taps};
   split(run_conv, args, num_tokens * num_channels * num_taps, num_threads, isa);
+  return 0;
+}
+
+int64_t fano_decode_workspace(const Model* model, const Step* step) {
+  Workspace w;
+  return lay_out(*model, step->num_sequences, most_visible(*step), nullptr, &w);
+}
+
+// Returns 0, or 1 where the step does not fit model and pools; nothing was touched then.
+int fano_decode(const Model* model, const Step* step, int isa) {
+  if (!are_valid(*model, *step)) return 1;
+  Workspace w;
+  lay_out(*model, step->num_sequences, most_visible(*step), step->workspace, &w);
+  FANO_DISPATCH(isa, decode(*model, *step, w));
+  (void)isa;
   return 0;
 }
 }

@@ -34,8 +34,9 @@ FANO_INLINE void store(float* to, vec x, int64_t count) {
 }
 
 // 2^t for t <= 127; below -126 it is 2^-126. Relative error under 2e-7, and 2^0 is exactly 1: the polynomial of degree
-// 5 with the least largest relative error on [-1/2, 1/2] under that condition. Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits, from where
-// the shift takes it into the exponent. A comparison with NaN is false, so NaN stays NaN.
+// 5 with the least largest relative error on [-1/2, 1/2] under that condition. Adding 1.5 * 2^23 rounds to the nearest
+// integer and leaves it in the low bits, from where the shift takes it into the exponent. A comparison with NaN is
+// false, so NaN stays NaN.
 FANO_INLINE vec exp2_below_127(vec t) {
   const vec lowest = splat(-126.0f);
   t = t < lowest ? lowest : t;

@@ -1,0 +1,53 @@
+"""What a native decode step is given: the structures of ``native/arguments.h``, field by field.
+
+Addresses are those of contiguous tensors that outlive the structure.
+"""
+
+import ctypes
+from typing import ClassVar
+
+ADDRESS, INT64 = ctypes.c_void_p, ctypes.c_int64
+
+LAYER_MATRICES = ("in_proj", "out_proj", "gate_up", "down", "x_proj")
+LAYER_VECTORS = ("conv_weight", "conv_bias", "dt_norm", "b_norm", "c_norm", "dt_weight", "dt_bias", "a", "d")
+
+
+class DecodedLayer(ctypes.Structure):
+    """Weights of one layer: matrices [out, in] in the weight dtype, the rest float32; 0 for what its kind lacks."""
+
+    _fields_: ClassVar = [
+        ("is_attention", INT64),
+        *((name, ADDRESS) for name in ("mixer_norm", "ffn_norm", *LAYER_MATRICES, *LAYER_VECTORS)),
+    ]
+
+
+class DecodedModel(ctypes.Structure):
+    """Geometry and weights of a model."""
+
+    _fields_: ClassVar = [
+        *((name, INT64) for name in ("is_bf16", "num_layers", "vocabulary", "width", "inner", "num_states")),
+        *((name, INT64) for name in ("num_taps", "dt_rank", "ffn", "num_heads", "num_kv_heads", "head_width")),
+        ("eps", ctypes.c_double),
+        *((name, ADDRESS) for name in ("embedding", "head", "final_norm", "layers")),
+    ]
+
+
+class DecodedSequence(ctypes.Structure):
+    """Where one sequence stands: its block table, and the two half-open ranges of positions it sees."""
+
+    _fields_: ClassVar = [
+        ("blocks", ADDRESS),
+        ("num_blocks", INT64),
+        ("range_start", INT64 * 2),
+        ("range_end", INT64 * 2),
+    ]
+
+
+class DecodedStep(ctypes.Structure):
+    """One token of each sequence, with the pools of all layers."""
+
+    _fields_: ClassVar = [
+        *((name, INT64) for name in ("num_sequences", "num_logits", "num_slots", "num_blocks")),
+        *((name, ADDRESS) for name in ("input_ids", "query_start", "state_slots", "kv_rows", "logits_rows")),
+        *((name, ADDRESS) for name in ("sequences", "ssm", "conv", "keys", "values", "logits", "workspace")),
+    ]

@@ -1,0 +1,151 @@
+// Products of a matrix with few rows of activations, and what stands between them. No include guard: see vector.h.
+// With one row a product is bound by reading the weights once; every sum is taken in an order that depends on the
+// matrix alone, so a row's result does not depend on its neighbours.
+
+namespace FANO_SET {
+
+typedef uint16_t bf16vec __attribute__((vector_size(FANO_WIDTH * 2)));
+
+FANO_INLINE vec widen(const float* from) { return load<false>(from, WIDTH); }
+
+FANO_INLINE vec widen(const bf16* from) {
+  bf16vec x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return (vec)(__builtin_convertvector(x, uvec) << 16);
+}
+
+typedef float quad __attribute__((vector_size(16)));
+
+FANO_INLINE quad fold(vec x) {
+  quad parts[WIDTH / 4], sum{};
+  __builtin_memcpy(parts, &x, sizeof x);
+  for (int64_t i = 0; i < WIDTH / 4; i++) sum += parts[i];
+  return sum;
+}
+
+FANO_INLINE float sum_of(vec x) {
+  const quad q = fold(x);
+  return (q[0] + q[1]) + (q[2] + q[3]);
+}
+
+// The sums of four vectors, side by side.
+FANO_INLINE quad sums_of(const vec* x) {
+  const quad a = fold(x[0]), b = fold(x[1]), c = fold(x[2]), d = fold(x[3]);
+  const quad ab = FANO_SHUFFLE(a, b, 0, 4, 2, 6) + FANO_SHUFFLE(a, b, 1, 5, 3, 7);
+  const quad cd = FANO_SHUFFLE(c, d, 0, 4, 2, 6) + FANO_SHUFFLE(c, d, 1, 5, 3, 7);
+  return FANO_SHUFFLE(ab, cd, 0, 1, 4, 5) + FANO_SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
+template <class Weight>
+FANO_INLINE float dot(const Weight* weight, const float* x, int64_t size) {
+  vec sum{};
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) sum = widen(weight + i) * load<false>(x + i, WIDTH) + sum;
+  float found = sum_of(sum);
+  for (; i < size; i++) found += widen_one(weight[i]) * x[i];
+  return found;
+}
+
+// The activations as `rows_of` wants them. Two bfloat16 lie in one 32-bit lane, the even one in the low half: with the
+// even and the odd activations apart, a shift and a mask widen them without moving anything between lanes.
+FANO_INLINE const float* arranged(const float*, const float* x, float*, int64_t, int64_t) { return x; }
+
+FANO_INLINE const float* arranged(const bf16*, const float* x, float* apart, int64_t num_tokens, int64_t size) {
+  for (int64_t t = 0; t < num_tokens; t++) {
+    const float* from = x + t * size;
+    float *even = apart + t * size, *odd = even + (size + 1) / 2;
+    for (int64_t i = 0; i < size / 2; i++) {
+      even[i] = from[2 * i];
+      odd[i] = from[2 * i + 1];
+    }
+    if (size % 2) even[size / 2] = from[size - 1];
+  }
+  return apart;
+}
+
+// How far ahead of the row in work its successors are asked for.
+constexpr int64_t PREFETCH_BYTES = 2048;
+
+// ROWS rows of weights, `stride` elements from one to the next, with one row of activations. Independent sums hide the
+// latency of the additions.
+template <int ROWS>
+FANO_INLINE void rows_of(const float* weight, const float* x, int64_t size, int64_t stride, vec* sums, float* rest) {
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) {
+    const vec present = load<false>(x + i, WIDTH);
+    for (int row = 0; row < ROWS; row++) {
+      __builtin_prefetch(weight + row * stride + i + PREFETCH_BYTES / 4);
+      sums[row] = load<false>(weight + row * stride + i, WIDTH) * present + sums[row];
+    }
+  }
+  for (int row = 0; row < ROWS; row++) {
+    for (int64_t k = i; k < size; k++) rest[row] += weight[row * stride + k] * x[k];
+  }
+}
+
+template <int ROWS>
+FANO_INLINE void rows_of(const bf16* weight, const float* x, int64_t size, int64_t stride, vec* sums, float* rest) {
+  const float* odd = x + (size + 1) / 2;
+  vec odd_sums[ROWS] = {};
+  int64_t i = 0;
+  for (; 2 * (i + WIDTH) <= size; i += WIDTH) {
+    const vec evens = load<false>(x + i, WIDTH), odds = load<false>(odd + i, WIDTH);
+    for (int row = 0; row < ROWS; row++) {
+      __builtin_prefetch(weight + row * stride + 2 * i + PREFETCH_BYTES / 2);
+      uvec pairs;
+      __builtin_memcpy(&pairs, weight + row * stride + 2 * i, sizeof pairs);
+      sums[row] = (vec)(pairs << 16) * evens + sums[row];
+      odd_sums[row] = (vec)(pairs & 0xffff0000u) * odds + odd_sums[row];
+    }
+  }
+  for (int row = 0; row < ROWS; row++) {
+    sums[row] += odd_sums[row];
+    for (int64_t k = 2 * i; k < size; k++) rest[row] += widen_one(weight[row * stride + k]) * (k % 2 ? odd : x)[k / 2];
+  }
+}
+
+// out[t, n] (+)= weight[n, k] . x[t, k]; all tokens pass a row while it is in the cache. Four rows at a time, one from
+// each quarter of the matrix: four streams through memory fetch twice as fast as one. `apart` is workspace for one row
+// of activations per token.
+template <bool ADD, class Weight>
+FANO_TARGET static void product(const Weight* weight, const float* x, float* out, int64_t num_tokens, int64_t num_rows,
+                                int64_t size, float* apart) {
+  const float* activations = arranged(weight, x, apart, num_tokens, size);
+  const int64_t quarter = num_rows / 4;
+  for (int64_t row = 0; row < quarter; row++) {
+    for (int64_t t = 0; t < num_tokens; t++) {
+      vec sums[4] = {};
+      float rest[4] = {};
+      rows_of<4>(weight + row * size, activations + t * size, size, quarter * size, sums, rest);
+      const quad found = sums_of(sums);
+      float* place = out + t * num_rows + row;
+      for (int64_t i = 0; i < 4; i++) place[i * quarter] = found[i] + rest[i] + (ADD ? place[i * quarter] : 0);
+    }
+  }
+  for (int64_t row = 4 * quarter; row < num_rows; row++) {
+    for (int64_t t = 0; t < num_tokens; t++) {
+      vec sum[1] = {};
+      float rest[1] = {};
+      rows_of<1>(weight + row * size, activations + t * size, size, 0, sum, rest);
+      out[t * num_rows + row] = sum_of(sum[0]) + rest[0] + (ADD ? out[t * num_rows + row] : 0);
+    }
+  }
+}
+
+// One row divided by its root mean square, times a gain (arXiv 1910.07467). `out` may be `x`.
+FANO_TARGET static void rms_norm(const float* x, const float* gain, float eps, float* out, int64_t size) {
+  const float scale = 1.0f / __builtin_sqrtf(dot(x, x, size) / size + eps);
+  for (int64_t i = 0; i < size; i++) out[i] = x[i] * scale * gain[i];
+}
+
+// out[i] = silu(gate[i]) * up[i]
+FANO_TARGET static void gate(const float* gates, const float* ups, float* out, int64_t size) {
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) {
+    store<false>(out + i, silu(load<false>(gates + i, WIDTH)) * load<false>(ups + i, WIDTH), WIDTH);
+  }
+  const int64_t rest = size - i;
+  if (rest) store<true>(out + i, silu(load<true>(gates + i, rest)) * load<true>(ups + i, rest), rest);
+}
+
+}  // namespace FANO_SET
