@@ -230,6 +230,10 @@ def test_a_stop_string_across_tokens_is_never_shown(
     runner.scripts["b"] = [*tokenizer.encode("clause 12.3 nam").ids, 2]
     engine.submit(request("b", stop=("names",)))
     assert text_of(finish(engine), "b") == "clause 12.3 nam"
+    ids = tokenizer.encode("clause 12.3 nam").ids
+    runner.scripts["c"] = [*ids, 9]
+    engine.submit(request("c", stop=("names",), max_tokens=len(ids)))
+    assert text_of(finish(engine), "c") == "clause 12.3 nam"
 
 
 def test_verbatim_masks_what_the_model_wants(engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer) -> None:

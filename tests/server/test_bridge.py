@@ -202,6 +202,34 @@ async def test_a_crash_answers_every_waiter_and_ends_readiness(engine: FakeEngin
             pytest.fail("entered")
 
 
+async def test_a_crash_answers_who_was_not_looked_at_yet(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stepping, may_fail = threading.Event(), threading.Event()
+
+    def step() -> list[TokenEvent]:
+        stepping.set()
+        may_fail.wait(10)
+        raise ValueError("broken law")
+
+    monkeypatch.setattr(engine, "step", step)
+    bridge = EngineThread(engine)
+    bridge.start()
+
+    async def enter() -> None:
+        async with bridge.generate(request("b")):
+            pytest.fail("entered")
+
+    async with bridge.generate(request("a")) as events:
+        await until(stepping.is_set)
+        late = asyncio.create_task(enter())
+        await asyncio.sleep(0.01)
+        may_fail.set()
+        for waiter in (late, collect(events)):
+            with pytest.raises(EngineStopped, match="ValueError"):
+                async with asyncio.timeout(5):
+                    await waiter
+    await asyncio.to_thread(bridge.stop)
+
+
 async def test_waiting_in_short_turns_loses_nothing(engine: FakeEngine, bridge: EngineThread) -> None:
     engine.enqueue("one two three four")
     engine.stall()
