@@ -18,7 +18,15 @@ from model.layers.mamba import MambaMixer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-HUB_PATTERNS = ["config.json", "*.safetensors", INDEX_FILE, "tokenizer*", "special_tokens_map.json", "*.jinja"]
+HUB_PATTERNS = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    INDEX_FILE,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "*.jinja",
+]
 
 
 def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
