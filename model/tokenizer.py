@@ -92,9 +92,10 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InvalidRequest("text", text[error.start : error.end], "text that UTF-8 can carry") from error
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        # Unlike encode, a batch lets other threads run meanwhile: a long text must not stop a whole server.
+        encoded = self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
         ids, offsets = encoded.ids, encoded.offsets
-        if ids and self._style.is_lone_prefix(encoded.tokens[0], text):
+        if ids and self._style.is_lone_prefix(self._tokenizer.id_to_token(ids[0]), text):
             offsets[0] = (0, 0)
         if add_bos and self.bos_id is not None:
             ids, offsets = [self.bos_id, *ids], [(0, 0), *offsets]
@@ -237,7 +238,7 @@ class _TokenStyle:
             strip.get("content") == " " and strip.get("start", 0) > 0
         )
 
-    def is_lone_prefix(self, token: str, text: str) -> bool:
+    def is_lone_prefix(self, token: str | None, text: str) -> bool:
         """Whether the first token is nothing but the space written before the text."""
         if token != SPACE_MARK:
             return False
