@@ -142,7 +142,7 @@ def load_contexts(data: Path, encoder: Encoder, cache: Path) -> list[Context]:
 
 
 class TreeSampler:
-    """Endless question trees; `progress` in [0, 1] moves from short single passages to several long ones."""
+    """Endless question trees; after a tenth of the way (`progress`) half of them have several passages."""
 
     def __init__(self, contexts: list[Context], encoder: Encoder, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -160,15 +160,14 @@ class TreeSampler:
 
     def sample(self, progress: float) -> Tree:
         rng = self.rng
-        most = 1 if progress < 0.1 else 5
-        number = rng.choice([1, 1, 2, 2, 3, 4, 5]) if most > 1 else 1
-        short = progress < 0.25 or rng.random() < 0.2
+        number = 1 if progress < 0.1 else rng.choice([1, 1, 1, 1, 1, 2, 2, 3, 4, 5])
+        short = rng.random() < (1.0 if progress < 0.1 else 0.75)
         pieces = [self._piece(short) for _ in range(number)]
         if number > 1 and rng.random() < 0.4:
             title = next((self.contexts[p.context].title for p in pieces if p.context >= 0), "")
             near = rng.sample(self.by_title[title], min(number, len(self.by_title[title])))
             pieces = [self._cut(self.contexts[i], i, short) for i in near] + pieces[len(near) :]
-        return self._tree(pieces, 0.05 if progress < 0.15 else 0.12, 8 if number == 1 else 24)
+        return self._tree(pieces, 0.05 if progress < 0.3 else 0.1, 8 if number == 1 else 24)
 
     def _next_context(self) -> int:
         source = self.rng.choices(self.sources, self.weights)[0]
@@ -187,7 +186,7 @@ class TreeSampler:
     def _cut(self, context: Context, index: int, short: bool) -> Piece:
         """The whole context, or a window at sentence borders around one question's answer and every other inside."""
         rng, size = self.rng, len(context.ids)
-        whole = 110 if short else 260
+        whole = rng.randint(30, 110) if short else 260
         if len(context.questions) == 1:
             whole = rng.randint(50, 90 if short else 200)
         if size <= whole:
