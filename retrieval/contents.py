@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from retrieval.database import Database
 from retrieval.passage import Chunk, Fact, Span
 from retrieval.store import alive
+from retrieval.vector_rows import VectorRow
 
 
 class StoredChunk(NamedTuple):
@@ -42,15 +43,17 @@ class Contents:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def write_index(self, number: int, chunks: Sequence[Chunk], facts: Sequence[Fact]) -> None:
-        """Keep the chunks and facts of a document in place of any it had, and stamp them with the revision.
+    def write_index(
+        self, number: int, chunks: Sequence[Chunk], rows: Sequence[VectorRow], facts: Sequence[Fact]
+    ) -> None:
+        """Keep what was found in a document in place of what it had, and stamp it with the revision.
 
         Raises:
             UnknownDocument: it was deleted meanwhile.
         """
         with self._database.write() as (connection, revision):
             alive(connection, number)
-            for table in ("chunks", "facts", "fact_keys", "embeddings"):
+            for table in ("chunks", "vector_rows", "facts", "fact_keys", "embeddings"):
                 connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
             connection.executemany(
                 "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
@@ -58,6 +61,10 @@ class Contents:
                     (number, ordinal, chunk.span.start, chunk.span.end, chunk.page, chunk.heading)
                     for ordinal, chunk in enumerate(chunks)
                 ),
+            )
+            connection.executemany(
+                "INSERT INTO vector_rows VALUES (?, ?, ?, ?, ?)",
+                ((number, index, row.chunk, row.span.start, row.span.end) for index, row in enumerate(rows)),
             )
             connection.executemany(
                 "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -81,8 +88,8 @@ class Contents:
                 ((number, key, form, index) for index, fact in enumerate(facts) for form, key in enumerate(fact.keys)),
             )
             connection.execute(
-                "UPDATE documents SET num_chunks = ?, num_facts = ?, chunks_revision = ? WHERE number = ?",
-                (len(chunks), len(facts), revision, number),
+                "UPDATE documents SET num_rows = ?, num_facts = ?, chunks_revision = ? WHERE number = ?",
+                (len(rows), len(facts), revision, number),
             )
 
     def open_for_questions(self, number: int, fingerprint: str) -> None:
@@ -90,18 +97,16 @@ class Contents:
         with self._database.write() as (connection, _):
             alive(connection, number)
             connection.execute(
-                "UPDATE documents SET stage = 'dense', answerable = 1, fingerprint = ?, done = 0, total = num_chunks "
+                "UPDATE documents SET stage = 'dense', answerable = 1, fingerprint = ?, done = 0, total = num_rows "
                 "WHERE number = ?",
                 (fingerprint, number),
             )
 
-    def chunks(self, number: int, first: int = 0, count: int = -1) -> list[StoredChunk]:
-        """``count`` chunks of a document (all when negative) in reading order, from ordinal ``first`` on."""
+    def chunks(self, number: int) -> list[StoredChunk]:
+        """All chunks of a document in reading order."""
         with self._database.read() as connection:
             rows = connection.execute(
-                'SELECT ordinal, start, "end", page, heading FROM chunks '
-                "WHERE document = ? AND ordinal >= ? ORDER BY ordinal LIMIT ?",
-                (number, first, count),
+                'SELECT ordinal, start, "end", page, heading FROM chunks WHERE document = ? ORDER BY ordinal', (number,)
             ).fetchall()
         return [StoredChunk(*row) for row in rows]
 
@@ -115,8 +120,17 @@ class Contents:
             ).fetchall()
         return {row[0]: StoredChunk(*row) for row in rows}
 
+    def vector_rows(self, number: int, first: int = 0, count: int = -1) -> list[VectorRow]:
+        """``count`` rows of a document that get a vector (all when negative), in reading order, from ``first`` on."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                'SELECT chunk, start, "end" FROM vector_rows WHERE document = ? AND row >= ? ORDER BY row LIMIT ?',
+                (number, first, count),
+            ).fetchall()
+        return [VectorRow(chunk, Span(start, end)) for chunk, start, end in rows]
+
     def num_embeddings(self, number: int, fingerprint: str) -> int:
-        """How many chunks of the document have a vector; they are the first ones, for they come in order."""
+        """How many rows of the document have a vector; they are the first ones, for they come in order."""
         with self._database.read() as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM embeddings WHERE document = ? AND fingerprint = ?", (number, fingerprint)
@@ -124,7 +138,7 @@ class Contents:
         return int(count)
 
     def add_embeddings(self, number: int, fingerprint: str, first: int, vectors: NDArray[np.float32]) -> None:
-        """Keep the vectors [n, dimension] of the chunks ``first`` to ``first + n``, at half precision.
+        """Keep the vectors [n, dimension] of the rows ``first`` to ``first + n``, at half precision.
 
         Raises:
             UnknownDocument: it was deleted meanwhile.
@@ -150,10 +164,10 @@ class Contents:
             )
 
     def embeddings(self, number: int, fingerprint: str, dimension: int) -> NDArray[np.float32]:
-        """The vectors [chunks, dimension] of a document in reading order, of unit length."""
+        """The vectors [rows, dimension] of a document in reading order, of unit length."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT vector FROM embeddings WHERE document = ? AND fingerprint = ? ORDER BY ordinal",
+                "SELECT vector FROM embeddings WHERE document = ? AND fingerprint = ? ORDER BY row",
                 (number, fingerprint),
             ).fetchall()
         stored = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f2").reshape(len(rows), dimension)
@@ -185,7 +199,7 @@ class Contents:
         """How many vectors and how many facts the store holds."""
         with self._database.read() as connection:
             (vectors, facts) = connection.execute(
-                "SELECT coalesce(sum(CASE WHEN stage = 'ready' THEN num_chunks WHEN stage = 'dense' THEN done "
+                "SELECT coalesce(sum(CASE WHEN stage = 'ready' THEN num_rows WHEN stage = 'dense' THEN done "
                 "ELSE 0 END), 0), coalesce(sum(num_facts), 0) FROM documents WHERE stage != 'deleting'"
             ).fetchone()
         return int(vectors), int(facts)

@@ -29,10 +29,10 @@ def sync_file(path: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Create ``directory`` and its parents, each one's name synchronised."""
+    """Create ``directory`` and its parents for this user alone, each one's name synchronised."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         sync_directory(path.parent)
 
 

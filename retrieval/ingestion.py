@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from retrieval.chunker import chunk
-from retrieval.contents import Contents, StoredChunk
+from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
 from retrieval.parsers import parse
@@ -16,9 +16,10 @@ from retrieval.passage import Document, DocumentError, Progress
 from retrieval.recognisers import recognise
 from retrieval.shelves import Shelves
 from retrieval.store import UNFINISHED, Record, Stage, Store
+from retrieval.vector_rows import vector_rows
 
 # One commit, one look at ``stop`` and one chance for a question to be embedded between batches.
-EMBEDDING_BATCH = 32
+EMBEDDING_BATCH = 128
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Ingestion:
     def _index(self, record: Record) -> None:
         text = self._store.text(record.number)
         chunks = chunk(text, self._store.pages(record.number))
-        self._contents.write_index(record.number, chunks, recognise(text))
+        self._contents.write_index(record.number, chunks, vector_rows(text, chunks), recognise(text))
         self._shelves.open(self._store.record(record.document.id))
         self._contents.open_for_questions(record.number, self._fingerprint)
         if self._count_tokens is not None:
@@ -117,15 +118,15 @@ class Ingestion:
         text = self._store.text(record.number)
         done = first = self._contents.num_embeddings(record.number, self._fingerprint)
         started = time.monotonic()
-        while batch := self._contents.chunks(record.number, done, EMBEDDING_BATCH):
+        while batch := self._contents.vector_rows(record.number, done, EMBEDDING_BATCH):
             if stop():
                 return False
-            vectors = self._embedder.embed_passages([passage_text(text, chunk) for chunk in batch])
+            vectors = self._embedder.embed_passages([text[row.span.start : row.span.end] for row in batch])
             self._contents.add_embeddings(record.number, self._fingerprint, done, vectors)
             done += len(batch)
             pace = (time.monotonic() - started) / (done - first)
             with self._lock:
-                self._seconds_left[record.document.id] = pace * (record.num_chunks - done)
+                self._seconds_left[record.document.id] = pace * (record.num_rows - done)
         self._contents.finish_embeddings(record.number)
         self._shelves.open(self._store.record(record.document.id))
         return True
@@ -138,8 +139,3 @@ class Ingestion:
         except (sqlite3.Error, OSError):
             logger.exception("%s failed (%s), and the store cannot be written", document_id, error.code)
             self.given_up.add(document_id)
-
-
-def passage_text(text: str, chunk: StoredChunk) -> str:
-    """What is embedded of a chunk."""
-    return text[chunk.start : chunk.end]

@@ -30,7 +30,7 @@ CREATE TABLE documents (
     total INTEGER NOT NULL DEFAULT 0,
     num_characters INTEGER,
     num_tokens INTEGER,
-    num_chunks INTEGER,
+    num_rows INTEGER,
     num_facts INTEGER NOT NULL DEFAULT 0,
     fingerprint TEXT,
     chunks_revision INTEGER,
@@ -70,12 +70,21 @@ CREATE TABLE chunks (
 
 CREATE INDEX chunks_by_start ON chunks (document, start);
 
+CREATE TABLE vector_rows (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    row INTEGER NOT NULL,
+    chunk INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    PRIMARY KEY (document, row)
+) WITHOUT ROWID;
+
 CREATE TABLE embeddings (
     document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
     fingerprint TEXT NOT NULL,
-    ordinal INTEGER NOT NULL,
+    row INTEGER NOT NULL,
     vector BLOB NOT NULL,
-    PRIMARY KEY (document, fingerprint, ordinal)
+    PRIMARY KEY (document, fingerprint, row)
 ) WITHOUT ROWID;
 
 CREATE TABLE facts (

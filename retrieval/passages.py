@@ -9,8 +9,9 @@ from retrieval.passage import Passage, Span
 from retrieval.store import Record, Store
 from retrieval.words import words
 
-# Neither search deserves more: between 0.8 and 1.25 the weight of words moved the measured figure by 0.2 points.
-WEIGHTS = {"lexical": 1.0, "dense": 1.0}
+# Measured on training questions over four corpora: found among the first five 92.5 %; with equal weights 92.3 %, but
+# sentences alone in foreign surroundings, where words mislead, suffer from more.
+WEIGHTS = {"lexical": 0.8, "dense": 1.0}
 # Neighbours are joined up to this length, so that a passage stays small against a model's window.
 MAX_PASSAGE_CHARACTERS = 1600
 # Only chunks this far up the ranking, in passages, may lengthen a passage.

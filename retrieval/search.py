@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
+from retrieval.errors import DocumentNotReady
 from retrieval.keys import query_keys
 from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
@@ -16,6 +17,8 @@ from retrieval.store import Record, Store
 
 # Candidates each search contributes to the fusion.
 DEPTH = 50
+# Sentences looked at for each of them.
+ROWS_PER_CHUNK = 4
 # Below this inner product the nearest passage has nothing to do with the question. Measured with MiniLM on 1,400
 # questions: asked of the corpus that answers them the nearest lies above in 99 %, asked of another in about half.
 DENSE_FLOOR = 0.33
@@ -35,15 +38,21 @@ class Search:
 
         Raises:
             UnknownDocument: one of them was deleted meanwhile.
+            DocumentNotReady: one of them is being read anew.
         """
         rankings = self.rank(question, records)
         started = time.perf_counter()
         passages = compose(self._store, self._contents, records, rankings, max_passages) if rankings.found else ()
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
+        # Ranks and texts were read one after the other; a document that went in between may have lost its text.
+        for record in records:
+            now = self._store.record(record.document.id)
+            if now.chunks_revision != record.chunks_revision:
+                raise DocumentNotReady(now.document)
         return SearchResult(
             passages=passages,
             found=bool(passages),
-            reason=rankings.reason,
+            reason=rankings.reason + _unshown(len(rankings.keys), max_passages),
             num_facts=rankings.num_facts,
             num_chunks_searched=rankings.num_chunks,
             seconds=seconds,
@@ -91,17 +100,17 @@ class Search:
         return hits, len({(fact.document, fact.span) for fact in facts})
 
     def _dense(self, question: str, shelves: Sequence[Shelf]) -> tuple[list[Place], float]:
-        indexes = [(document, shelf.vectors) for document, shelf in enumerate(shelves) if shelf.vectors is not None]
-        if not indexes:
+        if all(shelf.vectors is None for shelf in shelves):
             return [], -1.0
         query = self._embedder.embed_query(question)
-        hits = [
-            (score, document, ordinal)
-            for document, vectors in indexes
-            for ordinal, score in vectors.search(query, DEPTH)
-        ]
-        hits.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
-        return [(document, ordinal) for _, document, ordinal in hits[:DEPTH]], hits[0][0] if hits else -1.0
+        nearest: dict[Place, float] = {}
+        for document, shelf in enumerate(shelves):
+            if shelf.vectors is not None:
+                # A chunk is as near as its nearest sentence; sentences come nearest first.
+                for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK):
+                    nearest.setdefault((document, int(shelf.chunk_of[row])), score)
+        places = sorted(nearest, key=lambda place: (-nearest[place], place))[:DEPTH]
+        return places, nearest[places[0]] if places else -1.0
 
 
 def _reason(shelves: Sequence[Shelf]) -> str:
@@ -114,6 +123,12 @@ def _reason(shelves: Sequence[Shelf]) -> str:
         f"searched by keys and words, and {num_dense} of {len(shelves)} documents by meaning; "
         "the vectors of the others are still being computed"
     )
+
+
+def _unshown(num_key_hits: int, max_passages: int) -> str:
+    if num_key_hits <= max_passages:
+        return ""
+    return f"; what was asked for by key stands in {num_key_hits} places, of which {max_passages} are given"
 
 
 @contextmanager

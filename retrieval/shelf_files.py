@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.contents import Contents
 from retrieval.durability import make_directory, tree_bytes
@@ -28,16 +29,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """The indexes of one document as they are now. ``vectors`` is None until all its embeddings stand."""
+    """The indexes of one document as they are now.
+
+    ``vectors`` is None until all its embeddings stand; ``chunk_of`` says to which chunk each of its rows belongs.
+    """
 
     lexical: LexicalIndex
     vectors: VectorIndex | None
+    chunk_of: NDArray[np.int32]
     lexical_bytes: int
 
     @property
     def num_bytes(self) -> int:
         """Host memory the shelf takes: the vector index, and the mapped files of the lexical one."""
-        return self.lexical_bytes + (self.vectors.num_bytes if self.vectors else 0)
+        vector_bytes = self.vectors.num_bytes if self.vectors is not None else 0
+        return self.lexical_bytes + vector_bytes + self.chunk_of.nbytes
 
 
 class ShelfFiles:
@@ -68,7 +74,8 @@ class ShelfFiles:
         make_directory(folder)
         lexical = self._lexical(folder, record)
         vectors = self._vectors(folder, record) if record.vectors_revision is not None else None
-        return Shelf(lexical, vectors, tree_bytes(folder / "lexical"))
+        chunk_of = np.array([row.chunk for row in self._contents.vector_rows(record.number)], dtype=np.int32)
+        return Shelf(lexical, vectors, chunk_of, tree_bytes(folder / "lexical"))
 
     def _lexical(self, folder: Path, record: Record) -> LexicalIndex:
         files, seal = folder / "lexical", folder / "lexical.json"

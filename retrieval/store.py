@@ -53,7 +53,7 @@ class Record:
     number: int
     stage: Stage
     sha256: str
-    num_chunks: int
+    num_rows: int
     fingerprint: str | None
     chunks_revision: int | None
     vectors_revision: int | None
@@ -83,7 +83,7 @@ class Store:
         """
         with self.database.write() as (connection, _):
             connection.execute(
-                "UPDATE documents SET stage = 'dense', vectors_revision = NULL, done = 0, total = num_chunks "
+                "UPDATE documents SET stage = 'dense', vectors_revision = NULL, done = 0, total = num_rows "
                 "WHERE stage = 'ready' AND fingerprint IS NOT ?",
                 (fingerprint,),
             )
@@ -238,11 +238,11 @@ class Store:
 
     def _requeue(self, number: int) -> None:
         with self.database.write() as (connection, _):
-            for table in ("texts", "pages", "chunks", "embeddings", "facts", "fact_keys"):
+            for table in ("texts", "pages", "chunks", "vector_rows", "embeddings", "facts", "fact_keys"):
                 connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
             connection.execute(
                 "UPDATE documents SET stage = 'queued', answerable = 0, done = 0, total = 0, num_characters = NULL, "
-                "num_tokens = NULL, num_chunks = NULL, num_facts = 0, fingerprint = NULL, chunks_revision = NULL, "
+                "num_tokens = NULL, num_rows = NULL, num_facts = 0, fingerprint = NULL, chunks_revision = NULL, "
                 "vectors_revision = NULL, error_code = NULL, error_message = NULL WHERE number = ?",
                 (number,),
             )
@@ -308,7 +308,7 @@ def _record(row: sqlite3.Row) -> Record:
         number=row["number"],
         stage=stage,
         sha256=row["sha256"],
-        num_chunks=row["num_chunks"] or 0,
+        num_rows=row["num_rows"] or 0,
         fingerprint=row["fingerprint"],
         chunks_revision=row["chunks_revision"],
         vectors_revision=row["vectors_revision"],

@@ -36,7 +36,11 @@ def words(text: str) -> list[str]:
     """
     found: list[str] = []
     for match in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
-        word = _POSSESSIVE.sub("", match.group())
+        word = match.group()
+        if word.isalnum() and word.isascii():
+            found.append(word[:MAX_WORD_CHARACTERS])
+            continue
+        word = _POSSESSIVE.sub("", word)
         parts = _PARTS.findall(word)
         if len(parts) > 1:
             found.append(word[:MAX_WORD_CHARACTERS])

@@ -5,8 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from retrieval.chunker import chunk
+from retrieval.errors import UnknownDocument
 from retrieval.fusion import fuse
 from retrieval.passages import MAX_PASSAGE_CHARACTERS
+from retrieval.vector_rows import vector_rows
 
 TENANT = "acme"
 FILLER = "The committee met again and spoke of other matters at some length, without coming to any result at all. " * 6
@@ -52,6 +55,20 @@ def test_first_everywhere_scores_one_and_an_empty_ranking_counts_for_nothing():
     assert fuse({}, {}) == {}
 
 
+def test_every_chunk_has_rows_of_its_own_sentences():
+    text = paragraphs("Yes. No. The porter hides the spare key in a globe. " + "word " * 400, "| a | b |\n| c | d |")
+    chunks = chunk(text)
+    rows = vector_rows(text, chunks)
+    assert sorted({row.chunk for row in rows}) == list(range(len(chunks)))
+    for row in rows:
+        owner = chunks[row.chunk].span
+        assert owner.start <= row.span.start < row.span.end <= owner.end
+    assert all(one.span.end <= next_one.span.start for one, next_one in pairwise(rows))
+    assert "Yes. No. The porter hides the spare key in a globe." in [text[r.span.start : r.span.end] for r in rows]
+    covered = "".join(text[row.span.start : row.span.end] for row in rows)
+    assert "".join(covered.split()) == "".join("".join(one.text for one in chunks).split())
+
+
 def test_other_words_are_found_by_meaning(open_library, add_text):
     library = open_library(Meaning())
     document = add_text(
@@ -85,6 +102,27 @@ def test_as_written_outranks_folded_and_all_collisions_are_returned(library, add
         by_key = [passage for passage in result.passages if "key" in passage.found_by]
         assert f"valve {spelling} was" in by_key[0].text
         assert len(by_key) == result.num_facts == 4
+
+
+def test_more_key_hits_than_passages_are_told(library, add_text):
+    document = add_text(library, paragraphs(*(f"Valve KX-1001 was tested by team {n}." for n in range(7))))
+    result = ask(library, "Who tested valve KX-1001?", document)
+    assert [passage.found_by[0] for passage in result.passages] == ["key"] * 5
+    assert result.reason.endswith("what was asked for by key stands in 7 places, of which 5 are given")
+    assert "places" not in ask(library, "Who tested valve KX-1001?", document, max_passages=7).reason
+
+
+def test_a_document_deleted_while_it_is_searched_is_unknown(library, add_text, monkeypatch):
+    document = add_text(library, paragraphs("The lantern KX-1001 hangs in the hall."))
+    text = library._store.text
+
+    def deleting(*arguments):
+        library.delete(TENANT, document.id)
+        return text(*arguments)
+
+    monkeypatch.setattr(library._store, "text", deleting)
+    with pytest.raises(UnknownDocument):
+        ask(library, "Where hangs the lantern KX-1001?", document)
 
 
 def test_more_keys_of_the_question_come_first(library, add_text):

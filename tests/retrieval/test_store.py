@@ -13,6 +13,7 @@ from retrieval.errors import StoreInvalid, UnknownDocument
 from retrieval.migrations import MIGRATIONS
 from retrieval.passage import Chunk, DocumentError, Fact, FactKind, Span
 from retrieval.store import TEXT_BLOCK_CHARACTERS, Stage, Store
+from retrieval.vector_rows import VectorRow
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_every_change_bumps_the_revision_once(store, contents, record):
     changes = [
         lambda: store.begin_parsing(record.number),
         lambda: store.write_text(record.number, "text", ()),
-        lambda: contents.write_index(record.number, [chunk(0, 4)], [fact(0, "k")]),
+        lambda: contents.write_index(record.number, [chunk(0, 4)], [VectorRow(0, Span(0, 4))], [fact(0, "k")]),
         lambda: contents.open_for_questions(record.number, "f"),
         lambda: store.count_tokens(record.number, 3),
         lambda: contents.add_embeddings(record.number, "f", 0, np.ones((1, 1), np.float32)),
@@ -150,10 +151,11 @@ def test_facts_come_by_key_with_form_and_chunk(store, contents, record, upload):
     contents.write_index(
         record.number,
         [chunk(0, 10), chunk(11, 20), chunk(21, 30)],
+        [],
         [fact(2, "A-1", "a1"), fact(11, "a1"), fact(29, "b")],
     )
     other = store.add("acme", "o", "text/plain", upload(b"other"))[0]
-    contents.write_index(other.number, [chunk(0, 10)], [fact(0, "A-1")])
+    contents.write_index(other.number, [chunk(0, 10)], [], [fact(0, "A-1")])
     found = contents.facts_by_key([record.number], ["a1", "A-1"])
     assert [(hit.chunk, hit.key, hit.form, hit.span.start) for hit in found] == [
         (0, "A-1", 0, 2),
@@ -167,7 +169,7 @@ def test_facts_come_by_key_with_form_and_chunk(store, contents, record, upload):
 
 def test_embeddings_come_back_as_unit_rows_in_order(store, contents, record, unit_rows):
     rows = unit_rows(5, 8, 0)
-    contents.write_index(record.number, [chunk(n * 2, n * 2 + 1) for n in range(5)], [])
+    contents.write_index(record.number, [chunk(n * 2, n * 2 + 1) for n in range(5)], [], [])
     contents.add_embeddings(record.number, "f", 0, rows[:3])
     assert contents.num_embeddings(record.number, "f") == 3
     contents.add_embeddings(record.number, "f", 3, rows[3:])
@@ -179,7 +181,7 @@ def test_embeddings_come_back_as_unit_rows_in_order(store, contents, record, uni
 
 
 def test_vectors_of_another_embedder_send_a_ready_document_back(store, contents, record):
-    contents.write_index(record.number, [chunk(0, 2)], [])
+    contents.write_index(record.number, [chunk(0, 2)], [VectorRow(0, Span(0, 2))], [])
     contents.open_for_questions(record.number, "old")
     contents.add_embeddings(record.number, "old", 0, np.ones((1, 1), np.float32))
     contents.finish_embeddings(record.number)
@@ -197,7 +199,7 @@ def test_nothing_is_written_to_a_document_that_is_going(store, contents, record,
     with pytest.raises(UnknownDocument):
         {
             "text": lambda: store.write_text(record.number, "t", ()),
-            "index": lambda: contents.write_index(record.number, [chunk(0, 1)], []),
+            "index": lambda: contents.write_index(record.number, [chunk(0, 1)], [], []),
             "embeddings": lambda: contents.add_embeddings(record.number, "f", 0, np.ones((1, 1), np.float32)),
             "fail": lambda: store.fail(record.number, DocumentError("c", "m")),
         }[change]()
@@ -208,13 +210,13 @@ def test_nothing_is_written_to_a_document_that_is_going(store, contents, record,
 
 def test_erasing_takes_rows_and_the_bytes_with_the_last_reference(store, contents, record, data_dir, upload):
     other = store.add("other", "o", "text/plain", upload(b"hello"))[0]
-    contents.write_index(record.number, [chunk(0, 2)], [fact(0, "k")])
+    contents.write_index(record.number, [chunk(0, 2)], [VectorRow(0, Span(0, 2))], [fact(0, "k")])
     contents.add_embeddings(record.number, "f", 0, np.ones((1, 1), np.float32))
     store.write_text(record.number, "hello", (Span(0, 5),))
     store.erase(record)
     assert store.blob_path(other).read_bytes() == b"hello"
     with sqlite3.connect(data_dir / "store.sqlite3") as connection:
-        for table in ("texts", "pages", "chunks", "embeddings", "facts", "fact_keys"):
+        for table in ("texts", "pages", "chunks", "vector_rows", "embeddings", "facts", "fact_keys"):
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
         assert connection.execute("SELECT count(*) FROM blobs").fetchone() == (1,)
     connection.close()
