@@ -23,7 +23,7 @@ from model.engine.stats import BuildInfo, EngineStats, PoolCounts
 from model.engine.token_trie import TokenTrie
 from model.errors import EngineDraining, GenerationFailed, InvalidRequest, PromptTooLong, QueueFull
 from model.hybrid import HybridLM
-from model.kernels import REFERENCE
+from model.kernels import Kernels
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def vocabulary(tokenizer: Tokenizer) -> TokenTrie:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> HybridLM:
+def model(tokenizer: Tokenizer, kernels: Kernels) -> HybridLM:
     """Random weights; the time step's bias is low, so that the state remembers."""
     config = ModelConfig.from_dict(
         {
@@ -63,7 +63,7 @@ def model(tokenizer: Tokenizer) -> HybridLM:
             "rms_norm_eps": 1e-6,
         }
     )
-    model = HybridLM(config, REFERENCE)
+    model = HybridLM(config, kernels)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, weight in model.named_parameters():
