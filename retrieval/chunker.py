@@ -10,11 +10,12 @@ from retrieval.lines import LineKind, lines
 from retrieval.passage import Chunk, Span
 from retrieval.sentences import sentence_spans, trim
 
-# Measured with MiniLM alone, answer inside one of the first five chunks, targets 250 / 400 / 600 / 900: SQuAD
-# paragraphs (350 questions) .85 / .88 / .86 / .88; Wikipedia paragraphs with questions of users (300) .83 / .83 / .82
-# / .81; 24 sentences hidden in a book and asked in other words 24 / 23 / 23 / 23. Five chunks of 400 are the fewest
-# characters at which that holds, and the time to embed a text hardly depends on the target.
-TARGET_CHARACTERS = 400
+# Measured with one MiniLM vector per chunk at targets 250 / 400 / 600 / 900, share of questions whose answer stands in
+# one of the first five chunks. SQuAD paragraphs, 350 questions: .85 / .88 / .86 / .88; Wikipedia paragraphs with
+# questions of users, 300: .83 / .83 / .82 / .81; tables (TAT-QA, WikiTableQuestions), 200: .36 / .35 / .42 / .47; single
+# sentences hidden in two books and asked in other words, 48: .96 / .85 / .85, at 900 worse. The last is why
+# vectors are made of sentences (retrieval/vector_rows.py); with those, and for tables, 600 is the better chunk.
+TARGET_CHARACTERS = 600
 # What no border divides is cut here: long enough for any table row, short enough for a prompt.
 HARD_LIMIT_CHARACTERS = 900
 
