@@ -12,7 +12,7 @@ from retrieval.sentences import sentence_spans, trim
 
 # Measured with one MiniLM vector per chunk at targets 250 / 400 / 600 / 900, share of questions whose answer stands in
 # one of the first five chunks. SQuAD paragraphs, 350 questions: .85 / .88 / .86 / .88; Wikipedia paragraphs with
-# questions of users, 300: .83 / .83 / .82 / .81; tables (TAT-QA, WikiTableQuestions), 200: .36 / .35 / .42 / .47; single
+# questions of users, 300: .83 / .83 / .82 / .81; tables (TAT-QA, WikiTableQuestions), 200: .36 / .35 / .42 / .47; lone
 # sentences hidden in two books and asked in other words, 48: .96 / .85 / .85, at 900 worse. The last is why
 # vectors are made of sentences (retrieval/vector_rows.py); with those, and for tables, 600 is the better chunk.
 TARGET_CHARACTERS = 600
