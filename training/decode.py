@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.engine.token_trie import TokenTrie
+from model.engine.verbatim import VerbatimConstraint
+from model.tokenizer import Tokenizer
 from training.forest import Forest, Tree
 from training.model import Attention, Mamba, Reader
 
@@ -88,48 +89,6 @@ class Decoder:
         return mixer.out_proj((state @ c + mixer.D * u) * F.silu(gate))
 
 
-class Spans:
-    """What may be generated so that the answer is one span of the evidence which begins and ends at a word border."""
-
-    PART = re.compile(r"[^\W_]+(?:[-'’_./@][^\W_]+|[.,:](?=\d)\d+)*|\S")
-
-    def __init__(self, evidence: list[str], tokens: dict[str, int]) -> None:
-        self.evidence, self.tokens = evidence, tokens
-        self.longest = max(map(len, tokens))
-        self.starts, self.ends = set(), set()
-        for number, text in enumerate(evidence):
-            for match in self.PART.finditer(text):
-                self.starts.add((number, match.start()))
-                self.ends.add((number, match.end()))
-        self.at: dict[tuple[int, int], tuple[int, int]] = {}  # end so far -> start
-        self.begun = False
-
-    def allowed(self) -> dict[int, dict[tuple[int, int], tuple[int, int]]]:
-        """Token id -> the (end -> start) pairs that it leads to."""
-        result: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
-        current = self.at if self.begun else {start: start for start in self.starts}
-        for (number, place), start in current.items():
-            text = self.evidence[number]
-            for size in range(0 if not self.begun else 1, self.longest):
-                if place + size > len(text):
-                    break
-                piece = text[place : place + size].replace(" ", "▁")
-                token = self.tokens.get(piece if self.begun else "▁" + piece)
-                if token is not None:
-                    result.setdefault(token, {}).setdefault((number, place + size), start)
-        return result
-
-    def may_end(self) -> bool:
-        return self.begun and any(end in self.ends for end in self.at)
-
-    def text(self) -> str:
-        for end in sorted(self.at):
-            if end in self.ends:
-                number, start = self.at[end]
-                return self.evidence[number][start : end[1]]
-        return ""
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     text: str
@@ -138,39 +97,32 @@ class Answer:
 
 
 class Answerer:
+    """Answers prompts greedily, freely or under the server's verbatim constraint."""
+
     def __init__(self, model: Reader, tokenizer: Tokenizer, max_tokens: int = 32) -> None:
         self.decoder, self.tokenizer, self.max_tokens = Decoder(model), tokenizer, max_tokens
-        self.eos = [2, tokenizer.token_to_id("<|end|>")]
-        special = re.compile(r"<.+>$")
-        self.tokens = {t: i for t, i in tokenizer.get_vocab().items() if not special.match(t)}
+        self.trie = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
 
     def free(self, prompt: list[int]) -> Answer:
         logits, cache = self.decoder.read(prompt)
         ids: list[int] = []
         while len(ids) < self.max_tokens:
             token = int(logits.argmax())
-            if token in self.eos:
+            if token in self.tokenizer.eos_ids:
                 return Answer(self.tokenizer.decode(ids), len(ids), True)
             ids.append(token)
             logits = self.decoder.step(token, cache)
         return Answer(self.tokenizer.decode(ids), len(ids), False)
 
     def verbatim(self, prompt: list[int], evidence: list[str]) -> Answer:
-        """Greedy among the tokens that keep the answer a span; characters outside the vocabulary cannot be spelled."""
         logits, cache = self.decoder.read(prompt)
-        spans, count, finished = Spans(evidence, self.tokens), 0, False
-        last_good = ""
+        constraint, count = VerbatimConstraint(evidence, self.trie), 0
         while count < self.max_tokens:
-            allowed = spans.allowed()
-            choices = list(allowed) + (self.eos if spans.may_end() else [])
-            if not choices:
-                break
-            token = choices[int(logits[choices].argmax())]
-            if token in self.eos:
-                finished = True
-                break
-            spans.at, spans.begun = allowed[token], True
-            last_good = spans.text() or last_good
+            allowed = constraint.allowed()
+            token = allowed[int(logits[allowed].argmax())]
+            if token in self.tokenizer.eos_ids:
+                return Answer(constraint.answer(), count, True)
+            constraint.advance(token)
             count += 1
             logits = self.decoder.step(token, cache)
-        return Answer(last_good, count, finished)
+        return Answer(constraint.answer(), count, False)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
-from tokenizers import Tokenizer
 
+from model.tokenizer import Tokenizer
 from training.corpus import data_directory, records
 from training.decode import Answerer
 from training.examples import NOT_FOUND, Encoder
@@ -75,21 +76,22 @@ def cases(data: Path, source: str, number: int, distractors: int, seed: int = 1)
     return chosen
 
 
-def prompt(encoder: Encoder, case: Case) -> list[int]:
-    numbered = "\n\n".join(f"[{i}] {passage}" for i, passage in enumerate(case.passages, 1))
-    text = f"{numbered}\n\nQuestion: {case.question}"
+def prompt(encoder: Encoder, passages: list[str], question: str) -> list[int]:
+    numbered = "\n\n".join(f"[{i}] {passage}" for i, passage in enumerate(passages, 1))
+    text = f"{numbered}\n\nQuestion: {question}"
     return [*encoder.begin, *encoder(text), encoder.end, encoder.assistant]
 
 
-def best_sentence(all_cases: list[Case]) -> list[str]:
-    """For each case the sentence whose MiniLM embedding lies nearest the question's."""
+def best_sentence(all_cases: list[Case]) -> list[tuple[str, str]]:
+    """For each case the sentence whose MiniLM embedding lies nearest the question's, and its passage."""
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(str(minilm_directory()), device="cpu")
     result = []
     for case in all_cases:
-        sentences = [s for passage in case.passages for s in SENTENCE_END.split(passage) if s.strip()]
-        vectors = encoder.encode([case.question, *sentences], normalize_embeddings=True, show_progress_bar=False)
+        sentences = [(s, passage) for passage in case.passages for s in SENTENCE_END.split(passage) if s.strip()]
+        texts = [case.question, *(sentence for sentence, _ in sentences)]
+        vectors = encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)
         result.append(sentences[int((vectors[1:] @ vectors[0]).argmax())])
     return result
 
@@ -119,21 +121,28 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=300)
     parser.add_argument("--distractors", type=int, nargs="*", default=[0, 4])
     parser.add_argument("--source", default="squad1.1-dev")
-    parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--show", type=int, default=0, help="print so many answers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = data_directory(arguments.data)
     model, state = load(arguments.run / "last.pt")
-    tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
-    encoder, answerer = Encoder(tokenizer), Answerer(rounded(model), tokenizer)
+    encoder = Encoder(tokenizers.Tokenizer.from_file(str(arguments.tokenizer)))
+    answerer = Answerer(rounded(model), Tokenizer(arguments.tokenizer.parent))
     rows = []
     for distractors in arguments.distractors:
         chosen = cases(data, arguments.source, arguments.number, distractors)
         setting = f"{arguments.source}, {distractors} distractors"
+        best = dict(zip(map(id, chosen), best_sentence(chosen), strict=True))
+
+        def in_best_sentence(case: Case, best: dict[int, tuple[str, str]] = best) -> str:
+            sentence, passage = best[id(case)]
+            return answerer.verbatim(prompt(encoder, [passage], case.question), [sentence]).text
+
         ways: dict[str, Callable[[Case], str]] = {
-            "verbatim": lambda c: answerer.verbatim(prompt(encoder, c), c.passages).text,
-            "free greedy": lambda c: answerer.free(prompt(encoder, c)).text,
+            "best sentence, no model": lambda c, best=best: best[id(c)][0],
+            "verbatim": lambda c: answerer.verbatim(prompt(encoder, c.passages, c.question), c.passages).text,
+            "verbatim within the best sentence": in_best_sentence,
+            "free greedy": lambda c: answerer.free(prompt(encoder, c.passages, c.question)).text,
         }
         for way, answer in ways.items():
             began = time.monotonic()
@@ -141,9 +150,6 @@ def main() -> None:
             rows.append(report(f"{setting}: {way}", chosen, answers, time.monotonic() - began))
             for case, given in list(zip(chosen, answers, strict=True))[: arguments.show]:
                 print(f"    {case.question!r} -> {given!r}  wanted {case.answers}")
-        if not arguments.no_baseline:
-            began = time.monotonic()
-            rows.append(report(f"{setting}: best sentence", chosen, best_sentence(chosen), time.monotonic() - began))
     print(json.dumps({"state": state, "rows": rows}))
 
 

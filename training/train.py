@@ -66,7 +66,7 @@ def losses(model: Reader, forest: Forest, negatives: int = 0) -> tuple[Tensor, d
         )
         present = torch.zeros(len(kept), dtype=torch.bool)
         present[first[: len(forest)]] = True
-        others = len(kept) - int(present.sum())
+        others = max(1, len(kept) - int(present.sum()))
         # Each of the others stands for all the tokens that were left out.
         correction = torch.where(present, 0.0, math.log((len(table) - len(kept) + others) / others))
         table, targets = table[kept], torch.searchsorted(kept, targets)

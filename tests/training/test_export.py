@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from training.decode import Decoder, Spans
+from training.decode import Decoder
 from training.examples import Encoder
 from training.export import export, rounded
 from training.forest import Forest, Tree
@@ -48,19 +48,6 @@ def test_one_token_at_a_time_gives_the_logits_of_the_whole(model, ids):
     assert torch.allclose(logits, whole[29], atol=1e-4)
     for place in range(30, 40):
         assert torch.allclose(decoder.step(ids[place], cache), whole[place], atol=1e-4)
-
-
-def test_spans_begin_and_end_at_word_borders():
-    pieces = ["▁", "A", "-", "1", "2", "▁code", "▁is", "▁A", ".", "▁co", "de", "▁the", "▁is▁"]
-    spans = Spans(["the code is A-12."], {piece: index for index, piece in enumerate(pieces)})
-    first = spans.allowed()
-    assert sorted(pieces[i] for i in first) == sorted(["▁", "▁code", "▁co", "▁the", "▁A", "▁is", "▁is▁"])
-    spans.at, spans.begun = first[pieces.index("▁A")], True
-    assert not spans.may_end()
-    for piece in ("-", "1", "2"):
-        spans.at = spans.allowed()[pieces.index(piece)]
-        assert spans.may_end() == (piece == "2")
-    assert spans.text() == "A-12"
 
 
 def test_prompt_parts_joined_are_the_ids_of_the_joined_text():
