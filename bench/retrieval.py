@@ -4,8 +4,8 @@
     python -m bench.retrieval --book BOOK.txt --questions QA.jsonl.xz        minutes
 
 Needles: twenty sentences planted at depths 0 to 100 % and asked in other words. Questions: lines of JSON with
-``context``, ``question``, ``answers`` and ``answer_start``; all contexts make one document. Keys: rows under ten
-thousand identifiers that differ by a digit, asked in another writing. Found means that the planted sentence, the
+``context``, ``question``, ``answers`` and ``answer_start``; six hundred contexts make one document. Keys: rows under
+ten thousand identifiers that differ by a digit, asked in another writing. Found means that the planted sentence, the
 answer or the row stands whole in one of the first five. Nothing in the product is tuned on any of them.
 """
 
@@ -137,7 +137,7 @@ def main() -> int:
     text, questions = _needles(_book(arguments.book, 200_000 if arguments.short else 1_200_000))
     suites["needles"] = _run("needles", text, questions, embedder)
     if arguments.questions:
-        text, questions = _natural(arguments.questions, arguments.source, arguments.sample)
+        text, questions = _natural(arguments.questions, arguments.source, arguments.contexts, arguments.sample)
         suites["questions"] = _run("questions", text, questions, embedder)
     text, questions = _keys(1_000 if arguments.short else 10_000)
     # Meaning cannot help here: the hashing embedder keeps this quick.
@@ -250,18 +250,23 @@ def _book(path: Path | None, num_characters: int) -> str:
     return " ".join(sentences)
 
 
-def _natural(path: Path, source: str, sample: int) -> tuple[str, list[Question]]:
+def _natural(path: Path, source: str, num_contexts: int, sample: int) -> tuple[str, list[Question]]:
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if row["source"] == source]
+    draw = random.Random(SEED)
+    contexts = list(dict.fromkeys(row["context"] for row in rows))
     offsets: dict[str, int] = {}
     length = 0
-    for row in rows:
-        if row["context"] not in offsets:
-            offsets[row["context"]] = length
-            length += len(row["context"]) + 2
-    asked = [row for row in rows if row["answers"] and row["answer_start"] and row["answer_start"][0] >= 0]
+    for context in draw.sample(contexts, min(num_contexts, len(contexts))):
+        offsets[context] = length
+        length += len(context) + 2
+    asked = [
+        row
+        for row in rows
+        if row["context"] in offsets and row["answers"] and row["answer_start"] and row["answer_start"][0] >= 0
+    ]
     questions = []
-    for row in random.Random(SEED).sample(asked, min(sample, len(asked))):
+    for row in draw.sample(asked, min(sample, len(asked))):
         start = offsets[row["context"]] + row["answer_start"][0]
         questions.append(Question(row["question"], Span(start, start + len(row["answers"][0]))))
     return "\n\n".join(offsets), questions
@@ -290,6 +295,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--book", type=Path, help="text to plant needles in (first 1.2 million characters)")
     parser.add_argument("--questions", type=Path, help="questions as .jsonl.xz")
     parser.add_argument("--source", default="squad1.1-dev", help="which questions of the file")
+    parser.add_argument("--contexts", type=int, default=600, help="how many of their contexts make the document")
     parser.add_argument("--sample", type=int, default=300, help="how many of them are asked")
     parser.add_argument("--threads", type=int, default=1, help="cores for the embedder")
     return parser.parse_args()

@@ -248,9 +248,10 @@ def test_a_deletion_waits_for_the_work_and_stops_it(open_library, add_text, data
     assert embedding.wait(30)
     deleter = threading.Thread(target=library.delete, args=(TENANT, queued.id))
     deleter.start()
-    while library.list(TENANT):
-        pass
+    deleter.join(1.0)
+    assert library.list(TENANT) == []
     assert deleter.is_alive()
+    assert occurrences(data_dir, b"Keeper011")
     go_on.set()
     worker.join(30)
     deleter.join(30)
@@ -354,6 +355,21 @@ def test_indexes_of_another_state_of_the_store_are_not_used(open_library, add_te
     shutil.rmtree(data_dir / "indexes" / first.id)
     shutil.copytree(data_dir / "indexes" / second.id, data_dir / "indexes" / first.id)
     assert open_library().search(TENANT, "Keeper011", [first.id]).passages == before
+
+
+def test_an_index_of_an_earlier_revision_catches_up(open_library, add_text, caplog):
+    library = open_library()
+    document = add_text(library, STORY)
+    before = library.search(TENANT, "Keeper011", [document.id]).passages
+    with library._store.database.write() as (connection, revision):
+        connection.execute("UPDATE documents SET chunks_revision = ?, vectors_revision = ?", (revision, revision))
+    assert library.search(TENANT, "Keeper011", [document.id]).passages == before
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all("is stamped" in line and f"'revision': {revision}" in line for line in said)
+    caplog.clear()
+    assert open_library().search(TENANT, "Keeper011", [document.id]).passages == before
+    assert caplog.records == []
 
 
 def test_a_new_embedder_means_new_vectors_and_answers_meanwhile(open_library, add_text):
