@@ -1,4 +1,7 @@
-"""What the routes ask for by type: the app's state, the services behind it, and the tenant."""
+"""What the routes ask for by type: the app's state, the services behind it, and the tenant.
+
+All of them are coroutines because the framework would give each plain function a hop to a worker thread.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -24,7 +27,7 @@ class AppState:
     services: Services | None = None
 
 
-def app_state(request: Request) -> AppState:
+async def app_state(request: Request) -> AppState:
     """The state of the app that serves this request."""
     state: AppState = request.app.state.fano
     return state
@@ -33,7 +36,7 @@ def app_state(request: Request) -> AppState:
 StateDep = Annotated[AppState, Depends(app_state)]
 
 
-def tenant(request: Request, state: StateDep) -> str:
+async def tenant(request: Request, state: StateDep) -> str:
     """The tenant whose key came with the request. Raises ``KeyRefused``."""
     return state.tenants.tenant_of(request.headers.get("authorization"))
 
@@ -41,7 +44,7 @@ def tenant(request: Request, state: StateDep) -> str:
 TenantDep = Annotated[str, Depends(tenant)]
 
 
-def services(state: StateDep, _: TenantDep) -> Services:
+async def services(state: StateDep, _: TenantDep) -> Services:
     """The services, for one who may use them and while new requests are taken. Raises ``NotReady`` and the like."""
     state.readiness.check()
     if state.services is None:
@@ -52,12 +55,12 @@ def services(state: StateDep, _: TenantDep) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-def request_id(request: Request) -> str:
+async def request_id(request: Request) -> str:
     """The id that the middleware gave the request."""
     return str(request.scope["fano_request_id"])
 
 
-def arrival(request: Request) -> float:
+async def arrival(request: Request) -> float:
     """Monotonic seconds at which the request arrived."""
     return float(request.scope["fano_started"])
 

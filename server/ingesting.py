@@ -45,13 +45,17 @@ class Ingestor:
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the worker at the next border between two batches; what is left is pending. Idempotent, blocks."""
+    def stop(self, timeout_seconds: float | None = None) -> bool:
+        """End the worker at the next border between two steps; what is left is pending. Idempotent, blocks.
+
+        False when the step under way takes longer than the timeout; the store survives being left in it.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_seconds)
+        return self._thread is None or not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stopping:

@@ -106,6 +106,7 @@ class MemoryCollector(Collector):
         self._metrics = metrics
         self._engine_stats = engine_stats
         self._library_stats = library_stats
+        self._version = version("fano")  # looked up on disk
 
     def describe(self) -> list[Metric]:
         """Nothing, so that registering does not collect."""
@@ -146,7 +147,7 @@ class MemoryCollector(Collector):
             "fano_build_info", "What runs.", labels=["version", "model", "device", "kernels", "dtype", "policy"]
         )
         info = stats.build
-        build.add_metric([version("fano"), info.model, info.device, info.kernels, info.dtype, info.policy], 1)
+        build.add_metric([self._version, info.model, info.device, info.kernels, info.dtype, info.policy], 1)
         yield build
 
     def _library(self, stats: "LibraryStats") -> Iterator[Metric]:

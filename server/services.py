@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = "fano-reader"
 WINDOW_CONTEXT_TOKENS = 1_000_000
+INGEST_STOP_SECONDS = 10.0
 
 
 class Services:
@@ -61,10 +62,12 @@ class Services:
         self.ingestor.start()
 
     def stop(self) -> None:
-        """End both threads and close the library. Blocks."""
-        self.ingestor.stop()
+        """End both threads and close the library. Blocks for the engine's step and some of the worker's."""
+        at_rest = self.ingestor.stop(INGEST_STOP_SECONDS)
         self.bridge.stop()
-        self.library.close()
+        # A library that is in use must not be closed; the end of the process lets go of it just as well.
+        if at_rest:
+            self.library.close()
 
 
 def load_services(settings: Settings, metrics: Metrics) -> Services:

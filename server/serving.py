@@ -7,6 +7,7 @@ at once.
 
 import logging
 import socket
+import sys
 import time
 from types import FrameType
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # After the drain nothing is left to wait for but connections that are closing.
 CLOSING_SECONDS = 2
+SWITCH_SECONDS = 0.0005
+BACKLOG = 512
 
 
 class AddressUnavailable(Exception):
@@ -39,6 +42,8 @@ def serve(settings: Settings) -> int:
     )
     server = DrainingServer(config, app.state.fano)
     log_event(logger, "listening", url=url_of(listener))
+    # The event loop shares the interpreter with the engine and the ingestion; it must not wait long for its turn.
+    sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[listener])
     return 1 if app.state.fano.readiness.stage is Stage.FAILED else 0
 
@@ -46,9 +51,15 @@ def serve(settings: Settings) -> int:
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens on the address. Raises ``AddressUnavailable`` with the remedy."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, asyncio switches Nagle's delay off; without it every reply takes 40 ms longer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        return listener
     except OSError as error:
+        listener.close()
         raise AddressUnavailable(
             f"{host}:{port} cannot be listened on ({error.strerror}); stop what uses it or choose another --port"
         ) from error

@@ -1,5 +1,6 @@
 """An app over a scripted engine and a library in memory, clients for it, and a reader of event streams."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,7 +66,7 @@ class open_client:
         transport = httpx.ASGITransport(self.world.app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://fano", headers=self.headers, timeout=30)
         while (await self._client.get("/readyz")).json()["status"] == "loading":
-            pass
+            await asyncio.sleep(0.001)
         return self._client
 
     async def __aexit__(self, *failure: Any) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from importlib.metadata import version
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def test_serve_refuses_what_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_addresses() -> None:
     with bind("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # or asyncio leaves Nagle's delay on
         assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(AddressUnavailable, match=r"203\.0\.113\.1:80 cannot be listened on"):
         bind("203.0.113.1", 80)

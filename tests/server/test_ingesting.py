@@ -53,6 +53,26 @@ def test_a_stop_leaves_the_rest_pending(tmp_path: Path) -> None:
     ingestor.stop()
 
 
+class StubbornLibrary(FakeLibrary):
+    """A step that does not ask whether to stop."""
+
+    def process(self, document_id: str, stop: Callable[[], bool] = lambda: False) -> None:
+        self._may_process.wait()
+        super().process(document_id, stop)
+
+
+def test_a_step_that_takes_long_is_not_waited_for(tmp_path: Path) -> None:
+    library = StubbornLibrary()
+    library.hold()
+    ingestor = Ingestor(library)
+    ingestor.start()
+    accept(ingestor, tmp_path, "a")
+    time.sleep(0.05)
+    assert ingestor.stop(0.01) is False
+    library.release()
+    assert ingestor.stop() is True
+
+
 class TwoStageLibrary(FakeLibrary):
     """Documents become answerable at once; the rest of the work waits for ``finish``."""
 
