@@ -77,8 +77,8 @@ class ChatTemplateMissing(RequestRefused):
 
     def __init__(self, directory: object) -> None:
         super().__init__(
-            f"the checkpoint in {str(directory)!r} has no chat template; use /v1/completions with a prompt, "
-            "or put a chat_template.jinja beside its tokenizer.json"
+            f"the checkpoint in {str(directory)!r} has no chat template; "
+            "put a chat_template.jinja beside its tokenizer.json"
         )
 
 
