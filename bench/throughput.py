@@ -58,9 +58,16 @@ def main() -> None:
         num_parameters = make_checkpoint(checkpoint, TINY if options.short else SMALL, SEED)
         sides = [open_side(engine, dtype, checkpoint, options.threads) for dtype in DTYPES for engine in ENGINES]
         differences = compare_logits(sides, 70 if options.short else 600, 8 if options.short else 32)
+        machine = describe_machine(options.threads)
+        print(f"{num_parameters / 1e6:.1f} M parameters, seed {SEED}, {options.rounds} interleaved rounds, medians")
+        print(", ".join(f"{key} {value}" for key, value in machine.items()))
         speeds = take_turns(sides, options)
+        medians = table_of(speeds)
+        print_speeds(differences, medians)
         peaks = [] if options.short else measure_peaks(checkpoint, options)
-    report(num_parameters, differences, speeds, peaks, options)
+        print_peaks(peaks)
+    result = {"machine": machine, "seed": SEED, "num_parameters": num_parameters, "differences": differences}
+    print(json.dumps(result | {"medians": medians, "peaks": peaks, "turns": [asdict(speed) for speed in speeds]}))
 
 
 def parse_options() -> argparse.Namespace:
@@ -164,21 +171,11 @@ def measure_peak(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def report(
-    num_parameters: int,
-    differences: dict[str, float],
-    speeds: list[Speed],
-    peaks: list[dict[str, object]],
-    options: argparse.Namespace,
-) -> None:
-    machine = describe_machine(options.threads)
-    print(f"{num_parameters / 1e6:.1f} M parameters, seed {SEED}, {options.rounds} interleaved rounds, medians")
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+def print_speeds(differences: dict[str, float], medians: list[dict[str, float]]) -> None:
     print("\nlogits, largest difference from transformers float32 (in standard deviations)")
     for name, difference in differences.items():
         print(f"  {name:22} {difference:.1e}")
-    medians = table_of(speeds)
-    print("\ntokens/s per CPU second of one thread (wall-clock in brackets), ratio to transformers of the same dtype")
+    print("\ntokens per CPU second (per second of wall-clock in brackets), ratio to transformers of the same dtype")
     print(f"  {'':22} {'tokens':>7} {'prefill':>18} {'ratio':>6} {'decode':>18} {'ratio':>6}")
     for row in medians:
         peer = next(r for r in medians if r["side"] == peer_of(row["side"]) and r["num_tokens"] == row["num_tokens"])
@@ -187,13 +184,14 @@ def report(
         print(
             f"  {row['side']:22} {row['num_tokens']:7} {cells[0]:>18} {ratios[0]:6.1f} {cells[1]:>18} {ratios[1]:6.1f}"
         )
+
+
+def print_peaks(peaks: list[dict[str, object]]) -> None:
     if peaks:
         print("\npeak resident set, MiB (after loading in brackets)")
-        for row in peaks:
-            print(f"  {row['side']:22} {row['num_tokens']:7} {row['peak_mib']:9} ({row['loaded_mib']})")
+    for row in peaks:
+        print(f"  {row['side']:22} {row['num_tokens']:7} {row['peak_mib']:9} ({row['loaded_mib']})")
     print()
-    print(json.dumps({"machine": machine, "seed": SEED, "num_parameters": num_parameters, "differences": differences,
-                      "medians": medians, "peaks": peaks, "turns": [asdict(speed) for speed in speeds]}))  # fmt: skip
 
 
 def peer_of(side: object) -> str:

@@ -5,6 +5,9 @@
 
 #include <pthread.h>
 #include <stdint.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "arguments.h"
 
@@ -185,11 +188,16 @@ extern "C" {
 
 int fano_abi_version() { return FANO_ABI_VERSION; }
 
-// 2: AVX-512; 1: AVX2 and FMA; 0: whatever the architecture guarantees.
+// 2: AVX-512; 1: AVX2 and FMA; 0: whatever the architecture guarantees. Asked of the CPU and, for the registers it has
+// to save, of the operating system; __builtin_cpu_supports() is always false in what zig builds.
 int fano_best_isa() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+  uint32_t a, b, c, d, saved;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return 0;
+  __asm__("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  if ((b & bit_AVX2) && (b & bit_AVX512F) && (saved & 0xe6) == 0xe6) return 2;
+  if ((b & bit_AVX2) && (saved & 0x6) == 0x6) return 1;
 #endif
   return 0;
 }
@@ -202,8 +210,8 @@ void fano_exp(const float* x, float* y, int64_t count, int isa) {
 // Both kernels return 0, or 1 where the sequences do not fit the tensors; nothing was touched then.
 int fano_scan(const float* u, int64_t u_stride, const float* dt, int64_t dt_stride, const float* dt_bias,
               const float* a, const float* b, int64_t b_stride, const float* c, int64_t c_stride, const float* d,
-              const float* z, int64_t z_stride, float* state, float* y, const int64_t* query_start, const int64_t* state_slots,
-              int64_t num_tokens, int64_t num_sequences, int64_t num_slots, int64_t num_channels, int64_t num_states,
+              const float* z, int64_t z_stride, float* state, float* y, const int64_t* query_start,
+              const int64_t* state_slots, int64_t num_tokens, int64_t num_sequences, int64_t num_slots, int64_t num_channels, int64_t num_states,
               int num_threads, int isa) {
   if (!are_valid(query_start, state_slots, num_sequences, num_tokens, num_slots)) return 1;
   const Scan args{u, dt, dt_bias, a, b, c, d, z, state, y, query_start, state_slots,
