@@ -9,9 +9,9 @@ from retrieval.passage import Passage, Span
 from retrieval.store import Record, Store
 from retrieval.words import words
 
-# Measured on training questions over four corpora: found among the first five 92.5 %; with equal weights 92.3 %, but
-# sentences alone in foreign surroundings, where words mislead, suffer from more.
-WEIGHTS = {"lexical": 0.8, "dense": 1.0}
+# Measured on 620 training questions over five corpora, found among the first five: words alone 82.0 %, nearest sentence
+# alone 89.4 %, fused with these weights and constant 1 92.4 % (constant 5: 90.5 %; equal weights: 90.6 %).
+WEIGHTS = {"lexical": 0.5, "dense": 1.0}
 # Neighbours are joined up to this length, so that a passage stays small against a model's window.
 MAX_PASSAGE_CHARACTERS = 1600
 # Only chunks this far up the ranking, in passages, may lengthen a passage.

@@ -47,7 +47,7 @@ def ask(library, question, *documents, **options):
 
 def test_fusion_scores_by_hand():
     scores = fuse({"a": ["x", "y"], "b": ["y"]}, {"a": 1.0, "b": 2.0})
-    assert scores == pytest.approx({"x": (1 / 6) / (3 / 6), "y": (1 / 7 + 2 / 6) / (3 / 6)})
+    assert scores == pytest.approx({"x": (1 / 2) / (3 / 2), "y": (1 / 3 + 2 / 2) / (3 / 2)})
 
 
 def test_first_everywhere_scores_one_and_an_empty_ranking_counts_for_nothing():
