@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 import anyio.to_thread
@@ -13,7 +14,7 @@ from server.dependencies import AppState
 from server.errors import install_error_handlers
 from server.logs import log_event
 from server.metrics import Metrics
-from server.middleware import BodyLimit, RequestScope
+from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
 from server.routes import answers, chat, documents, models, operations
 from server.services import Services, load_services
@@ -34,6 +35,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, services))
+        loading.add_done_callback(partial(_tell_failure, state))
         try:
             yield
         finally:
@@ -59,23 +61,25 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         setting="FANO_MAX_REQUEST_BYTES",
         own_limit_path=documents.UPLOAD_PATH,
     )
+    if settings.api_key is None:
+        app.add_middleware(LocalOnly)
     app.add_middleware(RequestScope, readiness=state.readiness)
     return app
 
 
 async def _load(state: AppState, given: Services | None) -> None:
-    try:
-        if given is None:
-            given = await anyio.to_thread.run_sync(load_services, state.settings, state.metrics)
-        services = given
-        services.start()
-        state.services = services
-    except Exception as error:
-        # Whatever it was, the process cannot serve; who started it decides what to do, and is told why.
-        state.readiness.fail(f"{error}" or type(error).__name__)
-        logger.error(
-            "the server cannot start: %s", error, exc_info=error if state.settings.log_level == "debug" else None
-        )
-        return
+    if given is None:
+        given = await anyio.to_thread.run_sync(load_services, state.settings, state.metrics)
+    given.start()
+    state.services = given
     state.readiness.ready()
-    log_event(logger, "ready", model=services.model.name)
+    log_event(logger, "ready", model=given.model.name)
+
+
+def _tell_failure(state: AppState, loading: "asyncio.Task[None]") -> None:
+    """Whatever went wrong, the process cannot serve; who started it decides what to do, and is told why."""
+    error = None if loading.cancelled() else loading.exception()
+    if error is None:
+        return
+    state.readiness.fail(f"{error}" or type(error).__name__)
+    logger.error("the server cannot start: %s", error, exc_info=error if state.settings.log_level == "debug" else None)

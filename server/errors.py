@@ -1,5 +1,6 @@
 """From error class to HTTP: one table, one envelope (that of OpenAI), every refusal through it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -57,6 +58,16 @@ class EvidenceTooLong(Exception):
         super().__init__(
             f"question and best passage have {num_tokens} tokens and {max_tokens} more were asked for, but evidence, "
             f"question and answer share {limit_tokens} tokens; shorten the question or lower max_tokens"
+        )
+
+
+class HostRefused(Exception):
+    """Without a key the server answers this machine alone, and the request came by way of another name or site."""
+
+    def __init__(self, header: str, value: str) -> None:
+        super().__init__(
+            f"the header {header} is {value!r}, but without an API key only localhost is served, so that no web page "
+            "can reach the documents; use http://127.0.0.1 or set FANO_API_KEY"
         )
 
 
@@ -119,6 +130,7 @@ TABLE: Mapping[type[Exception], Row] = {
     PromptTooLong: Row(400, INVALID, "context_length_exceeded"),
     EvidenceTooLong: Row(400, INVALID, "context_length_exceeded"),
     KeyRefused: Row(401, "authentication_error", "invalid_api_key"),
+    HostRefused: Row(403, "permission_error", "host_not_allowed"),
     UnknownDocument: Row(404, INVALID, "document_not_found"),
     UnknownModel: Row(404, INVALID, "model_not_found"),
     DocumentNotReady: Row(409, INVALID, "document_not_ready"),
@@ -211,10 +223,12 @@ def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
 
 
 def invalid_fields(errors: Sequence[Mapping[str, Any]], content_type: str | None) -> RequestInvalid:
-    """Validation errors as one: the first is blamed, the next ones are told. What the client sent is not repeated.
+    """Validation errors as one: the first is blamed, the next ones are told, each with a value that is short.
 
     Every error's ``loc`` begins with the part of the request: body, query or path.
     """
+    # A body that two dependencies read is reported twice.
+    errors = list({(each["loc"], each["type"]): each for each in errors}.values())
     first = errors[0]
     if first["type"] == "json_invalid":
         return RequestInvalid(
@@ -222,11 +236,14 @@ def invalid_fields(errors: Sequence[Mapping[str, Any]], content_type: str | None
         )
     if list(first["loc"]) == ["body"] and "json" not in (content_type or ""):
         return RequestInvalid("send a JSON object with the header Content-Type: application/json", None, "invalid_body")
-    told = [f"{_path(each['loc']) or 'the body'}: {_words(each)}" for each in errors[:3]]
+    told = [f"{_path(each['loc']) or 'the body'} {_words(each)}" for each in errors[:3]]
     more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
     code = _CODES_BY_TYPE.get(first["type"], "invalid_value")
     return RequestInvalid("; ".join(told) + more, _path(first["loc"]), code)
 
+
+# The longest text of a client that an error repeats.
+SHOWN_CHARACTERS = 64
 
 _CODES_BY_TYPE = {"extra_forbidden": "unknown_field", "missing": "missing_field"}
 
@@ -266,9 +283,29 @@ def _path(location: tuple[int | str, ...]) -> str | None:
 
 
 def _words(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "is not a field that is known here"
-    if error["type"] == "missing":
-        return "is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    """What is wrong with the field, what was expected and what to do, after its path."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "is not a field that is known here; leave it out"
+    if kind == "missing":
+        return "is missing; add it"
+    if kind == "string_pattern_mismatch":
+        return "is blank, expected text"
+    if kind in ("too_short", "too_long"):
+        bound = context.get("min_length") if kind == "too_short" else context.get("max_length")
+        side = "at least" if kind == "too_short" else "at most"
+        return f"has {context.get('actual_length')} items, expected {side} {bound}"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = message if message[:1].isupper() else f"expected {message}"
+    if expected is message:
+        expected = message[:1].lower() + message[1:]
+    return f"is {_shown(error.get('input'))}, {expected}"
+
+
+def _shown(value: object) -> str:
+    """A number or a short text as it was sent; of anything longer only its kind, for it may be a whole document."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return repr(value) if len(value) <= SHOWN_CHARACTERS else f"a text of {len(value)} characters"
+    return "an array" if isinstance(value, list) else "an object"

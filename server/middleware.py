@@ -6,13 +6,15 @@ import re
 import secrets
 import time
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyTooLarge
+from server.errors import BodyTooLarge, HostRefused, respond
 from server.logs import log_event
 from server.readiness import Readiness
+from server.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,27 @@ class RequestScope:
             )
 
 
+class LocalOnly:
+    """Serves only requests that name this machine, from no web page of another site.
+
+    A server without a key trusts whoever can connect. A browser on this machine can, on behalf of any page:
+    by a name of the page's own that resolves to 127.0.0.1, or by a form that posts across origins.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            for header, value in (("Host", f"//{headers.get('host', '')}"), ("Origin", headers.get("origin", ""))):
+                if value not in ("", "//") and not _is_local(value):
+                    await respond(HostRefused(header, value.removeprefix("//")))(scope, receive, send)
+                    return
+        await self.app(scope, receive, send)
+
+
 class BodyLimit:
     """Ends the reading of a body at ``max_bytes``, except on ``own_limit_path``, which counts for itself.
 
@@ -110,6 +133,15 @@ class BodyLimit:
             await send(message)
 
         await self.app(scope, counted, send_after_discarding)
+
+
+def _is_local(url: str) -> bool:
+    """Whether the host of ``url`` is this machine; the origin of a page without one is ``null``."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        return False
+    return host is not None and is_loopback(host)
 
 
 def _is_sending(scope: Scope, num_bytes_read: int) -> bool:

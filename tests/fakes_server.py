@@ -64,7 +64,9 @@ class open_client:
         self._lifespan = self.world.app.router.lifespan_context(self.world.app)
         await self._lifespan.__aenter__()
         transport = httpx.ASGITransport(self.world.app, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://fano", headers=self.headers, timeout=30)
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=self.headers, timeout=30
+        )
         while (await self._client.get("/readyz")).json()["status"] == "loading":
             await asyncio.sleep(0.001)
         return self._client

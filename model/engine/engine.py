@@ -8,6 +8,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -99,11 +100,10 @@ class Engine:
         self._admission.check(request, policy)
         sequence = Sequence(request, policy, submitted_at=self._clock())
         self._scheduler.submit(sequence)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._scheduler.finish, request.request_id)
             generation = _Generation(sequence, Sampler(request.sampling), self._transcript(request))
-        except BaseException:
-            self._scheduler.finish(request.request_id)
-            raise
+            undo.pop_all()
         self._running[request.request_id] = generation
         self._publish()
 

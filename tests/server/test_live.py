@@ -98,7 +98,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(url: str, world: World) -> Non
     port = int(url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(
-            b"POST /v1/documents HTTP/1.1\r\nHost: fano\r\nContent-Length: 100000\r\n"
+            b"POST /v1/documents HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
             b"Content-Type: multipart/form-data; boundary=X\r\n\r\n"
             b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello'
         )

@@ -67,7 +67,10 @@ async def test_it_answers_while_it_loads(monkeypatch: pytest.MonkeyPatch, world:
     monkeypatch.setattr(server.app, "load_services", load)
     app = create_app(Settings(data_dir=tmp_path))
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://f") as client:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
         assert (await client.get("/healthz")).status_code == 200
         ready = await client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "loading")
