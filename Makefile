@@ -4,6 +4,7 @@ EXTRA  ?= cpu
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(EXTRA)
+NATIVE := $(VENV)/.built-$(EXTRA)
 
 .PHONY: help install serve check format test test-all bench clean
 
@@ -14,7 +15,7 @@ help:
 	@echo "make check     lint, types, import contracts"
 	@echo "make bench     run the benchmarks in their short form"
 
-install: $(STAMP)
+install: $(NATIVE)
 
 # torch is named in the same call as everything else: resolved on its own, a dependency would pull a newer one.
 $(STAMP): pyproject.toml constraints.txt
@@ -23,29 +24,32 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "No virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0" -e ".[$(EXTRA),dev]"
+	@touch $@
+
+$(NATIVE): $(STAMP) model/kernels/build.py $(wildcard model/kernels/native/*.cpp model/kernels/native/*.h)
 	$(BIN)/python -m model.kernels.build
 	@touch $@
 
-serve: $(STAMP)
+serve: $(NATIVE)
 	$(BIN)/fano serve
 
-check: $(STAMP)
+check: $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(NATIVE)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP)
+test: $(NATIVE)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
+test-all: $(NATIVE)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)
+bench: $(NATIVE)
 	$(BIN)/python -m bench.throughput --short
 	$(BIN)/python -m bench.retrieval --short
 
