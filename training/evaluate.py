@@ -76,6 +76,20 @@ def cases(data: Path, source: str, number: int, distractors: int, seed: int = 1)
     return chosen
 
 
+def needle_cases(file: Path, words: int = 150) -> list[Case]:
+    """Made-up long contexts with a needle (one JSON object per line), cut at sentences into passages."""
+    result = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        passages = [""]
+        for sentence in SENTENCE_END.split(record["context"]):
+            if len(passages[-1].split()) >= words:
+                passages.append("")
+            passages[-1] = f"{passages[-1]} {sentence}".strip()
+        result.append(Case(passages, record["question"], record["answers"]))
+    return result
+
+
 def prompt(encoder: Encoder, passages: list[str], question: str) -> list[int]:
     numbered = "\n\n".join(f"[{i}] {passage}" for i, passage in enumerate(passages, 1))
     text = f"{numbered}\n\nQuestion: {question}"
@@ -120,6 +134,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("weights/fano-reader/tokenizer.json"))
     parser.add_argument("--number", type=int, default=300)
     parser.add_argument("--distractors", type=int, nargs="*", default=[0, 4])
+    parser.add_argument("--needles", type=Path, nargs="*", default=[], help="JSON-lines files of made-up contexts")
     parser.add_argument("--source", default="squad1.1-dev")
     parser.add_argument("--show", type=int, default=0, help="print so many answers")
     arguments = parser.parse_args()
@@ -129,9 +144,12 @@ def main() -> None:
     encoder = Encoder(tokenizers.Tokenizer.from_file(str(arguments.tokenizer)))
     answerer = Answerer(rounded(model), Tokenizer(arguments.tokenizer.parent))
     rows = []
-    for distractors in arguments.distractors:
-        chosen = cases(data, arguments.source, arguments.number, distractors)
-        setting = f"{arguments.source}, {distractors} distractors"
+    sets = {
+        f"{arguments.source}, {distractors} distractors": cases(data, arguments.source, arguments.number, distractors)
+        for distractors in arguments.distractors
+    }
+    sets |= {file.stem: needle_cases(file) for file in arguments.needles}
+    for setting, chosen in sets.items():
         best = dict(zip(map(id, chosen), best_sentence(chosen), strict=True))
 
         def in_best_sentence(case: Case, best: dict[int, tuple[str, str]] = best) -> str:
