@@ -203,7 +203,7 @@ def _ask(data_dir: Path, document_id: str, questions: Sequence[Question], embedd
 
 def _legs(rankings: Rankings) -> dict[str, Sequence[Place]]:
     keys = sorted(rankings.keys, key=lambda place: (sum(rankings.keys[place].forms.values()), place))
-    return {"keys": keys, "lexical": rankings.lexical, "dense": rankings.dense}
+    return {"keys": keys, "lexical": rankings.lexical, "dense": [*rankings.dense]}
 
 
 def _overlap(chunk: Span, answer: Span) -> bool:

@@ -24,6 +24,13 @@ class Dtype(StrEnum):
         return 4 if self is Dtype.FLOAT32 else 2
 
 
+class ReadingUnit(StrEnum):
+    """What a checkpoint reads best when it answers from evidence: several passages, or the one nearest sentence."""
+
+    PASSAGES = "passages"
+    SENTENCE = "sentence"
+
+
 class LayerKind(StrEnum):
     """Which mixer a layer has."""
 
@@ -35,7 +42,8 @@ class LayerKind(StrEnum):
 class ModelConfig:
     """The architecture of a checkpoint in the Jamba layout, as its ``config.json`` states it.
 
-    ``policy`` is the attention policy the checkpoint was made for: its ``fano`` entry, else ``full``.
+    ``policy`` is the attention policy the checkpoint was made for and ``reads`` the evidence it reads best: what its
+    ``fano`` entry says, else ``full`` and passages.
     ``num_experts == 1`` means that no layer has experts.
     """
 
@@ -62,6 +70,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     max_position_embeddings: int | None = None
     policy: AttentionPolicy = field(default_factory=AttentionPolicy)
+    reads: ReadingUnit = ReadingUnit.PASSAGES
 
     @staticmethod
     def from_pretrained(directory: Path) -> "ModelConfig":
@@ -87,6 +96,7 @@ class ModelConfig:
         hidden_size = _integer(values, "hidden_size")
         num_heads = _integer(values, "num_attention_heads")
         num_experts = _integer(values, "num_experts", default=1)
+        policy, reads = _fano_entry(values)
         routed = num_experts > 1
         config = ModelConfig(
             vocab_size=_integer(values, "vocab_size"),
@@ -113,7 +123,8 @@ class ModelConfig:
             proj_bias=_boolean(values, "mamba_proj_bias", default=False),
             tie_word_embeddings=_boolean(values, "tie_word_embeddings", default=False),
             max_position_embeddings=_integer(values, "max_position_embeddings", default=0, least=0) or None,
-            policy=_policy(values),
+            policy=policy,
+            reads=reads,
         )
         config._require_consistency()
         return config
@@ -276,23 +287,26 @@ def _require_jamba(values: Mapping[str, object]) -> None:
             raise ConfigInvalid(key, values[key], repr(expected), remedy)
 
 
-def _policy(values: Mapping[str, object]) -> AttentionPolicy:
+def _fano_entry(values: Mapping[str, object]) -> tuple[AttentionPolicy, ReadingUnit]:
     entry = values.get("fano")
     if entry is None:
-        return AttentionPolicy()
+        return AttentionPolicy(), ReadingUnit.PASSAGES
     if not isinstance(entry, Mapping):
-        raise ConfigInvalid("fano", entry, "an object with policy, sinks and window", "correct config.json")
-    unknown = sorted(set(entry) - {"policy", "sinks", "window"})
+        raise ConfigInvalid("fano", entry, "an object with policy, sinks, window and reads", "correct config.json")
+    unknown = sorted(set(entry) - {"policy", "sinks", "window", "reads"})
     if unknown:
         raise ConfigInvalid(f"fano.{unknown[0]}", entry[unknown[0]], "no such key", "remove it from config.json")
     name = entry.get("policy")
     if name not in [*PolicyName]:
         raise ConfigInvalid("fano.policy", name, f"one of {[*map(str, PolicyName)]}", "correct config.json")
+    reads = entry.get("reads", ReadingUnit.PASSAGES)
+    if reads not in [*ReadingUnit]:
+        raise ConfigInvalid("fano.reads", reads, f"one of {[*map(str, ReadingUnit)]}", "correct config.json")
     default = AttentionPolicy()
     sinks = _integer(entry, "sinks", default=default.sinks, least=0)
     window = _integer(entry, "window", default=default.window)
     try:
-        return AttentionPolicy(PolicyName(str(name)), sinks, window)
+        return AttentionPolicy(PolicyName(str(name)), sinks, window), ReadingUnit(str(reads))
     except ValueError as error:
         raise ConfigInvalid("fano", dict(entry), str(error), "correct config.json") from error
 

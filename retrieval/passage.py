@@ -105,11 +105,20 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Nearest:
+    """The stretch of a passage nearest in meaning to the question, mostly a sentence, and its inner product."""
+
+    span: Span
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A piece of a stored document that may hold the answer.
 
     ``found_by`` says which searches returned it ("key", "lexical", "dense"). On a key hit
-    ``evidence`` is the sentence or row that holds the key, else None.
+    ``evidence`` is the sentence or row that holds the key, else None. ``nearest`` is None where the search by meaning
+    did not return the passage.
     """
 
     document_id: str
@@ -120,6 +129,7 @@ class Passage:
     score: float
     found_by: tuple[str, ...]
     evidence: Span | None = None
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True, slots=True)

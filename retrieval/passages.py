@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from retrieval.contents import Contents, StoredChunk
+from retrieval.errors import UnknownDocument
 from retrieval.fusion import fuse
-from retrieval.passage import Passage, Span
+from retrieval.passage import Nearest, Passage, Span
 from retrieval.store import Record, Store
 from retrieval.words import words
 
@@ -38,6 +40,13 @@ class KeyHit:
         self.evidence.add(evidence)
 
 
+class NearRow(NamedTuple):
+    """A row of a document's vectors, and its inner product with the question."""
+
+    row: int
+    score: float
+
+
 @dataclass(frozen=True, slots=True)
 class Rankings:
     """What each search found: chunks by key, and the rankings by words and by meaning, best first.
@@ -47,7 +56,7 @@ class Rankings:
 
     keys: Mapping[Place, KeyHit]
     lexical: Sequence[Place]
-    dense: Sequence[Place]
+    dense: Mapping[Place, NearRow]
     question_words: Sequence[str]
     found: bool
     reason: str
@@ -64,7 +73,7 @@ def compose(
     Chunks that a key led to come before all others: those with more keys of the question first, then those where
     the keys stand as they were asked. The others follow by fused rank; equal ones in reading order.
     """
-    scores = fuse({"lexical": rankings.lexical, "dense": rankings.dense}, WEIGHTS)
+    scores = fuse({"lexical": rankings.lexical, "dense": [*rankings.dense]}, WEIGHTS)
     order = _order(rankings.keys, scores, max_passages)
     chunks = _chunks(contents, records, order)
     passages = []
@@ -89,9 +98,22 @@ def compose(
                 score=(1.0 + score) / 2 if hits else score / 2,
                 found_by=_finders(group, rankings),
                 evidence=evidence,
+                nearest=_nearest(contents, record, group, rankings.dense),
             )
         )
     return tuple(passages)
+
+
+def _nearest(
+    contents: Contents, record: Record, group: Sequence[Place], dense: Mapping[Place, NearRow]
+) -> Nearest | None:
+    near = max((dense[place] for place in group if place in dense), key=lambda row: row.score, default=None)
+    if near is None:
+        return None
+    rows = contents.vector_rows(record.number, near.row, 1)
+    if not rows:
+        raise UnknownDocument(record.document.id)  # deleted since it was searched
+    return Nearest(rows[0].span, near.score)
 
 
 def _order(keys: Mapping[Place, KeyHit], scores: Mapping[Place, float], max_passages: int) -> list[Place]:

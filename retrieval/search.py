@@ -10,7 +10,7 @@ from retrieval.errors import DocumentNotReady
 from retrieval.keys import query_keys
 from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
-from retrieval.passages import KeyHit, Place, Rankings, compose
+from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
@@ -68,11 +68,12 @@ class Search:
             words = LexicalQuery.of(question)
             hits, num_words = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
         with _timed(seconds, "dense"):
-            dense, nearest = self._dense(question, shelves)
+            dense = self._dense(question, shelves)
+            nearest = next(iter(dense.values())).score if dense else -1.0
         return Rankings(
             keys=key_hits,
             lexical=tuple((document, ordinal) for document, ordinal, _ in hits),
-            dense=tuple(dense),
+            dense=dense,
             question_words=words.exact,
             found=bool(key_hits) or num_words > 0 or nearest >= DENSE_FLOOR,
             reason=_reason(shelves),
@@ -99,18 +100,19 @@ class Search:
                 hit.note(number, form + fact.form, fact.evidence)
         return hits, len({(fact.document, fact.span) for fact in facts})
 
-    def _dense(self, question: str, shelves: Sequence[Shelf]) -> tuple[list[Place], float]:
+    def _dense(self, question: str, shelves: Sequence[Shelf]) -> dict[Place, NearRow]:
+        """The chunks nearest to the question, nearest first, each with its nearest row."""
         if all(shelf.vectors is None for shelf in shelves):
-            return [], -1.0
+            return {}
         query = self._embedder.embed_query(question)
-        nearest: dict[Place, float] = {}
+        nearest: dict[Place, NearRow] = {}
         for document, shelf in enumerate(shelves):
             if shelf.vectors is not None:
                 # A chunk is as near as its nearest sentence; sentences come nearest first.
                 for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK):
-                    nearest.setdefault((document, int(shelf.chunk_of[row])), score)
-        places = sorted(nearest, key=lambda place: (-nearest[place], place))[:DEPTH]
-        return places, nearest[places[0]] if places else -1.0
+                    nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
+        places = sorted(nearest, key=lambda place: (-nearest[place].score, place))[:DEPTH]
+        return {place: nearest[place] for place in places}
 
 
 def _reason(shelves: Sequence[Shelf]) -> str:

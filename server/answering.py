@@ -4,11 +4,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio.to_thread
 
+from model.config import ReadingUnit
 from model.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from model.errors import PromptTooLong
 from model.policy import PolicyName
@@ -104,24 +105,23 @@ class Answering:
             return _Groundwork(Prompt((), 0), sampling, (), (), (), bill, searched)
         max_tokens = inquiry.sampling.max_tokens or self._limits.answer_max_tokens
         policy = inquiry.policy or self._model.policy
+        sources = tuple(Source(number, passage) for number, passage in enumerate(result.passages, start=1))
+        readings = (_nearest(sources),) if self._model.reads is ReadingUnit.SENTENCE else sources
         window = policy.window if policy.name is PolicyName.WINDOW else None
         prompt = build_prompt(
             self._tokenizer,
             inquiry.turns[:-1],
             question,
-            [passage.text for passage in result.passages],
+            [source.passage.text for source in readings],
             Budget(max_tokens, self._model.max_context_tokens, window),
         )
-        kept = result.passages[: prompt.num_passages]
         reason = result.reason
-        if dropped := len(result.passages) - len(kept):
-            reason = f"{reason}; {dropped} of {len(result.passages)} passages left out to fit"
-        bill = RetrievalBill(True, reason, len(kept), result.num_facts, seconds, text_bytes, index_bytes)
-        sources = tuple(Source(number, passage) for number, passage in enumerate(kept, start=1))
-        evidence = _evidence(sources) if inquiry.recall == "verbatim" else ()
-        return _Groundwork(
-            prompt, _sampling(inquiry, max_tokens, 0.0), sources, evidence, tuple(documents), bill, searched
-        )
+        if dropped := len(readings) - prompt.num_passages:
+            reason = f"{reason}; {dropped} of {len(readings)} passages left out to fit"
+            sources = readings = readings[: prompt.num_passages]
+        bill = RetrievalBill(True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes)
+        evidence = _evidence(readings) if inquiry.recall == "verbatim" else ()
+        return _Groundwork(prompt, _sampling(inquiry, max_tokens, 0.0), sources, readings, evidence, bill, searched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +135,16 @@ class _Evidence:
 
 @dataclass(frozen=True, slots=True)
 class _Groundwork:
-    """Everything that stands before the model is asked."""
+    """Everything that stands before the model is asked.
+
+    ``sources`` is what was found; ``readings`` is what of it stands in the prompt, so only that is quoted (law 8).
+    """
 
     prompt: Prompt
     sampling: SamplingParams
     sources: tuple[Source, ...]
+    readings: tuple[Source, ...]
     evidence: tuple[_Evidence, ...]
-    documents: tuple[Document, ...]
     bill: RetrievalBill
     searched: str
 
@@ -203,7 +206,7 @@ class _Generated:
             text, citations = await anyio.to_thread.run_sync(self._quoted, last)
             found = bool(citations)
         elif self.sources:
-            citations = cite(text, self.sources)
+            citations = cite(text, self._groundwork.readings)
             found = text.strip() not in ("", NOT_FOUND)
         if not found:
             addition = f"{' ' if text else ''}{self._groundwork.searched}"
@@ -259,6 +262,23 @@ def _evidence(sources: Sequence[Source]) -> tuple[_Evidence, ...]:
     """What may be quoted: the sentences or rows that hold a key that was asked for, else the whole passages."""
     rows = [_Evidence(source, *row) for source in sources if (row := _row(source.passage)) is not None]
     return tuple(rows) or tuple(_Evidence(source, source.passage.span.start, source.passage.text) for source in sources)
+
+
+def _nearest(sources: Sequence[Source]) -> Source:
+    """What a model reads that reads one sentence: the one under a key, else the nearest, else the first passage."""
+
+    def score(source: Source) -> float:
+        nearest = source.passage.nearest
+        return -1.0 if nearest is None else nearest.score
+
+    chosen = sources[0] if sources[0].passage.evidence is not None else max(sources, key=score)
+    passage = chosen.passage
+    span = passage.evidence if passage.evidence is not None else passage.span
+    if passage.evidence is None and passage.nearest is not None:
+        span = passage.nearest.span
+    start, end = max(span.start, passage.span.start), min(span.end, passage.span.end)
+    text = passage.text[start - passage.span.start : end - passage.span.start]
+    return Source(chosen.number, replace(passage, span=Span(start, end), text=text))
 
 
 def _row(passage: Passage) -> tuple[int, str] | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from model.config import ReadingUnit
 from model.engine.request import FinishReason, RequestUsage
 from model.policy import AttentionPolicy
 from server.citations import Citation
@@ -18,6 +19,7 @@ class ServedModel:
     policy: AttentionPolicy
     dtype: str
     max_context_tokens: int
+    reads: ReadingUnit = ReadingUnit.PASSAGES
 
 
 @dataclass(frozen=True, slots=True)

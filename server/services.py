@@ -72,6 +72,7 @@ class Services:
 
 def load_services(settings: Settings, metrics: Metrics) -> Services:
     """Load the model and open the library, as the settings say. Takes seconds; raises what either refuses."""
+    from model.config import ModelConfig
     from model.engine.loader import load_engine
     from model.weights import resolve_checkpoint
 
@@ -85,6 +86,7 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
         policy=engine.policy,
         dtype=stats.build.dtype,
         max_context_tokens=stats.max_context_tokens,
+        reads=ModelConfig.from_pretrained(directory).reads,
     )
     library = open_library(settings, engine.tokenizer.count)
     return Services(settings, metrics, library, engine, engine.tokenizer, model)

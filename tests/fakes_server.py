@@ -15,6 +15,7 @@ from fakes_engine import FakeEngine
 from fakes_library import FakeLibrary
 from fastapi import FastAPI
 
+from model.config import ReadingUnit
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 from server.app import create_app
@@ -43,12 +44,13 @@ def make_world(
     tokenizer: Tokenizer,
     policy: AttentionPolicy = WINDOW,
     max_context_tokens: int = 100_000,
+    reads: ReadingUnit = ReadingUnit.PASSAGES,
     **changes: Any,
 ) -> World:
     """A world of its own; ``changes`` are settings."""
     settings = Settings(data_dir=data_dir, **changes)
     engine, library, metrics = FakeEngine(), FakeLibrary(), Metrics()
-    model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens)
+    model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens, reads)
     services = Services(settings, metrics, library, engine, tokenizer, model)
     return World(create_app(settings, services, metrics), engine, library, settings)
 

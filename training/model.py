@@ -49,7 +49,7 @@ class Shape:
             "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "max_position_embeddings": 262_144,
             "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "bos_token_id": 1,
             "eos_token_id": [2, 263], "pad_token_id": 0,
-            "fano": {"policy": "window", "sinks": 64, "window": 2048},
+            "fano": {"policy": "window", "sinks": 64, "window": 2048, "reads": "sentence"},
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, int]:

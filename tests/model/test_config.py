@@ -5,7 +5,7 @@ import json
 import pytest
 from fakes_model import TINY_CONFIG
 
-from model.config import Dtype, EngineConfig, LayerKind, ModelConfig
+from model.config import Dtype, EngineConfig, LayerKind, ModelConfig, ReadingUnit
 from model.errors import CheckpointNotFound, ConfigInvalid
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE
@@ -106,6 +106,12 @@ def test_the_checkpoint_names_its_policy() -> None:
     assert ModelConfig.from_dict(values).policy == AttentionPolicy(PolicyName.WINDOW, 64, 2048)
 
 
+def test_the_checkpoint_names_the_evidence_it_reads_best() -> None:
+    values = TINY_CONFIG | {"fano": {"policy": "window", "reads": "sentence"}}
+    assert ModelConfig.from_dict(values).reads is ReadingUnit.SENTENCE
+    assert ModelConfig.from_dict(TINY_CONFIG).reads is ReadingUnit.PASSAGES
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -134,6 +140,7 @@ def test_the_checkpoint_names_its_policy() -> None:
         ),
         ({"fano": "window"}, "fano"),
         ({"fano": {"policy": "sliding"}}, "fano.policy"),
+        ({"fano": {"policy": "window", "reads": "books"}}, "fano.reads"),
         ({"fano": {"policy": "window", "windows": 64}}, "fano.windows"),
         ({"fano": {"policy": "window", "window": 100}}, "fano"),
         ({"fano": {"policy": "window", "window": 0}}, "window"),

@@ -77,6 +77,10 @@ def test_other_words_are_found_by_meaning(open_library, add_text):
     result = ask(library, "Where does the doorman keep it?", document)
     assert "globe" in result.passages[0].text
     assert "dense" in result.passages[0].found_by
+    nearest = result.passages[0].nearest
+    assert nearest is not None and nearest.score > 0
+    stored = library.text(TENANT, document.id, nearest.span.start, nearest.span.end)
+    assert stored == "The porter hides the spare one in a globe."
 
 
 def test_a_key_is_found_in_any_writing_and_comes_first_with_its_sentence(library, add_text):

@@ -34,7 +34,7 @@ def test_the_exported_directory_is_a_jamba_of_transformers(model, ids, tmp_path)
     transformers = pytest.importorskip("transformers")
     export(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["fano"] == {"policy": "window", "sinks": 64, "window": 2048}
+    assert config["fano"] == {"policy": "window", "sinks": 64, "window": 2048, "reads": "sentence"}
     theirs = transformers.JambaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor([ids]), use_cache=False).logits[0]

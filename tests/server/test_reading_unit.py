@@ -1,0 +1,69 @@
+"""A model that reads one sentence: what stands in its prompt, what it may quote, what is shown beside it."""
+
+from dataclasses import replace
+from typing import Any
+
+from fakes_server import World, WorldMaker, open_client
+
+from model.config import ReadingUnit
+from model.engine.request import EvidenceSpan
+from model.tokenizer import Tokenizer
+from retrieval.passage import Nearest, Passage, Span
+
+TEXT = "The vault opens at noon. The porter keeps the key in a globe. Ferries leave on Tuesday. Nothing else happened."
+QUESTION = {"question": "Where is the key?", "recall": "verbatim"}
+
+
+def passage(document: str, start: int, end: int, nearest: str | None, score: float) -> Passage:
+    found = Passage(document, "note.txt", Span(start, end), TEXT[start:end], None, 1.0, ("dense",))
+    if nearest is None:
+        return found
+    at = TEXT.index(nearest)
+    return replace(found, nearest=Nearest(Span(at, at + len(nearest)), score))
+
+
+def reading_world(new_world: WorldMaker) -> tuple[World, str]:
+    world = new_world(reads=ReadingUnit.SENTENCE)
+    return world, world.library.put(TEXT)
+
+
+async def ask(world: World, document: str, tokenizer: Tokenizer) -> tuple[dict[str, Any], str, tuple[str, ...] | None]:
+    async with open_client(world) as client:
+        reply = await client.post("/v1/ask", json={"documents": [document], **QUESTION})
+    assert reply.status_code == 200, reply.text
+    (request,) = world.engine.requests
+    return reply.json(), tokenizer.decode(request.prompt_ids), request.evidence
+
+
+async def test_it_reads_the_nearest_sentence_and_every_source_is_shown(
+    new_world: WorldMaker, tokenizer: Tokenizer
+) -> None:
+    world, document = reading_world(new_world)
+    key = "The porter keeps the key in a globe."
+    world.library.plant(
+        passage(document, 62, len(TEXT), "Ferries leave on Tuesday.", 0.3), passage(document, 0, 61, key, 0.8)
+    )
+    world.engine.enqueue("globe", spans=(EvidenceSpan(0, 30, 35),))
+    reply, prompt, evidence = await ask(world, document, tokenizer)
+    assert evidence == (key,)
+    assert f"[1] {key}" in prompt and "Ferries" not in prompt and "vault" not in prompt
+    assert [source["number"] for source in reply["sources"]] == [1, 2]
+    (citation,) = reply["citations"]
+    assert citation["source"] == 2
+    assert TEXT[citation["start"] : citation["end"]] == reply["answer"] == "globe"
+
+
+async def test_the_row_under_a_key_comes_before_what_is_nearer(new_world: WorldMaker, tokenizer: Tokenizer) -> None:
+    world, document = reading_world(new_world)
+    at = TEXT.index("Ferries")
+    under_key = replace(passage(document, 62, len(TEXT), None, 0.0), evidence=Span(at, at + 25))
+    world.library.plant(under_key, passage(document, 0, 61, "The vault opens at noon.", 0.9))
+    _, _, evidence = await ask(world, document, tokenizer)
+    assert evidence == ("Ferries leave on Tuesday.",)
+
+
+async def test_without_vectors_it_reads_the_first_passage(new_world: WorldMaker, tokenizer: Tokenizer) -> None:
+    world, document = reading_world(new_world)
+    world.library.plant(passage(document, 0, 61, None, 0.0), passage(document, 62, len(TEXT), None, 0.0))
+    _, _, evidence = await ask(world, document, tokenizer)
+    assert evidence == (TEXT[:61],)
