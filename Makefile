@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(NATIVE): $(STAMP) model/kernels/build.py $(wildcard model/kernels/native/*.cpp model/kernels/native/*.h)
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(BIN)/python -m model.kernels.build
 	@touch $@
 

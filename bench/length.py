@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=Path("weights/fano-reader"))
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384, 65536, 262144])
-    parser.add_argument("--longest-full", type=int, default=65536, help="policy full is not tried beyond this")
+    parser.add_argument("--longest-full", type=int, default=16384, help="policy full is not tried beyond this")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=[*Dtype], default=Dtype.BFLOAT16)
