@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class Blobs:
         target = self._staging / uuid.uuid4().hex
         digest = hashlib.sha256()
         num_bytes = 0
-        try:
+        with ExitStack() as undo:
+            undo.callback(target.unlink, missing_ok=True)
             with source.open("rb") as reader, target.open("wb") as writer:
                 while piece := reader.read(COPY_BYTES):
                     digest.update(piece)
@@ -47,9 +48,7 @@ class Blobs:
                     num_bytes += len(piece)
                 writer.flush()
                 os.fsync(writer.fileno())
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            undo.pop_all()
         return StagedBlob(target, digest.hexdigest(), num_bytes)
 
     def keep(self, staged: StagedBlob) -> None:

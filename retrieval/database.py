@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,12 +55,11 @@ class Database:
         """A transaction that bumps the revision. An exception inside undoes all of it."""
         with self.lock:
             self._writer.execute("BEGIN IMMEDIATE")
-            try:
+            with ExitStack() as undo:
+                undo.callback(self._writer.execute, "ROLLBACK")
                 (revision,) = self._writer.execute("UPDATE revision SET value = value + 1 RETURNING value").fetchone()
                 yield Transaction(self._writer, revision)
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
+                undo.pop_all()
             self._writer.execute("COMMIT")
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -89,11 +90,11 @@ class Library:
             raise DataDirectoryInUse(
                 f"{data_dir} is in use by another process; stop it, or name another data directory"
             ) from None
-        try:
-            return cls._open_locked(lock, data_dir, embedder, count_tokens, limits or Limits())
-        except BaseException:
-            lock.release()
-            raise
+        with ExitStack() as undo:
+            undo.callback(lock.release)
+            library = cls._open_locked(lock, data_dir, embedder, count_tokens, limits or Limits())
+            undo.pop_all()
+        return library
 
     def close(self) -> None:
         """Let go of the data directory. No other method may be running or be called afterwards."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from fakes_engine import write_tokenizer
+from fakes_model import TINY_CONFIG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -46,22 +47,7 @@ def vocabulary(tokenizer: Tokenizer) -> TokenTrie:
 def model(tokenizer: Tokenizer, kernels: Kernels) -> HybridLM:
     """Random weights; the time step's bias is low, so that the state remembers."""
     config = ModelConfig.from_dict(
-        {
-            "model_type": "jamba",
-            "vocab_size": tokenizer.vocab_size,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
-            "mamba_d_state": 4,
-            "mamba_d_conv": 4,
-            "mamba_expand": 2,
-            "mamba_dt_rank": 2,
-            "rms_norm_eps": 1e-6,
-        }
+        TINY_CONFIG | {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48}
     )
     model = HybridLM(config, kernels)
     generator = torch.Generator().manual_seed(3)

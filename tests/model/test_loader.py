@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes_engine import write_tokenizer
+from fakes_model import TINY_CONFIG
 from safetensors.torch import save_file
 
 from model.cache.plan import MemoryPlan
@@ -16,21 +17,9 @@ from model.errors import CheckpointNotFound, ConfigInvalid
 from model.policy import AttentionPolicy, PolicyName
 
 WINDOW = AttentionPolicy(PolicyName.WINDOW, sinks=64, window=128)
-CONFIG = {
-    "model_type": "jamba",
+CONFIG = TINY_CONFIG | {
     "vocab_size": 604,
-    "hidden_size": 16,
-    "intermediate_size": 16,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "attn_layer_period": 2,
-    "attn_layer_offset": 1,
-    "mamba_d_state": 4,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_dt_rank": 2,
-    "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
     "fano": {"policy": "window", "sinks": 64, "window": 128},
 }
