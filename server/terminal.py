@@ -69,7 +69,7 @@ def print_answer(view: AnswerView, console: Console | None = None) -> None:
         console.print(Padding(_marked(source, quotes), (0, 0, 0, 4)))
     if left := len(view.sources) - len(shown):
         console.print()
-        console.print(Text(f"{left} more read; --json shows all of them", style="dim"), soft_wrap=True)
+        console.print(Text(f"{left} more found; --json shows all of them", style="dim"), soft_wrap=True)
 
 
 def _place(source: SourceView) -> str:
