@@ -192,4 +192,4 @@ def test_quotes_stand_out_in_the_source() -> None:
     print_answer(view, Console(file=out, force_terminal=True, width=80, highlight=False))
     assert "[b]It is \x1b[1mOldenkamp\x1b[0m" in out.getvalue()
     assert "[2] a.txt, characters 10 to 26" in out.getvalue() and "[1]" not in out.getvalue()
-    assert "1 more read" in out.getvalue()
+    assert "1 more found" in out.getvalue()
