@@ -1,6 +1,7 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -146,6 +147,11 @@ class Library:
     def text(self, tenant: str, document_id: str, start: int = 0, end: int | None = None) -> str:
         """Code points ``start`` to ``end`` of the document's text, cut to what there is; empty before parsing."""
         return self._store.text(self._store.record(document_id, tenant).number, start, end)
+
+    def page(self, tenant: str, document_id: str, position: int) -> int | None:
+        """The page, counted from 1, on which the code point stands; None for texts without pages."""
+        pages = self._store.pages(self._store.record(document_id, tenant).number)
+        return max(1, bisect_right(pages, position, key=lambda page: page.start)) if pages else None
 
     def delete(self, tenant: str, document_id: str) -> None:
         """Delete a document for good: when this returns nothing of it is on the disk.

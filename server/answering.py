@@ -207,6 +207,7 @@ class _Generated:
             found = bool(citations)
         elif self.sources:
             citations = cite(text, self._groundwork.readings)
+            citations = await anyio.to_thread.run_sync(self._on_their_pages, citations)
             found = text.strip() not in ("", NOT_FOUND)
         if not found:
             addition = f"{' ' if text else ''}{self._groundwork.searched}"
@@ -243,7 +244,17 @@ class _Generated:
             citations.append(
                 Citation(piece.source.number, passage.document_id, start, end, quote, passage.page, at, len(text))
             )
-        return text, citations
+        return text, self._on_their_pages(citations)
+
+    def _on_their_pages(self, citations: list[Citation]) -> list[Citation]:
+        """A passage may run over pages; its own page is that of its start."""
+        tenant = self._inquiry.tenant
+        return [
+            citation
+            if citation.page is None
+            else replace(citation, page=self._library.page(tenant, citation.document, citation.start))
+            for citation in citations
+        ]
 
 
 def _sampling(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:

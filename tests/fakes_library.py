@@ -100,6 +100,10 @@ class FakeLibrary:
         self.get(tenant, document_id)
         return self.texts[document_id][start:end]
 
+    def page(self, tenant: str, document_id: str, position: int) -> int | None:
+        """A form feed ends a page."""
+        return 1 + self.text(tenant, document_id, 0, position).count("\f")
+
     def delete(self, tenant: str, document_id: str) -> None:
         self.get(tenant, document_id)
         del self.documents[document_id], self.texts[document_id]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reportlab.pdfgen.canvas import Canvas
 
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady, UnknownDocument
@@ -444,3 +445,21 @@ def test_vectors_in_the_index_are_those_in_the_store(library, add_text):
     stored = library._contents.embeddings(record.number, HashEmbedder(dimension=64).fingerprint, 64)
     shelf = library._shelves.open(record)
     np.testing.assert_allclose([shelf.vectors.search(row, 1)[0][1] for row in stored], 1.0, atol=1e-6)
+
+
+def test_every_code_point_of_a_pdf_knows_its_page(library, tmp_path):
+    path = tmp_path / "a.pdf"
+    canvas = Canvas(str(path))
+    for line in ("The office opens at nine.", "Clara Ostrander settled it.", "The end."):
+        canvas.drawString(72, 720, line)
+        canvas.showPage()
+    canvas.save()
+    document, _ = library.add(TENANT, "a.pdf", "application/pdf", path)
+    library.process(document.id)
+    text = library.text(TENANT, document.id)
+    shown = {quote: library.page(TENANT, document.id, text.index(quote)) for quote in ("office", "Clara", "it.", "end")}
+    assert shown == {"office": 1, "Clara": 2, "it.": 2, "end": 3}
+
+
+def test_a_text_has_no_pages(library, add_text):
+    assert library.page(TENANT, add_text(library, "No pages here.").id, 3) is None

@@ -78,7 +78,7 @@ async def test_the_prompt_has_the_form_the_model_was_trained_on(
 
 async def test_a_verbatim_answer_is_fetched_from_the_document(client: httpx.AsyncClient, world: World) -> None:
     document = world.library.put(TEXT)
-    world.library.plant(Passage(document, "note.txt", Span(25, 76), TEXT[25:76], 3, 1.0, ("lexical",)))
+    world.library.plant(Passage(document, "note.txt", Span(25, 76), TEXT[25:76], 1, 1.0, ("lexical",)))
     world.engine.enqueue("Margarethe Oldenkamp", spans=(EvidenceSpan(0, 30, 50),))
     body = (await client.post(f"/v1/documents/{document}/ask", json={**WHO, "recall": "verbatim"})).json()
     assert world.engine.requests[0].evidence == (TEXT[25:76],)
@@ -90,7 +90,7 @@ async def test_a_verbatim_answer_is_fetched_from_the_document(client: httpx.Asyn
             "start": 55,
             "end": 75,
             "quote": "Margarethe Oldenkamp",
-            "page": 3,
+            "page": 1,
             "answer_start": 0,
             "answer_end": 20,
         }
@@ -258,3 +258,18 @@ async def test_passages_that_do_not_fit_are_left_out_and_reported(client: httpx.
 async def test_a_bad_question_names_the_field(client: httpx.AsyncClient, body: Any, param: str) -> None:
     reply = await client.post("/v1/ask", json=body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+
+
+@pytest.mark.parametrize("recall", ["verbatim", "grounded"])
+async def test_a_citation_tells_its_own_page_and_not_its_passages(
+    client: httpx.AsyncClient, world: World, recall: str
+) -> None:
+    text = "The office opens at nine.\fClara Ostrander settled it."
+    document = world.library.put(text)
+    world.library.plant(Passage(document, "note.pdf", Span(0, len(text)), text, 1, 1.0, ("key",)))
+    start = text.index("Clara")
+    world.engine.enqueue("Clara Ostrander", spans=(EvidenceSpan(0, start, start + 15),))
+    reply = await client.post("/v1/ask", json={"documents": [document], "recall": recall, **WHO})
+    (citation,) = reply.json()["citations"]
+    assert (citation["quote"], citation["page"]) == ("Clara Ostrander", 2)
+    assert reply.json()["sources"][0]["page"] == 1
