@@ -1,7 +1,6 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
 from retrieval.faiss_index import FaissIndex
 from retrieval.ingestion import Ingestion
-from retrieval.passage import Document, SearchResult
+from retrieval.passage import Document, SearchResult, page_at
 from retrieval.search import Search
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
@@ -150,8 +149,7 @@ class Library:
 
     def page(self, tenant: str, document_id: str, position: int) -> int | None:
         """The page, counted from 1, on which the code point stands; None for texts without pages."""
-        pages = self._store.pages(self._store.record(document_id, tenant).number)
-        return max(1, bisect_right(pages, position, key=lambda page: page.start)) if pages else None
+        return page_at(self._store.pages(self._store.record(document_id, tenant).number), position)
 
     def delete(self, tenant: str, document_id: str) -> None:
         """Delete a document for good: when this returns nothing of it is on the disk.

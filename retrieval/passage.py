@@ -4,6 +4,8 @@ Every position is a half-open range of Unicode code points of the stored text, s
 ``text[start:end]`` is the quote (law 6). Pages count from 1.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +22,14 @@ class Span:
 
     def __len__(self) -> int:
         return self.end - self.start
+
+
+def page_at(pages: Sequence[Span], position: int) -> int | None:
+    """The page, counted from 1, on which a code point stands, or after which if between two; None without pages.
+
+    ``pages`` ascend.
+    """
+    return max(1, bisect_right(pages, position, key=lambda page: page.start)) if pages else None
 
 
 @dataclass(frozen=True, slots=True)

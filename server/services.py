@@ -23,7 +23,7 @@ from server.settings import Settings
 from server.uploads import SPOOL_PREFIX
 
 if TYPE_CHECKING:
-    from model.config import EngineConfig
+    from model.config import EngineConfig, ModelConfig
     from retrieval.library import Library
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
     from model.weights import resolve_checkpoint
 
     directory = resolve_checkpoint(settings.model) if settings.model else embedded_checkpoint()
-    engine, report = load_engine(directory, engine_config(settings, directory))
+    checkpoint = ModelConfig.from_pretrained(directory)
+    engine, report = load_engine(directory, engine_config(settings, checkpoint))
     log_event(logger, "model loaded", report=str(report))
     stats = engine.stats()
     model = ServedModel(
@@ -86,7 +87,7 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
         policy=engine.policy,
         dtype=stats.build.dtype,
         max_context_tokens=stats.max_context_tokens,
-        reads=ModelConfig.from_pretrained(directory).reads,
+        reads=checkpoint.reads,
     )
     library = open_library(settings, engine.tokenizer.count)
     return Services(settings, metrics, library, engine, engine.tokenizer, model)
@@ -115,12 +116,12 @@ def embedded_checkpoint() -> Path:
     )
 
 
-def engine_config(settings: Settings, directory: Path) -> "EngineConfig":
+def engine_config(settings: Settings, checkpoint: "ModelConfig") -> "EngineConfig":
     """How the settings want the checkpoint to be run; what they leave open is the checkpoint's own."""
-    from model.config import Dtype, EngineConfig, ModelConfig
+    from model.config import Dtype, EngineConfig
     from model.engine.loader import choose_device, choose_dtype
 
-    policy = attention_policy(settings, ModelConfig.from_pretrained(directory).policy)
+    policy = attention_policy(settings, checkpoint.policy)
     device, _ = choose_device()
     default = EngineConfig()
     context = WINDOW_CONTEXT_TOKENS if policy.name is PolicyName.WINDOW else default.max_context_tokens

@@ -11,7 +11,7 @@ import pytest
 from fakes_server import World, WorldMaker, open_client
 
 import server.app
-from model.config import Dtype
+from model.config import Dtype, ModelConfig
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
 from server.app import create_app
@@ -25,7 +25,7 @@ def test_the_embedded_checkpoint_is_found() -> None:
 
 
 def test_what_is_left_open_is_the_checkpoints_own() -> None:
-    config = engine_config(Settings(), embedded_checkpoint())
+    config = engine_config(Settings(), ModelConfig.from_pretrained(embedded_checkpoint()))
     assert config.policy == AttentionPolicy(PolicyName.WINDOW, 64, 2048)
     assert (config.max_context_tokens, config.num_slots, config.max_waiting) == (1_000_000, 8, 64)
     assert config.num_threads == num_threads(Settings()) >= 1
@@ -35,7 +35,7 @@ def test_settings_reach_the_engine() -> None:
     settings = Settings(
         dtype="float32", threads=3, policy="full", sinks=128, max_sequences=2, max_queue=5, max_context_tokens=4096
     )
-    config = engine_config(settings, embedded_checkpoint())
+    config = engine_config(settings, ModelConfig.from_pretrained(embedded_checkpoint()))
     assert (config.dtype, config.num_threads, config.num_slots) == (Dtype.FLOAT32, 3, 2)
     assert (config.max_waiting, config.max_context_tokens) == (5, 4096)
     assert config.policy == AttentionPolicy(PolicyName.FULL, 128, 2048)
