@@ -44,6 +44,17 @@ class PromptTooLong(RequestRefused):
         self.max_context_tokens = max_context_tokens
 
 
+class NeverFits(RequestRefused):
+    """The request needs more of a pool than the whole pool has, so that waiting would not help."""
+
+    def __init__(self, param: str, pool: str, needed: int, capacity: int, remedy: str) -> None:
+        super().__init__(f"the request needs {needed} units of pool {pool!r}, which has {capacity}; {remedy}")
+        self.param = param
+        self.pool = pool
+        self.needed = needed
+        self.capacity = capacity
+
+
 class QueueFull(RequestRefused):
     """The waiting line is at its bound; try again after ``retry_after_seconds``."""
 
@@ -97,6 +108,17 @@ class GenerationFailed(ModelError):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(f"generation stopped by {type(cause).__name__}; send the request again")
         self.cause = cause
+
+
+class DeadlineExceeded(ModelError):
+    """A request did not end in the time it was given."""
+
+    def __init__(self, max_seconds: float) -> None:
+        super().__init__(
+            f"the request did not end within {max_seconds:g} seconds; ask for fewer tokens, try again when the "
+            "server is less busy, or raise FANO_MAX_REQUEST_SECONDS"
+        )
+        self.max_seconds = max_seconds
 
 
 class EngineStopped(ModelError):

@@ -18,22 +18,39 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn. ``temperature == 0`` is greedy; ``top_k == 0`` keeps all tokens."""
+    """How the next token is drawn. ``temperature == 0`` is greedy; ``top_k == 0`` keeps all tokens.
+
+    ``min_p`` drops tokens less probable than this share of the most probable one. ``presence_penalty`` and
+    ``frequency_penalty`` are subtracted once, and once per occurrence, from the logits of tokens of the completion
+    (OpenAI); ``repetition_penalty`` divides positive and multiplies negative logits of every token of prompt or
+    completion (arXiv 1909.05858, section 4.1). ``logit_bias`` are pairs of token id and what is added to its logit.
+
+    ``logprobs`` of None returns no log probabilities; k returns those of each drawn token and of the k most probable
+    ones, of the model's own distribution before any of the above. ``prompt_logprobs`` does the same for the prompt.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to continue.
+    """One prompt to continue, ``num_choices`` times; the prompt is read once.
 
     ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
-    or up to ``max_spans`` of them. ``policy`` of None takes the engine's own.
+    or up to ``max_spans`` of them. ``policy`` of None takes the engine's own. ``tenant`` is whose
+    share of the engine it uses. After ``max_seconds`` from its submission it ends with ``DeadlineExceeded``.
     """
 
     request_id: str
@@ -42,6 +59,9 @@ class GenerationRequest:
     evidence: tuple[str, ...] | None = None
     policy: AttentionPolicy | None = None
     max_spans: int = 1
+    num_choices: int = 1
+    tenant: str = "default"
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +74,18 @@ class EvidenceSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The natural log probability of one token, and of the most probable ones in its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RequestUsage:
-    """The bill of one finished request. Bytes are those of the tensors the sequence held at its end."""
+    """The bill of one finished request, all choices together. Bytes are those of the tensors it held: the most at
+    the end of any of its choices, what choices share counted once."""
 
     num_prompt_tokens: int
     num_cached_tokens: int
@@ -69,15 +99,21 @@ class RequestUsage:
     queue_seconds: float
     ttft_seconds: float | None
     total_seconds: float
+    num_preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """Text that is safe to show, and at the end the reason, the usage and the verbatim spans.
+    """Text of one choice that is safe to show, and at its end the reason and the verbatim spans.
 
     A stop string never appears in ``text``; text that might become one is held back.
-    Exactly one event of a request has a ``finish_reason``, and it is the last. With
-    ``FinishReason.ERROR`` it has ``error``, the reason why this request alone could not go on.
+    Exactly one event of each choice has a ``finish_reason``, and it is the choice's last; the request's last event
+    also has the ``usage``. With ``FinishReason.ERROR`` it is the request's last, whatever its other choices did, and
+    has ``error``, the reason why this request alone could not go on.
+
+    ``logprobs`` has one entry for each of ``token_ids`` if they were asked for. ``prompt_logprobs`` comes with the
+    first event of choice 0: one entry for each token of the prompt, None for the first, before which there is
+    nothing. ``gap_seconds`` is the time since the choice's token before; None for its first.
     """
 
     request_id: str
@@ -87,3 +123,7 @@ class TokenEvent:
     usage: RequestUsage | None = None
     spans: tuple[EvidenceSpan, ...] = ()
     error: ModelError | None = None
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    gap_seconds: float | None = None

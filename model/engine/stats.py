@@ -34,7 +34,7 @@ class BuildInfo:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """The step that was run last: ``phase`` is ``prefill`` or ``decode``."""
+    """The step that was run last: ``phase`` is ``prefill``, ``decode``, or ``mixed`` where it did both."""
 
     phase: str
     num_tokens: int
@@ -46,8 +46,9 @@ class EngineStats:
     """One consistent view of the engine between two steps.
 
     ``pool_bytes`` are bytes of tensors held, ``plan_bytes`` those promised at the start, both by
-    the names in ``POOL_NAMES``. Counters (``num_*_tokens``, ``num_aborted``, ``num_failed``,
-    ``num_finished``, ``num_steps``) only grow.
+    the names in ``POOL_NAMES``. ``num_saved`` of the waiting requests were preempted: their state and blocks, of
+    ``saved_bytes``, are in host memory. Counters (``num_*_tokens``, ``num_aborted``, ``num_failed``, ``num_finished``,
+    ``num_preemptions``, ``num_steps``) only grow.
     """
 
     build: BuildInfo
@@ -56,14 +57,18 @@ class EngineStats:
     pool_bytes: Mapping[str, int]
     plan_bytes: Mapping[str, int]
     max_context_tokens: int
+    num_blocks_shared: int = 0
+    saved_bytes: int = 0
     num_running: int = 0
     num_waiting: int = 0
+    num_saved: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0
+    num_preemptions: int = 0
     num_steps: int = 0
     draining: bool = False
     last_step: StepRecord | None = None
