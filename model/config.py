@@ -248,6 +248,10 @@ class EngineConfig:
 
     ``num_blocks`` of None gives every slot enough blocks for ``max_context_tokens`` under the policy.
     ``kernels`` of None takes the fastest that work; ``prefill_chunk_tokens`` is a multiple of the block size.
+
+    A step reads at most ``prefill_chunk_tokens`` of prompts. Beside streams it reads ``mixed_chunk_tokens`` at most,
+    and no more often than leaves the streams all but ``prefill_share`` of the time. ``saved_bytes`` is the host memory
+    that preempted requests may take.
     """
 
     num_slots: int = 8
@@ -256,6 +260,9 @@ class EngineConfig:
     dtype: Dtype = Dtype.FLOAT32
     policy: AttentionPolicy | None = None
     prefill_chunk_tokens: int = 512
+    mixed_chunk_tokens: int = 64
+    prefill_share: float = 0.5
+    saved_bytes: int = 1 << 30
     max_waiting: int = 64
     device: str = "cpu"
     num_threads: int = 1
@@ -272,8 +279,14 @@ class EngineConfig:
         if self.prefill_chunk_tokens % BLOCK_TOKENS:
             expected = f"a multiple of {BLOCK_TOKENS} tokens"
             raise ConfigInvalid("prefill_chunk_tokens", self.prefill_chunk_tokens, expected, "round it")
-        if self.max_waiting < 0:
-            raise ConfigInvalid("max_waiting", self.max_waiting, "at least 0", "raise max_waiting")
+        if not BLOCK_TOKENS <= self.mixed_chunk_tokens <= self.prefill_chunk_tokens:
+            expected = f"{BLOCK_TOKENS} to prefill_chunk_tokens = {self.prefill_chunk_tokens}"
+            raise ConfigInvalid("mixed_chunk_tokens", self.mixed_chunk_tokens, expected, "change one of them")
+        if not 0 < self.prefill_share < 1:
+            raise ConfigInvalid("prefill_share", self.prefill_share, "more than 0 and less than 1", "0.5 is fair")
+        for key in ("max_waiting", "saved_bytes"):
+            if getattr(self, key) < 0:
+                raise ConfigInvalid(key, getattr(self, key), "at least 0", f"raise {key}")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ConfigInvalid("num_blocks", self.num_blocks, "at least 1", "raise num_blocks or leave it out")
 
