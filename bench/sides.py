@@ -95,7 +95,7 @@ class FanoSide:
         for start in range(0, len(ids), CHUNK_TOKENS):
             chunk = ids[start : start + CHUNK_TOKENS]
             first, self.num_tokens = self.num_tokens, self.num_tokens + len(chunk)
-            self.table.reserve(self.num_tokens)
+            self.table.prepare(first, self.num_tokens)
             is_last = start + len(chunk) == len(ids)
             part = SequenceChunk(chunk, first, self.slot, self.table.blocks, self.config.policy, int(is_last))
             logits = self.model(Batch.pack([part]), self.states, self.blocks)

@@ -126,7 +126,7 @@ class OpenSequence:
         first = self.num_tokens
         self.table.release_hidden(self.policy, first)
         self.num_tokens += len(ids)
-        self.table.reserve(self.num_tokens)
+        self.table.prepare(first, self.num_tokens)
         return SequenceChunk(ids, first, self.slot, self.table.blocks, self.policy, len(ids))
 
     def read(self, ids: Sequence[int], splits: Sequence[int] = ()) -> Tensor:

@@ -20,7 +20,7 @@ class BlockPool:
 
     ``keys`` and ``values`` [attention layers, num_blocks, P, G, E] in the weight dtype. All memory is taken at
     construction. The lowest free blocks are handed out first, which keeps the blocks of a sequence in long runs
-    that are read in place.
+    that are read in place. ``num_shared`` blocks are held more than once.
     """
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: Dtype, device: str = "cpu") -> None:
@@ -31,6 +31,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks))
         self._references = [0] * num_blocks
+        self.num_shared = 0
 
     @property
     def num_free(self) -> int:
@@ -41,11 +42,6 @@ class BlockPool:
     def num_used(self) -> int:
         """Blocks held at least once; a shared block counts once."""
         return self.num_blocks - len(self._free)
-
-    @property
-    def num_shared(self) -> int:
-        """Blocks held more than once."""
-        return sum(count > 1 for count in self._references)
 
     @property
     def nbytes(self) -> int:
@@ -75,12 +71,14 @@ class BlockPool:
         for block in blocks:
             assert self._references[block] > 0, f"block {block} is free and cannot be shared"
             self._references[block] += 1
+            self.num_shared += self._references[block] == 2
 
     def free(self, blocks: Iterable[int]) -> None:
         """Hold each of ``blocks`` once less; a block that nobody holds any more is free."""
         for block in blocks:
             assert self._references[block] > 0, f"block {block} was freed more often than it was held"
             self._references[block] -= 1
+            self.num_shared -= self._references[block] == 1
             if self._references[block] == 0:
                 heapq.heappush(self._free, block)
 
@@ -96,6 +94,7 @@ class BlockPool:
         for block, count in enumerate(self._references):
             assert (count == 0) == (block in free), f"block {block} is held {count} times and free is {block in free}"
         held = [0] * self.num_blocks
+        assert self.num_shared == sum(count > 1 for count in self._references), "the number of shared blocks is wrong"
         listed = list(tables)
         for table in listed:
             for block in table.blocks:
@@ -107,31 +106,51 @@ class BlockPool:
 class BlockTable:
     """Where the keys and values of one sequence stand: ``blocks[position // P]`` is a block of the pool.
 
-    Blocks that no later token can see are given back and leave ``RELEASED`` behind.
+    Blocks that no later token can see are given back and leave ``RELEASED`` behind. Forked tables share blocks; who
+    writes to a shared one gets a copy of its own first. ``num_held`` blocks of ``pool`` are held now.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
-        self.blocks: list[int] = []
-        self._pool = pool
+    def __init__(self, pool: BlockPool, blocks: Iterable[int] = ()) -> None:
+        """``blocks`` are entries whose references become this table's."""
+        self.blocks: list[int] = list(blocks)
+        self.num_held = len(self.blocks) - self.blocks.count(RELEASED)
+        self.pool = pool
         self._num_scanned = 0
-
-    @property
-    def num_held(self) -> int:
-        """Blocks this table holds now."""
-        return len(self.blocks) - self.blocks.count(RELEASED)
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values this table holds, shared ones in full."""
-        return self.num_held * self._pool.bytes_per_block
+        return self.num_held * self.pool.bytes_per_block
 
-    def num_missing(self, num_tokens: int) -> int:
-        """Blocks that ``reserve(num_tokens)`` would take from the pool."""
-        return max(0, -(-num_tokens // BLOCK_TOKENS) - len(self.blocks))
+    @property
+    def num_exclusive(self) -> int:
+        """Blocks that nobody else holds."""
+        return sum(block != RELEASED and self.pool.references(block) == 1 for block in self.blocks)
 
-    def reserve(self, num_tokens: int) -> None:
-        """Have a block for every position below ``num_tokens``. Raises PoolExhausted, then nothing was taken."""
-        self.blocks += self._pool.allocate(self.num_missing(num_tokens))
+    def fork(self) -> "BlockTable":
+        """A table of the same tokens that shares every block."""
+        self.pool.share(block for block in self.blocks if block != RELEASED)
+        fork = BlockTable(self.pool, self.blocks)
+        fork._num_scanned = self._num_scanned
+        return fork
+
+    def num_missing(self, start: int, end: int) -> int:
+        """Blocks that ``prepare(start, end)`` would take from the pool."""
+        return len(self._shared(start, end)) + self._num_beyond(end)
+
+    def prepare(self, start: int, end: int) -> None:
+        """Make the positions ``start`` to ``end`` writable: have blocks for them that nobody else holds.
+
+        Shared blocks are copied first. Raises PoolExhausted, then nothing was changed.
+        """
+        shared = self._shared(start, end)
+        taken = self.pool.allocate(len(shared) + self._num_beyond(end))
+        for place, block in zip(shared, taken, strict=False):
+            self.pool.copy(self.blocks[place], block)
+            self.pool.free((self.blocks[place],))
+            self.blocks[place] = block
+        self.blocks += taken[len(shared) :]
+        self.num_held += len(taken) - len(shared)
 
     def release_hidden(self, policy: AttentionPolicy, next_position: int) -> int:
         """Give back the blocks that no token from ``next_position`` on sees; returns how many."""
@@ -140,13 +159,26 @@ class BlockTable:
         start = max(self._num_scanned, policy.sinks // BLOCK_TOKENS)
         stop = min(policy.window_start(next_position) // BLOCK_TOKENS, len(self.blocks))
         hidden = [block for block in self.blocks[start:stop] if block != RELEASED]
-        self._pool.free(hidden)
+        self.pool.free(hidden)
         self.blocks[start:stop] = [RELEASED] * max(0, stop - start)
         self._num_scanned = max(start, stop)
+        self.num_held -= len(hidden)
         return len(hidden)
 
     def free(self) -> None:
         """Give back every block; the table is then that of an empty sequence."""
-        self._pool.free(block for block in self.blocks if block != RELEASED)
+        self.pool.free(block for block in self.blocks if block != RELEASED)
         self.blocks.clear()
+        self.num_held = 0
         self._num_scanned = 0
+
+    def _shared(self, start: int, end: int) -> list[int]:
+        """Places of the blocks under positions ``start`` to ``end`` that others hold too."""
+        places = range(start // BLOCK_TOKENS, min(-(-end // BLOCK_TOKENS), len(self.blocks)))
+        blocks = self.blocks[places.start : places.stop]
+        assert RELEASED not in blocks, f"positions {start} to {end} were given back and are written to"
+        return [place for place, block in zip(places, blocks, strict=True) if self.pool.references(block) > 1]
+
+    def _num_beyond(self, end: int) -> int:
+        """Blocks between the end of the table and position ``end``."""
+        return max(0, -(-end // BLOCK_TOKENS) - len(self.blocks))

@@ -71,7 +71,7 @@ def test_logits_are_computed_for_the_asked_rows_only(dense) -> None:
     every = reader.open().read(ids)
     first, second, third = reader.open(), reader.open(), reader.open()
     for sequence in (first, second, third):
-        sequence.table.reserve(20)
+        sequence.table.prepare(0, 20)
     chunks = [
         SequenceChunk(ids, 0, sequence.slot, sequence.table.blocks, sequence.policy, num_logits)
         for sequence, num_logits in ((first, 1), (second, 0), (third, 3))

@@ -101,8 +101,8 @@ def test_a_sequence_never_holds_more_blocks_than_planned(
     while position < num_tokens:
         table.release_hidden(policy, position)
         step = chunk_tokens if position + chunk_tokens <= num_tokens // 2 else 1
-        position = min(position + step, num_tokens)
-        table.reserve(position)
+        start, position = position, min(position + step, num_tokens)
+        table.prepare(start, position)
 
 
 def test_resident_bytes_do_not_grow_under_window_and_grow_by_the_slope_under_full() -> None:
@@ -145,7 +145,7 @@ def test_the_workspace_is_an_upper_bound_and_no_fantasy(
     held = [*model.parameters(), states.ssm, states.conv, blocks.keys, blocks.values]
     for first, num_tokens in (*((first, 64) for first in range(0, 3968, 64)), (3968, 1)):
         table.release_hidden(policy, first)
-        table.reserve(first + num_tokens)
+        table.prepare(first, first + num_tokens)
         if first < 3904:
             continue
         batch = Batch.pack([SequenceChunk([1] * num_tokens, first, slot, table.blocks, policy)])

@@ -143,7 +143,7 @@ def test_released_blocks_are_those_no_later_token_sees() -> None:
     config = ModelConfig.from_dict(TINY_CONFIG)
     pool = BlockPool(config, 12, Dtype.FLOAT32)
     table = BlockTable(pool)
-    table.reserve(640)
+    table.prepare(0, 640)
     assert table.release_hidden(AttentionPolicy(), 640) == 0
     # Position 640 sees from 640 - 128 + 1 = 513, whose block begins at 512: blocks 1 to 7 go, 0 is the sinks'.
     assert table.release_hidden(WINDOW, 640) == 7

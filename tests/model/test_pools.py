@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batch import Batch, SequenceChunk
-from model.cache.block_pool import RELEASED, BlockPool, BlockTable
+from model.cache.block_pool import RELEASED, BlockPool
 from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
@@ -70,44 +70,6 @@ def test_state_slots_are_conserved_under_any_schedule(schedule: list[tuple[bool,
             pool.free(held.pop(index % len(held)))
         pool.check()
         assert (pool.num_used, pool.num_free) == (len(held), 4 - len(held))
-
-
-actions = st.tuples(
-    st.sampled_from(["reserve", "free", "release", "share", "unshare"]), st.integers(0, 2), st.integers(1, 500)
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(schedule=st.lists(actions, max_size=50))
-def test_blocks_are_conserved_under_any_schedule(schedule: list[tuple[str, int, int]]) -> None:
-    pool = BlockPool(CONFIG, 12, Dtype.FLOAT32)
-    tables = [BlockTable(pool) for _ in range(3)]
-    shared = [BlockTable(pool) for _ in range(3)]
-    for action, index, num_tokens in schedule:
-        table, fork = tables[index], shared[index]
-        if action == "reserve":
-            missing, before = table.num_missing(num_tokens), list(table.blocks)
-            if missing <= pool.num_free:
-                table.reserve(num_tokens)
-                assert table.num_missing(num_tokens) == 0
-            else:
-                with pytest.raises(PoolExhausted):
-                    table.reserve(num_tokens)
-                assert table.blocks == before
-        elif action == "free":
-            table.free()
-        elif action == "release":
-            table.release_hidden(WINDOW, num_tokens)
-        elif action == "share" and not fork.blocks:
-            fork.blocks = list(table.blocks)
-            pool.share(block for block in table.blocks if block != RELEASED)
-        elif action == "unshare":
-            fork.free()
-        pool.check([*tables, *shared])
-        held = {block for table in (*tables, *shared) for block in table.blocks} - {RELEASED}
-        assert (pool.num_used, pool.num_free) == (len(held), 12 - len(held))
-        counts = [sum(block in table.blocks for table in (*tables, *shared)) for block in held]
-        assert pool.num_shared == sum(count > 1 for count in counts)
 
 
 def test_a_shared_block_is_free_when_the_last_holder_lets_go() -> None:
