@@ -4,27 +4,39 @@ import math
 
 from model.cache.plan import num_resident_blocks
 from model.engine.request import GenerationRequest, SamplingParams
-from model.errors import InvalidRequest, PromptTooLong
+from model.errors import InvalidRequest, NeverFits, PromptTooLong
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 SEED_RANGE = (-(2**63), 2**64 - 1)
+MOST_LOGPROBS = 20
+MOST_PENALTY = 2
+MOST_BIAS = 100
 
 
 class Admission:
-    """The limits of one engine. ``max_blocks`` is all there are, ``max_context_tokens`` prompt and answer together."""
+    """The limits of one engine. ``max_slots`` and ``max_blocks`` are all there are, ``max_context_tokens`` prompt and
+    answer together."""
 
-    def __init__(self, vocab_size: int, max_context_tokens: int, max_blocks: int, chunk_tokens: int) -> None:
+    def __init__(
+        self, vocab_size: int, max_context_tokens: int, max_slots: int, max_blocks: int, chunk_tokens: int
+    ) -> None:
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
+        self._max_slots = max_slots
         self._max_blocks = max_blocks
         self._chunk_tokens = chunk_tokens
 
     def check(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
-        """Raise ``InvalidRequest`` naming the field at fault, or ``PromptTooLong`` with both numbers."""
+        """Raise ``InvalidRequest`` naming the field at fault, ``PromptTooLong`` with both numbers, or ``NeverFits``
+        with the pool."""
         _check_sampling(request.sampling)
+        for token_id, _ in request.sampling.logit_bias:
+            if not 0 <= token_id < self.vocab_size:
+                raise InvalidRequest("logit_bias", token_id, f"token ids from 0 to {self.vocab_size - 1}")
         self._check_prompt(request.prompt_ids)
         _check_evidence(request)
-        self._check_size(len(request.prompt_ids), request.sampling.max_tokens, policy)
+        self._check_choices(request)
+        self._check_size(request, policy)
 
     def _check_prompt(self, prompt_ids: tuple[int, ...]) -> None:
         if not prompt_ids:
@@ -33,7 +45,17 @@ class Admission:
             if not 0 <= extreme < self.vocab_size:
                 raise InvalidRequest("prompt", extreme, f"token ids from 0 to {self.vocab_size - 1}")
 
-    def _check_size(self, num_prompt_tokens: int, max_tokens: int, policy: AttentionPolicy) -> None:
+    def _check_choices(self, request: GenerationRequest) -> None:
+        if request.num_choices < 1:
+            raise InvalidRequest("n", request.num_choices, "at least 1")
+        if request.num_choices > self._max_slots:
+            remedy = "ask for fewer choices or raise FANO_MAX_SEQUENCES"
+            raise NeverFits("n", "state", request.num_choices, self._max_slots, remedy)
+        if request.max_seconds is not None and not request.max_seconds > 0:
+            raise InvalidRequest("max_seconds", request.max_seconds, "more than 0")
+
+    def _check_size(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
+        num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         num_tokens = num_prompt_tokens + max_tokens
         limit = self.max_context_tokens
         if policy.name is PolicyName.FULL:
@@ -44,6 +66,9 @@ class Admission:
         if needed > self._max_blocks:
             most = (self._max_blocks - needed) * BLOCK_TOKENS + policy.sinks + policy.window
             raise InvalidRequest("policy.window", policy.window, f"sinks and window of at most {most} tokens together")
+        if request.num_choices * needed > self._max_blocks:
+            remedy = f"ask for at most {self._max_blocks // needed} choices, or for fewer tokens"
+            raise NeverFits("n", "kv", request.num_choices * needed, self._max_blocks, remedy)
 
 
 def _check_sampling(sampling: SamplingParams) -> None:
@@ -52,6 +77,13 @@ def _check_sampling(sampling: SamplingParams) -> None:
         ("temperature", sampling.temperature >= 0 and math.isfinite(sampling.temperature), "0 or more"),
         ("top_p", 0 <= sampling.top_p <= 1, "between 0 and 1"),
         ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
+        ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
+        ("presence_penalty", abs(sampling.presence_penalty) <= MOST_PENALTY, "between -2 and 2"),
+        ("frequency_penalty", abs(sampling.frequency_penalty) <= MOST_PENALTY, "between -2 and 2"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "more than 0; 1 changes nothing"),
+        ("logit_bias", all(abs(bias) <= MOST_BIAS for _, bias in sampling.logit_bias), "biases from -100 to 100"),
+        ("logprobs", 0 <= (sampling.logprobs or 0) <= MOST_LOGPROBS, "between 0 and 20"),
+        ("prompt_logprobs", 0 <= (sampling.prompt_logprobs or 0) <= MOST_LOGPROBS, "between 0 and 20"),
         ("seed", sampling.seed is None or SEED_RANGE[0] <= sampling.seed <= SEED_RANGE[1], "a number of 64 bits"),
         ("stop", all(sampling.stop), "strings that are not empty"),
     )

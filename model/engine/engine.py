@@ -1,30 +1,34 @@
 """The engine: synchronous, one thread, the only writer of the model's memory.
 
-A step is: ask the scheduler who is next, run the model, draw a token where one is due, tell the
+A step is: end what is overdue, ask the scheduler who is next, run the model, draw tokens where they are due, tell the
 scheduler, publish what happened. Text of users is never logged.
 """
 
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
 
 from model.engine.admission import Admission
+from model.engine.books import Memory
+from model.engine.generation import Generation
 from model.engine.request import FinishReason, GenerationRequest, RequestUsage, TokenEvent
 from model.engine.runner import HeldBytes
-from model.engine.sampler import Sampler
-from model.engine.scheduler import Scheduler, StepPlan
-from model.engine.sequence import Sequence
+from model.engine.sampler import Draw, Drawn, draw
+from model.engine.scheduler import Scheduler
+from model.engine.sequence import Sequence, SequenceGroup, Status
 from model.engine.stats import EngineStats, PoolCounts, StepRecord
+from model.engine.step import StepPlan
 from model.engine.token_trie import TokenTrie
 from model.engine.transcript import FreeTranscript, Transcript, VerbatimTranscript
 from model.engine.verbatim import VerbatimConstraint
-from model.errors import EngineDraining, GenerationFailed, InvalidRequest, ModelError
+from model.errors import DeadlineExceeded, EngineDraining, GenerationFailed, InvalidRequest, ModelError
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 
@@ -34,7 +38,7 @@ logger = logging.getLogger(__name__)
 STEP_FAILURES = (ArithmeticError, LookupError, MemoryError, ModelError, OSError, RuntimeError, TypeError, ValueError)
 
 
-class Runner(Protocol):
+class Runner(Memory, Protocol):
     """What the engine needs of ``model.engine.runner.ModelRunner``."""
 
     @property
@@ -45,11 +49,18 @@ class Runner(Protocol):
     def blocks(self) -> PoolCounts:
         """Key/value blocks by status."""
 
-    def run(self, plan: StepPlan) -> list[Tensor | None]:
-        """Read the planned tokens; logits [V] for each chunk after which a token is drawn."""
+    @property
+    def num_shared_blocks(self) -> int:
+        """Key/value blocks that several sequences hold."""
 
-    def held_bytes(self, sequence: Sequence) -> HeldBytes:
-        """What the sequence holds now."""
+    def run(self, plan: StepPlan) -> Tensor:
+        """Read the planned tokens; logits [rows, V] of each chunk's last ``num_logits`` tokens."""
+
+    def fork(self, sequence: Sequence, forks: Collection[Sequence]) -> None:
+        """Let ``forks`` hold what ``sequence`` holds."""
+
+    def held_bytes(self, sequences: Collection[Sequence]) -> HeldBytes:
+        """What the sequences of one request hold now."""
 
     def close(self, sequence: Sequence) -> None:
         """Give back everything the sequence holds."""
@@ -59,7 +70,7 @@ class Runner(Protocol):
 
 
 class Engine:
-    """Continues prompts. ``submit``, ``abort`` and ``step`` belong to one thread, ``stats`` to any.
+    """Continues prompts. All methods belong to one thread, but ``stats``, which belongs to any.
 
     ``stats`` is the snapshot before the first step: build information, plan and pool bytes.
     """
@@ -82,15 +93,17 @@ class Engine:
         self._admission = admission
         self._clock = clock
         self._vocabulary = vocabulary
-        self._running: dict[str, _Generation] = {}
+        self._running: dict[str, Generation] = {}
         self._draining = False
+        self._counts = Counter[str]()
         self._stats = stats
         self._publish()
 
     def submit(self, request: GenerationRequest) -> None:
         """Accept a request, or raise why not, before anything of it runs.
 
-        Raises ``EngineDraining``, ``InvalidRequest`` naming the field, ``PromptTooLong`` or ``QueueFull``.
+        Raises ``EngineDraining``, ``InvalidRequest`` naming the field, ``PromptTooLong``, ``NeverFits`` or
+        ``QueueFull``.
         """
         if self._draining:
             raise EngineDraining
@@ -98,11 +111,11 @@ class Engine:
             raise InvalidRequest("request_id", request.request_id, "an id that is not in use")
         policy = request.policy or self.policy
         self._admission.check(request, policy)
-        sequence = Sequence(request, policy, submitted_at=self._clock())
-        self._scheduler.submit(sequence)
+        group = SequenceGroup(request, policy, submitted_at=self._clock())
+        self._scheduler.submit(group)
         with ExitStack() as undo:
             undo.callback(self._scheduler.finish, request.request_id)
-            generation = _Generation(sequence, Sampler(request.sampling), self._transcript(request))
+            generation = Generation.of(group, lambda: self._transcript(request))
             undo.pop_all()
         self._running[request.request_id] = generation
         self._publish()
@@ -111,7 +124,23 @@ class Engine:
         """End a request without an event and give its memory back; False if it is not here (any more)."""
         if not self._close(request_id):
             return False
-        self._stats = replace(self._stats, num_aborted=self._stats.num_aborted + 1)
+        self._counts["num_aborted"] += 1
+        self._publish()
+        return True
+
+    def pause(self, request_id: str) -> None:
+        """Let a request keep what it holds and rest. Who is not here is not paused."""
+        self._rest(request_id, True)
+
+    def resume(self, request_id: str) -> None:
+        """Let a paused request go on."""
+        self._rest(request_id, False)
+
+    def preempt(self, request_id: str) -> bool:
+        """Move a request to host memory and back in line; False if it does not run, or the host has no room."""
+        group = self._scheduler.group(request_id)
+        if group is None or group.status is not Status.RUNNING or not self._scheduler.preempt(group):
+            return False
         self._publish()
         return True
 
@@ -121,8 +150,13 @@ class Engine:
         self._publish()
 
     def has_work(self) -> bool:
-        """Whether any request is running or waiting."""
-        return bool(self._running)
+        """Whether a step would do anything; not while all requests are paused."""
+        return self._scheduler.has_work
+
+    def next_deadline(self) -> float | None:
+        """Seconds until the next request must have ended, 0 if one is overdue; None when none has a limit."""
+        deadlines = [group.deadline_at for group in self._scheduler.groups() if group.deadline_at is not None]
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
     def stats(self) -> EngineStats:
         """What was true after the last step."""
@@ -130,74 +164,171 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Run one step; the events that it brought. A failure of one request is that request's last event."""
+        events = self._end_overdue()
         started = time.perf_counter()
         plan = self._scheduler.next_step()
-        if plan is None:
-            return []
-        phase = plan.phase
-        events = self._run(plan)
-        self._stats = replace(
-            self._stats,
-            num_steps=self._stats.num_steps + 1,
-            last_step=StepRecord(phase, plan.num_tokens, time.perf_counter() - started),
-        )
+        if plan is not None:
+            events += self._run(plan)
+            self._counts["num_steps"] += 1
+            record = StepRecord(plan.phase, plan.num_tokens, time.perf_counter() - started)
+            self._stats = replace(self._stats, last_step=record)
         self._publish()
         if not self._running:
-            self._scheduler.check()
-            self._runner.check()
+            self.check()
         return events
+
+    def check(self) -> None:
+        """Assert the laws of conservation: of the books and of the pools."""
+        self._scheduler.check()
+        self._runner.check()
+
+    def _end_overdue(self) -> list[TokenEvent]:
+        now = self._clock()
+        overdue = [
+            (group, seconds)
+            for group in self._scheduler.groups()
+            if (seconds := group.request.max_seconds) is not None and now >= group.submitted_at + seconds
+        ]
+        return [self._end(group, DeadlineExceeded(seconds)) for group, seconds in overdue]
 
     def _run(self, plan: StepPlan) -> list[TokenEvent]:
         now = self._clock()
         for chunk in plan.chunks:
-            if chunk.sequence.admitted_at is None:
-                chunk.sequence.admitted_at = now
+            if chunk.sequence.group.admitted_at is None:
+                chunk.sequence.group.admitted_at = now
+        started = time.perf_counter()
         try:
-            rows = self._runner.run(plan)
+            logits = self._runner.run(plan)
         except STEP_FAILURES as failure:
-            return [self._fail(chunk.sequence, failure) for chunk in plan.chunks]
-        num_prompt_tokens = sum(chunk.num_tokens for chunk in plan.chunks if not chunk.sequence.is_decoding)
-        self._stats = replace(self._stats, num_prompt_tokens=self._stats.num_prompt_tokens + num_prompt_tokens)
-        self._scheduler.commit(plan)
-        return [
-            self._extend(chunk.sequence, row) for chunk, row in zip(plan.chunks, rows, strict=True) if row is not None
-        ]
+            return [
+                self._fail(group, failure) for group in dict.fromkeys(chunk.sequence.group for chunk in plan.chunks)
+            ]
+        self._scheduler.commit(plan, time.perf_counter() - started)
+        self._counts["num_prompt_tokens"] += plan.num_prompt_tokens
+        events: list[TokenEvent] = []
+        due: list[tuple[Sequence, int]] = []
+        end = 0
+        for chunk in plan.chunks:
+            start, end = end, end + chunk.num_logits
+            group = chunk.sequence.group
+            try:
+                self._running[group.request_id].keep_prompt_logprobs(chunk, logits[start:end])
+                if chunk.draws_token:
+                    due += [(sequence, end - 1) for sequence in self._branches(chunk.sequence)]
+            except STEP_FAILURES as failure:
+                events.append(self._fail(group, failure))
+        return events + self._draw(logits, due)
 
-    def _extend(self, sequence: Sequence, logits: Tensor) -> TokenEvent:
-        generation = self._running[sequence.request_id]
-        try:
-            token_id = generation.sampler.draw(logits, generation.transcript.allowed())
-            text, reason = generation.transcript.push(token_id)
-        except STEP_FAILURES as failure:
-            return self._fail(sequence, failure)
-        if sequence.first_token_at is None:
-            sequence.first_token_at = self._clock()
-        sequence.token_ids.append(token_id)
-        self._stats = replace(self._stats, num_completion_tokens=self._stats.num_completion_tokens + 1)
+    def _branches(self, sequence: Sequence) -> list[Sequence]:
+        """All choices that draw from the sequence's last logits: itself, or at the end of the prompt everyone."""
+        group = sequence.group
+        if group.is_forked:
+            return [sequence]
+        forks = group.fork()
+        self._runner.fork(sequence, forks)
+        return [sequence, *forks]
+
+    def _draw(self, logits: Tensor, due: list[tuple[Sequence, int]]) -> list[TokenEvent]:
+        """The next token of each sequence from its row of ``logits``."""
+        events: list[TokenEvent] = []
+        sequences: list[Sequence] = []
+        draws: list[Draw] = []
+        rows: list[int] = []
+        for sequence, row in due:
+            choice = self._running[sequence.group.request_id].choice(sequence)
+            try:
+                draws.append(Draw(choice.sampler, choice.transcript.allowed()))
+            except STEP_FAILURES as failure:
+                events += self._fail_once(sequence.group, failure)
+                continue
+            sequences.append(sequence)
+            rows.append(row)
+        if not draws:
+            return events
+        drawn = draw(logits if rows == list(range(len(logits))) else logits[rows], draws)
+        now = self._clock()
+        for sequence, found in zip(sequences, drawn, strict=True):
+            if sequence.group.request_id not in self._running:
+                continue  # another choice of the request failed in this step, and took this one along
+            try:
+                if isinstance(found, ArithmeticError):
+                    raise found
+                events.append(self._extend(sequence, found, now))
+            except STEP_FAILURES as failure:
+                events += self._fail_once(sequence.group, failure)
+        return events
+
+    def _extend(self, sequence: Sequence, drawn: Drawn, now: float) -> TokenEvent:
+        group = sequence.group
+        generation = self._running[group.request_id]
+        choice = generation.choice(sequence)
+        text, reason = choice.transcript.push(drawn.token_id)
+        if group.first_token_at is None:
+            group.first_token_at = now
+        gap_seconds = None if choice.last_at is None else now - choice.last_at
+        choice.last_at = now
+        sequence.token_ids.append(drawn.token_id)
+        group.num_completion_tokens += 1
+        self._counts["num_completion_tokens"] += 1
+        event = TokenEvent(
+            group.request_id,
+            text,
+            (drawn.token_id,),
+            choice=sequence.choice,
+            logprobs=() if drawn.logprob is None else (drawn.logprob,),
+            prompt_logprobs=generation.take_prompt_logprobs(sequence),
+            gap_seconds=gap_seconds,
+        )
         if reason is None:
-            return TokenEvent(sequence.request_id, text, (token_id,))
-        usage = self._usage(sequence)
-        self._close(sequence.request_id, usage.total_seconds)
-        self._stats = replace(self._stats, num_finished=self._stats.num_finished + 1)
-        return TokenEvent(sequence.request_id, text, (token_id,), reason, usage, spans=generation.transcript.spans())
+            return event
+        return replace(
+            event, finish_reason=reason, spans=choice.transcript.spans(), usage=self._end_choice(sequence, now)
+        )
 
-    def _fail(self, sequence: Sequence, failure: BaseException) -> TokenEvent:
+    def _end_choice(self, sequence: Sequence, now: float) -> RequestUsage | None:
+        """Give back what the choice holds; the bill when it was the last."""
+        group = sequence.group
+        generation = self._running[group.request_id]
+        generation.hold(self._runner.held_bytes(group.sequences))
+        if len(group.sequences) > 1:
+            group.sequences.remove(sequence)
+            self._runner.close(sequence)
+            return None
+        usage = generation.usage(self._stats.build.dtype, now)
+        self._close(group.request_id, usage.total_seconds)
+        self._counts["num_finished"] += 1
+        return usage
+
+    def _fail_once(self, group: SequenceGroup, failure: BaseException) -> list[TokenEvent]:
+        return [self._fail(group, failure)] if group.request_id in self._running else []
+
+    def _fail(self, group: SequenceGroup, failure: BaseException) -> TokenEvent:
         # The exception's message may quote what a user sent, so only its kind and place are logged.
         place = "".join(traceback.format_tb(failure.__traceback__))
-        logger.error("request %s failed with %s\n%s", sequence.request_id, type(failure).__name__, place)
-        usage = self._usage(sequence)
-        self._close(sequence.request_id)
-        self._stats = replace(self._stats, num_failed=self._stats.num_failed + 1)
-        error = GenerationFailed(failure)
-        return TokenEvent(sequence.request_id, "", (), FinishReason.ERROR, usage, error=error)
+        logger.error("request %s failed with %s\n%s", group.request_id, type(failure).__name__, place)
+        return self._end(group, GenerationFailed(failure))
+
+    def _end(self, group: SequenceGroup, error: ModelError) -> TokenEvent:
+        generation = self._running[group.request_id]
+        generation.hold(self._runner.held_bytes(group.sequences))
+        usage = generation.usage(self._stats.build.dtype, self._clock())
+        self._close(group.request_id)
+        self._counts["num_failed"] += 1
+        return TokenEvent(group.request_id, "", (), FinishReason.ERROR, usage, error=error)
 
     def _close(self, request_id: str, seconds: float | None = None) -> bool:
-        sequence = self._scheduler.finish(request_id, seconds)
-        if sequence is None:
+        group = self._scheduler.finish(request_id, seconds)
+        if group is None:
             return False
         del self._running[request_id]
-        self._runner.close(sequence)
+        for sequence in group.sequences:
+            self._runner.close(sequence)
         return True
+
+    def _rest(self, request_id: str, is_paused: bool) -> None:
+        group = self._scheduler.group(request_id)
+        if group is not None:
+            self._scheduler.pause(group, is_paused)
 
     def _transcript(self, request: GenerationRequest) -> Transcript:
         eos_ids = self.tokenizer.eos_ids
@@ -206,40 +337,18 @@ class Engine:
         constraint = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans)
         return VerbatimTranscript(request.sampling, constraint, eos_ids)
 
-    def _usage(self, sequence: Sequence) -> RequestUsage:
-        now, held = self._clock(), self._runner.held_bytes(sequence)
-        admitted, first = sequence.admitted_at, sequence.first_token_at
-        return RequestUsage(
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=0,
-            num_completion_tokens=sequence.num_completion_tokens,
-            policy=sequence.policy,
-            dtype=self._stats.build.dtype,
-            kv_bytes=held.kv,
-            ssm_state_bytes=held.ssm_state,
-            conv_state_bytes=held.conv_state,
-            state_capacity_bits=8 * held.total,
-            queue_seconds=(now if admitted is None else admitted) - sequence.submitted_at,
-            ttft_seconds=None if first is None else first - sequence.submitted_at,
-            total_seconds=now - sequence.submitted_at,
-        )
-
     def _publish(self) -> None:
         # One assignment of a frozen object: a reader on another thread sees all of it or none.
         self._stats = replace(
             self._stats,
             slots=self._runner.slots,
             blocks=self._runner.blocks,
+            num_blocks_shared=self._runner.num_shared_blocks,
+            saved_bytes=self._runner.saved_bytes,
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
+            num_saved=self._scheduler.num_saved,
+            num_preemptions=self._scheduler.num_preemptions,
             draining=self._draining,
+            **self._counts,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Generation:
-    """A sequence with what draws its tokens and what makes text of them."""
-
-    sequence: Sequence
-    sampler: Sampler
-    transcript: Transcript

@@ -14,7 +14,7 @@ from model.config import Dtype, EngineConfig, ModelConfig
 from model.engine.admission import Admission
 from model.engine.engine import Engine
 from model.engine.runner import ModelRunner
-from model.engine.scheduler import Scheduler
+from model.engine.scheduler import Budget, Scheduler
 from model.engine.stats import BuildInfo, EngineStats
 from model.engine.token_trie import TokenTrie
 from model.errors import ConfigInvalid
@@ -98,9 +98,14 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         plan_bytes=plan.pool_bytes,
         max_context_tokens=config.max_context_tokens,
     )
-    scheduler = Scheduler(plan.num_slots, plan.num_blocks, config.prefill_chunk_tokens, config.max_waiting)
+    budget = Budget(config.prefill_chunk_tokens, config.mixed_chunk_tokens, config.prefill_share)
+    scheduler = Scheduler(runner, runner.capacity(config.saved_bytes), budget, config.max_waiting)
     admission = Admission(
-        model_config.vocab_size, config.max_context_tokens, plan.num_blocks, config.prefill_chunk_tokens
+        model_config.vocab_size,
+        config.max_context_tokens,
+        plan.num_slots,
+        plan.num_blocks,
+        config.prefill_chunk_tokens,
     )
     vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
     engine = Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats)

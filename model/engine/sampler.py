@@ -1,56 +1,238 @@
-"""Logits in, one token id out."""
+"""Logits in, one token id for each sequence out, for the whole batch at once.
 
+In this order: repetition penalty, presence and frequency penalties, token biases; then the greedy choice, or
+temperature, top-k, top-p and min-p, each on what the one before left, as transformers' warpers are ordered. What a
+sequence draws depends on its own row, parameters and generator alone, whatever else is in the batch.
+"""
+
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.engine.request import SamplingParams
+from model.engine.logprobs import token_logprobs
+from model.engine.request import SamplingParams, TokenLogprob
 
 
-class Sampler:
-    """Draws the tokens of one sequence, with a generator of its own.
+class SequenceSampler:
+    """What the drawing of one choice remembers: a generator of its own, and the tokens that penalties look at.
 
-    The same seed and logits give the same tokens whatever else the process draws. Without a seed
-    the generator starts from the operating system's entropy.
+    The same seed and logits give the same tokens. Choice 0 draws what the request draws that asks for one choice; the
+    others' generators are derived from seed and choice. Without a seed they start from the operating system's entropy.
     """
 
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], choice: int = 0) -> None:
+        self.params = params
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(params.seed)
+            self._generator.manual_seed(_derived(params.seed, choice))
+        self._counts: _Counts | None = None
+        if params.presence_penalty or params.frequency_penalty:
+            self._counts = _Counts()
+        self._seen: _Counts | None = None
+        if params.repetition_penalty != 1:
+            self._seen = _Counts()
+            for token_id in dict.fromkeys(prompt_ids):
+                self._seen.add(token_id)
+        bias = dict(params.logit_bias)
+        self._bias_ids = torch.tensor(list(bias), dtype=torch.int64)
+        self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
 
-    def draw(self, logits: Tensor, allowed: Sequence[int] | None = None) -> int:
-        """One id from ``logits`` [V] float32, or from ``allowed`` (ascending ids, not empty) alone.
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        return self._counts is not None or self._seen is not None or self._bias.numel() > 0
 
-        Temperature first, then the ``top_k`` most probable, then the smallest set of them that
-        holds ``top_p`` of their probability; ties go to the lower id. Raises ArithmeticError for
-        logits that are not numbers.
-        """
-        ids = None if allowed is None else torch.tensor(allowed, dtype=torch.int64, device=logits.device)
-        row = logits if ids is None else logits[ids]
-        # max() passes on a NaN, so one comparison finds any.
-        if not torch.isfinite(row.max()):
-            raise ArithmeticError("the logits hold NaN or infinity")
-        place = int(row.argmax()) if self._params.temperature == 0 or row.numel() == 1 else self._draw_place(row)
-        return place if allowed is None else allowed[place]
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken."""
+        return self.params.temperature == 0
 
-    def _draw_place(self, row: Tensor) -> int:
-        scaled, places = torch.sort(row.float().cpu(), descending=True, stable=True)
-        # From the maximum down, so that a temperature near zero gives zeros and not infinities.
-        scaled = (scaled - scaled[0]) / self._params.temperature
-        if self._params.top_k:
-            scaled = scaled[: self._params.top_k]
-        probabilities = torch.softmax(scaled, dim=0)
-        if self._params.top_p < 1:
-            # The token that crosses the border belongs to the set, so it is never empty.
-            before = probabilities.cumsum(0) - probabilities
-            probabilities = probabilities[: max(1, int((before < self._params.top_p).sum()))]
-        # Inverse of the distribution function, in double: one uniform number per token.
-        cumulative = probabilities.double().cumsum(0)
-        uniform = torch.rand(1, generator=self._generator, dtype=torch.float64) * cumulative[-1]
-        place = int(torch.searchsorted(cumulative, uniform, right=True))
-        return int(places[min(place, len(cumulative) - 1)])
+    @property
+    def truncates(self) -> bool:
+        """Whether improbable tokens are left out."""
+        params = self.params
+        return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+
+    def adjust(self, row: Tensor) -> None:
+        """Apply penalties and biases to the logits [V] in place."""
+        params, device = self.params, row.device
+        if self._seen is not None and self._seen.size:
+            ids = self._seen.ids.to(device)
+            values = row[ids]
+            penalty = params.repetition_penalty
+            row[ids] = torch.where(values > 0, values / penalty, values * penalty)
+        if self._counts is not None and self._counts.size:
+            counts = self._counts.counts.to(device)
+            row[self._counts.ids.to(device)] -= params.frequency_penalty * counts + params.presence_penalty
+        if self._bias.numel():
+            row[self._bias_ids.to(device)] += self._bias.to(device)
+
+    def uniform(self) -> float:
+        """The next number of this choice's generator, from [0, 1)."""
+        return float(torch.rand(1, generator=self._generator, dtype=torch.float64))
+
+    def record(self, token_id: int) -> None:
+        """A token was drawn."""
+        for counts in (self._counts, self._seen):
+            if counts is not None:
+                counts.add(token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row to draw from: with which sampler, and among which ids (ascending, not empty; None for all)."""
+
+    sampler: SequenceSampler
+    allowed: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, and its log probability where the request asks for them."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+def draw(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | ArithmeticError]:
+    """A token from each row of ``logits`` [S, V] float32; an ArithmeticError in place of one whose row is no numbers.
+
+    Ties go to the lower id. Records what was drawn in the samplers; ``logits`` are left as they are.
+    """
+    assert len(logits) == len(draws), f"{len(logits)} rows for {len(draws)} draws"
+    # amax passes on a NaN, so one comparison finds any.
+    is_number = torch.isfinite(logits.amax(dim=1)).tolist()
+    ids = _choose(logits, draws, is_number)
+    drawn: list[Drawn | ArithmeticError] = []
+    for row, (one, token_id) in enumerate(zip(draws, ids, strict=True)):
+        if token_id is None:
+            drawn.append(ArithmeticError("the logits hold NaN or infinity"))
+            continue
+        one.sampler.record(token_id)
+        num_top = one.sampler.params.logprobs
+        told = None if num_top is None else token_logprobs(logits[row : row + 1], (token_id,), num_top)[0]
+        drawn.append(Drawn(token_id, told))
+    return drawn
+
+
+def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) -> list[int | None]:
+    """The id for each row; None where the row is no numbers."""
+    chosen: list[int | None] = [None] * len(draws)
+    rows = [row for row, fine in enumerate(is_number) if fine]
+    adjusted = [row for row in rows if draws[row].sampler.adjusts]
+    if adjusted:
+        logits = logits.clone()
+        for row in adjusted:
+            draws[row].sampler.adjust(logits[row])
+    # Rows of one kind go through the same operations, so a row's bits do not depend on who else is there.
+    greedy = [row for row in rows if draws[row].allowed is None and draws[row].sampler.is_greedy]
+    if greedy:
+        places = _of(logits, greedy).argmax(dim=1).tolist()
+        for row, place in zip(greedy, places, strict=True):
+            chosen[row] = place
+    for truncates in (False, True):
+        sampled = [
+            row
+            for row in rows
+            if draws[row].allowed is None
+            and not draws[row].sampler.is_greedy
+            and draws[row].sampler.truncates == truncates
+        ]
+        if sampled:
+            found = _sample(_of(logits, sampled), [draws[row].sampler for row in sampled], truncates)
+            for row, place in zip(sampled, found, strict=True):
+                chosen[row] = place
+    for row in rows:
+        allowed, sampler = draws[row].allowed, draws[row].sampler
+        if allowed is None:
+            continue
+        among = logits[row : row + 1, torch.tensor(allowed, dtype=torch.int64, device=logits.device)]
+        if sampler.is_greedy or len(allowed) == 1:
+            place = int(among.argmax())
+        else:
+            (place,) = _sample(among, [sampler], sampler.truncates)
+        chosen[row] = allowed[place]
+    return chosen
+
+
+def _of(logits: Tensor, rows: list[int]) -> Tensor:
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _sample(logits: Tensor, samplers: Sequence[SequenceSampler], truncates: bool) -> list[int]:
+    """A place in each row of ``logits`` [R, V], by the inverse of its distribution function."""
+    device = logits.device
+    places: Tensor | None = None
+    if truncates:
+        logits, places = torch.sort(logits, dim=1, descending=True, stable=True)
+        peaks = logits[:, :1]
+    else:
+        peaks = logits.amax(dim=1, keepdim=True)
+    temperatures = torch.tensor([[each.params.temperature] for each in samplers], device=device)
+    # From the maximum down, so that a temperature near zero gives zeros and not infinities.
+    probabilities = torch.softmax((logits - peaks) / temperatures, dim=1, dtype=torch.float64)
+    if truncates:
+        probabilities = _truncate(probabilities, [each.params for each in samplers])
+    cumulative = probabilities.cumsum(dim=1)
+    uniforms = torch.tensor([[each.uniform()] for each in samplers], dtype=torch.float64, device=device)
+    found = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+    # Rounding may lead past the end, or to a token that was left out behind the last that was not.
+    last = probabilities.shape[1] - 1 - (probabilities > 0).flip(1).int().argmax(dim=1, keepdim=True)
+    found = torch.minimum(found, last)
+    return (found if places is None else places.gather(1, found))[:, 0].tolist()
+
+
+def _truncate(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """The probabilities [R, V], descending, with zeros for what top-k, top-p and min-p leave out."""
+    device, size = probabilities.device, probabilities.shape[1]
+    most = torch.tensor([[each.top_k or size] for each in params], device=device)
+    probabilities = probabilities.masked_fill(torch.arange(size, device=device) >= most, 0.0)
+    top_p = torch.tensor([[each.top_p] for each in params], dtype=torch.float64, device=device)
+    total = probabilities.sum(dim=1, keepdim=True)
+    # The token that crosses the border belongs to the set.
+    is_beyond = (probabilities.cumsum(dim=1) - probabilities) >= top_p * total
+    is_beyond &= top_p < 1
+    is_beyond[:, 0] = False
+    min_p = torch.tensor([[each.min_p] for each in params], dtype=torch.float64, device=device)
+    return probabilities.masked_fill(is_beyond | (probabilities < min_p * probabilities[:, :1]), 0.0)
+
+
+class _Counts:
+    """How often each of some ids occurred, in tensors that grow: adding one touches nothing else."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+        self._ids = torch.empty(16, dtype=torch.int64)
+        self._counts = torch.zeros(16)
+
+    @property
+    def size(self) -> int:
+        return len(self._places)
+
+    @property
+    def ids(self) -> Tensor:
+        return self._ids[: self.size]
+
+    @property
+    def counts(self) -> Tensor:
+        return self._counts[: self.size]
+
+    def add(self, token_id: int) -> None:
+        place = self._places.setdefault(token_id, self.size)
+        if place == len(self._ids):
+            self._ids = torch.cat((self._ids, torch.empty_like(self._ids)))
+            self._counts = torch.cat((self._counts, torch.zeros_like(self._counts)))
+        self._ids[place] = token_id
+        self._counts[place] += 1
+
+
+def _derived(seed: int, choice: int) -> int:
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

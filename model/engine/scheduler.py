@@ -1,195 +1,288 @@
 """Who runs next and how many tokens of it: policy in plain Python, no tensors.
 
-Admission is first come, first served, and nobody overtakes: a sequence is admitted when a slot is
-free and its worst case of key/value blocks fits beside the worst cases of those admitted before.
-So an admitted sequence always runs to its end. Steps go round: one token for each decoding
-sequence, then one chunk of one prompt. Prompts take turns, so a short one behind a long document
-waits for one chunk and not for the document.
+**A step** takes one token of every stream, then fills what is left of its token budget with prompts, in turns, so
+that a short one behind a long document waits for one chunk and not for the document. Beside streams, prompts get
+small chunks and a share of the time (``Pacing``).
+
+**Admission** goes by slots and bytes (``Books``), tenant by tenant (``FairShare``), and nobody overtakes; what is
+admitted always runs to its end. **Preemption** saves a request's state and blocks to host memory and gives them back
+later. It happens when blocks run out, when a paused request holds a slot that another waits for, and when a tenant
+waits while another holds at least two slots more.
 """
 
 import math
-from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from model.cache.plan import num_resident_blocks
-from model.engine.sequence import Sequence, Status
+from model.engine.books import Books, Capacity, Memory
+from model.engine.fairness import FairShare
+from model.engine.line import WaitingLine
+from model.engine.pacing import Pacing
+from model.engine.sequence import Sequence, SequenceGroup, Status
+from model.engine.step import PlannedChunk, StepPlan
 from model.errors import QueueFull
-from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.policy import BLOCK_TOKENS
+from model.tiles import PROMPT_LOGPROB_ROWS
 
 LONGEST_RETRY_SECONDS = 120
 DURATION_WEIGHT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedChunk:
-    """The tokens ``start`` to ``start + num_tokens`` of a sequence are to be read."""
+class Budget:
+    """Most prompt tokens of a step, without and beside streams, and the share of the time beside them."""
 
-    sequence: Sequence
-    start: int
-    num_tokens: int
-
-    @property
-    def end(self) -> int:
-        """First position that is not read in this step."""
-        return self.start + self.num_tokens
-
-    @property
-    def draws_token(self) -> bool:
-        """Whether a token is drawn after it: a prompt chunk before the last draws none."""
-        return self.end == len(self.sequence.token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What one step reads; at present one sequence, so that no token depends on a neighbour's."""
-
-    chunks: tuple[PlannedChunk, ...]
-
-    @property
-    def phase(self) -> str:
-        """``decode`` when every sequence is past its prompt, else ``prefill``."""
-        return "decode" if all(chunk.sequence.is_decoding for chunk in self.chunks) else "prefill"
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens read in the step."""
-        return sum(chunk.num_tokens for chunk in self.chunks)
+    prefill_chunk_tokens: int
+    mixed_chunk_tokens: int
+    prefill_share: float
 
 
 class Scheduler:
     """Queues, turns and the books of slots and blocks. Mutated by the engine thread alone."""
 
-    def __init__(self, num_slots: int, num_blocks: int, prefill_chunk_tokens: int, max_waiting: int) -> None:
-        assert prefill_chunk_tokens % BLOCK_TOKENS == 0, "a chunk is made of whole blocks"
-        self.num_slots = num_slots
-        self.num_blocks = num_blocks
-        self._chunk_tokens = prefill_chunk_tokens
+    def __init__(self, memory: Memory, capacity: Capacity, budget: Budget, max_waiting: int) -> None:
+        assert budget.prefill_chunk_tokens % BLOCK_TOKENS == 0, "a chunk is made of whole blocks"
+        self.capacity = capacity
+        self._books = Books(memory, capacity, budget.prefill_chunk_tokens)
+        self._memory = memory
+        self._budget = budget
         self._max_waiting = max_waiting
-        self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._prefilling: deque[Sequence] = deque()
-        self._decoding: deque[Sequence] = deque()
-        self._num_left_in_round = 0
-        self._num_reserved_blocks = 0
+        self._shares = FairShare()
+        self._pacing = Pacing(budget.prefill_share)
+        self._groups: dict[str, SequenceGroup] = {}
+        self._waiting = WaitingLine(self._shares)
+        # By arrival: the first one is the oldest, which is never preempted for want of blocks.
+        self._running: list[SequenceGroup] = []
+        self._turns: list[SequenceGroup] = []
         self._mean_seconds = 1.0
+        # Nothing could be planned, and nothing has changed since.
+        self._is_stuck = False
+        self.num_preemptions = 0
 
     @property
     def num_running(self) -> int:
-        """Admitted sequences: those that hold a slot."""
-        return len(self._prefilling) + len(self._decoding)
+        """Requests that hold slots."""
+        return len(self._running)
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that were accepted and not admitted yet."""
+        """Requests that were accepted and do not run: not admitted yet, or preempted."""
         return len(self._waiting)
 
     @property
-    def num_reserved_blocks(self) -> int:
-        """Blocks promised to the admitted sequences, whether they hold them yet or not."""
-        return self._num_reserved_blocks
+    def num_saved(self) -> int:
+        """Requests that were preempted and wait to go on."""
+        return self.num_waiting - self._waiting.num_new
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that no running request holds or is going to fork into."""
+        return self._books.num_free_slots(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything: somebody runs or waits, is not paused, and is not kept out by those who
+        are."""
+        return not self._is_stuck and any(not group.is_paused for group in self._groups.values())
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._sequences
+        return request_id in self._groups
 
-    def blocks_needed(self, num_tokens: int, policy: AttentionPolicy) -> int:
-        """Most blocks a sequence of ``num_tokens`` ever holds at once."""
-        return num_resident_blocks(policy, num_tokens, self._chunk_tokens)
+    def group(self, request_id: str) -> SequenceGroup | None:
+        """The request, if it is here."""
+        return self._groups.get(request_id)
 
-    def submit(self, sequence: Sequence) -> None:
-        """Put the sequence in the line. Raises ``QueueFull`` when it would have to wait behind too many."""
-        assert sequence.request_id not in self._sequences, f"{sequence.request_id} is here already"
-        assert self._need(sequence) <= self.num_blocks, "a sequence that can never fit must be refused before"
+    def groups(self) -> Collection[SequenceGroup]:
+        """All requests that are here."""
+        return self._groups.values()
+
+    def submit(self, group: SequenceGroup) -> None:
+        """Put the request in the line. Raises ``QueueFull`` when it would have to wait behind too many."""
+        assert group.request_id not in self._groups, f"{group.request_id} is here already"
+        assert self._books.worst_blocks(group) <= self.capacity.num_blocks, "what can never fit must be refused before"
+        assert group.num_slots <= self.capacity.num_slots, "what can never fit must be refused before"
         # Slots that admission will fill in the next step do not count as waiting.
-        num_free_slots = self.num_slots - self.num_running
-        if len(self._waiting) >= self._max_waiting + num_free_slots:
-            raise QueueFull(len(self._waiting), self._max_waiting, self._retry_after_seconds())
-        self._waiting.append(sequence)
-        self._sequences[sequence.request_id] = sequence
+        num_new = self._waiting.num_new
+        if num_new >= self._max_waiting + max(0, self.num_free_slots):
+            raise QueueFull(num_new, self._max_waiting, self._retry_after_seconds())
+        self._shares.arrive(group.tenant, {each.tenant for each in self._groups.values()})
+        self._waiting.add(group)
+        self._groups[group.request_id] = group
+        self._is_stuck = False
 
     def next_step(self) -> StepPlan | None:
-        """Admit who fits, then plan one step; None when there is nothing to do."""
+        """Preempt and admit, then plan one step; None when there is nothing to do. Moves sequences in and out of host
+        memory."""
         self._admit()
-        if self._decoding and self._num_left_in_round > 0:
-            return self._plan_decode()
-        if self._prefilling:
-            self._num_left_in_round = len(self._decoding)
-            return self._plan_prefill()
-        if self._decoding:
-            self._num_left_in_round = len(self._decoding)
-            return self._plan_decode()
-        return None
+        decodes = [PlannedChunk.of(sequence, 1) for sequence in self._streams()]
+        prompts = self._plan_prompts(beside_streams=bool(decodes))
+        chunks = self._secure_blocks([*decodes, *prompts])
+        self._is_stuck = not chunks
+        return StepPlan(tuple(chunks)) if chunks else None
 
-    def commit(self, plan: StepPlan) -> None:
-        """The step was run: its tokens are read."""
+    def commit(self, plan: StepPlan, seconds: float) -> None:
+        """The step was run in ``seconds``: its tokens are read."""
+        if plan.num_decodes:
+            self._pacing.record(seconds, reads_prompts=plan.num_decodes < len(plan.chunks))
+        else:
+            self._pacing.rest()
         for chunk in plan.chunks:
-            sequence = chunk.sequence
+            sequence, group = chunk.sequence, chunk.sequence.group
             assert sequence.num_read == chunk.start, f"read to {sequence.num_read}, planned from {chunk.start}"
-            was_decoding = sequence.is_decoding
+            if chunk.is_decode:
+                self._shares.serve(group.tenant, 0, chunk.num_tokens)
+            else:
+                self._shares.serve(group.tenant, chunk.num_tokens, 0)
+                self._turns.remove(group)
+                self._turns.append(group)
             sequence.num_read = chunk.end
-            if not was_decoding and sequence.is_decoding:
-                self._prefilling.remove(sequence)
-                self._decoding.append(sequence)
 
-    def finish(self, request_id: str, seconds: float | None = None) -> Sequence | None:
-        """Take a sequence out at any point of its life; None when it is not here.
+    def finish(self, request_id: str, seconds: float | None = None) -> SequenceGroup | None:
+        """Take a request out at any point of its life; None when it is not here.
 
         ``seconds`` is how long a request took that ran to its end; it tunes the retry advice.
         """
-        sequence = self._sequences.pop(request_id, None)
-        if sequence is None:
+        group = self._groups.pop(request_id, None)
+        if group is None:
             return None
-        if sequence.status is Status.WAITING:
-            self._waiting.remove(sequence)
+        if group.status is Status.RUNNING:
+            self._running.remove(group)
+            self._turns.remove(group)
         else:
-            self._num_reserved_blocks -= self._need(sequence)
-            if sequence in self._prefilling:
-                self._prefilling.remove(sequence)
-            else:
-                self._decoding.remove(sequence)
-                self._num_left_in_round = min(self._num_left_in_round, len(self._decoding))
-        sequence.status = Status.FINISHED
+            self._waiting.remove(group)
+        group.status = Status.FINISHED
+        self._is_stuck = False
         if seconds is not None:
             self._mean_seconds += DURATION_WEIGHT * (seconds - self._mean_seconds)
-        return sequence
+        return group
+
+    def pause(self, group: SequenceGroup, is_paused: bool) -> None:
+        """Let the request keep what it holds and rest, or go on."""
+        group.is_paused = is_paused
+        self._is_stuck = False
+
+    def preempt(self, group: SequenceGroup) -> bool:
+        """Save a running request and put it back in line; False where host memory has no room for it."""
+        assert group.status is Status.RUNNING, f"{group.request_id} is {group.status}"
+        if not self._books.can_save(group) or not self._memory.save(group.sequences):
+            return False
+        self._is_stuck = False
+        self._running.remove(group)
+        self._turns.remove(group)
+        group.status = Status.SAVED
+        group.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.add(group)
+        return True
 
     def check(self) -> None:
-        """Assert the books: every sequence in one place, reservations equal to the needs and within the pool."""
-        running = [*self._prefilling, *self._decoding]
-        everyone = [*self._waiting, *running]
-        assert len({sequence.request_id for sequence in everyone}) == len(everyone), "a sequence stands twice"
-        assert {sequence.request_id for sequence in everyone} == set(self._sequences), "a sequence got lost"
-        assert len(running) <= self.num_slots, f"{len(running)} run on {self.num_slots} slots"
-        assert sum(map(self._need, running)) == self._num_reserved_blocks, "reservations differ from needs"
-        assert self._num_reserved_blocks <= self.num_blocks, "more blocks are promised than there are"
+        """Assert the books: every request in one place, slots within the pool, and progress guaranteed."""
+        everyone = [*self._waiting, *self._running]
+        assert len({group.request_id for group in everyone}) == len(everyone), "a request stands twice"
+        assert {group.request_id for group in everyone} == set(self._groups), "a request got lost"
+        assert sorted(map(id, self._turns)) == sorted(map(id, self._running)), "a request lost its turn"
+        assert self.num_free_slots >= 0, "more slots are held than there are"
+        assert self._books.is_safe(self._running, self._saved()), "more was admitted than can run to its end"
+
+    def _streams(self) -> list[Sequence]:
+        awake = [group for group in self._running if not group.is_paused]
+        return [sequence for group in awake for sequence in group.sequences if sequence.is_decoding]
+
+    def _prompts(self) -> list[SequenceGroup]:
+        """Running requests whose prompt is not read to its end, who waited longest for a turn first."""
+        return [group for group in self._turns if not group.is_paused and not group.sequences[0].is_decoding]
+
+    # Planning a step.
+
+    def _plan_prompts(self, beside_streams: bool) -> list[PlannedChunk]:
+        if beside_streams and not self._pacing.allows_prompts:
+            return []
+        num_left = self._budget.mixed_chunk_tokens if beside_streams else self._budget.prefill_chunk_tokens
+        planned: list[PlannedChunk] = []
+        # Stable: between tenants by service, within one in turns.
+        for group in sorted(self._prompts(), key=lambda group: self._shares.served(group.tenant)):
+            sequence = group.sequences[0]
+            if sequence.group.request.sampling.prompt_logprobs is not None:
+                num_left = min(num_left, PROMPT_LOGPROB_ROWS)
+            end = min(sequence.num_read + num_left, sequence.num_prompt_tokens)
+            if end < sequence.num_prompt_tokens:
+                # Whole blocks, so that the next chunk begins at a block border.
+                end = max(end // BLOCK_TOKENS * BLOCK_TOKENS, sequence.num_read)
+            if end > sequence.num_read:
+                planned.append(PlannedChunk.of(sequence, end - sequence.num_read))
+                num_left -= end - sequence.num_read
+            if num_left <= 0:
+                break
+        return planned
+
+    def _secure_blocks(self, chunks: list[PlannedChunk]) -> list[PlannedChunk]:
+        """The chunks whose blocks are to be had; preempts the newest requests where they lack."""
+        while chunks:
+            missing = sum(self._memory.num_missing_blocks(chunk.sequence, chunk.end) for chunk in chunks)
+            if missing <= self._memory.num_free_blocks:
+                return chunks
+            victim = self._victim()
+            if victim is None:
+                # The books promise it its blocks; if they are wrong, the pool says so to this request alone.
+                return chunks
+            if not self.preempt(victim):
+                # The host gave less than it was to: the newest waits a step, in which others may end.
+                victim = max((chunk.sequence.group for chunk in chunks), key=lambda group: group.submitted_at)
+                if all(chunk.sequence.group is victim for chunk in chunks):
+                    return chunks
+            chunks = [chunk for chunk in chunks if chunk.sequence.group is not victim]
+        return chunks
+
+    def _victim(self) -> SequenceGroup | None:
+        """Who gives up blocks: a paused request, else the newest, but never the oldest of those that go on."""
+        paused = [group for group in self._running if group.is_paused]
+        if paused:
+            return paused[-1]
+        return self._running[-1] if len(self._running) > 1 else None
+
+    # Admission.
 
     def _admit(self) -> None:
-        while self._waiting and self.num_running < self.num_slots:
-            need = self._need(self._waiting[0])
-            if self._num_reserved_blocks + need > self.num_blocks:
+        while (group := self._waiting.first()) is not None:
+            if not self._fits(group) and not self._make_room(group):
                 return
-            sequence = self._waiting.popleft()
-            sequence.status = Status.RUNNING
-            self._num_reserved_blocks += need
-            self._prefilling.append(sequence)
+            if group.status is Status.SAVED:
+                self._memory.restore(group.sequences)
+            self._waiting.remove(group)
+            group.status = Status.RUNNING
+            place = sum(each.submitted_at <= group.submitted_at for each in self._running)
+            self._running.insert(place, group)
+            self._turns.append(group)
 
-    def _plan_decode(self) -> StepPlan:
-        self._num_left_in_round -= 1
-        sequence = self._decoding[0]
-        self._decoding.rotate(-1)
-        return StepPlan((PlannedChunk(sequence, sequence.num_read, 1),))
+    def _fits(self, group: SequenceGroup) -> bool:
+        return self._books.fits(group, self._running, [each for each in self._saved() if each is not group])
 
-    def _plan_prefill(self) -> StepPlan:
-        sequence = self._prefilling[0]
-        self._prefilling.rotate(-1)
-        start = sequence.num_read
-        # Borders are absolute multiples, so that the same prompt is always cut the same way.
-        end = min((start // self._chunk_tokens + 1) * self._chunk_tokens, sequence.num_prompt_tokens)
-        return StepPlan((PlannedChunk(sequence, start, end - start),))
+    def _saved(self) -> list[SequenceGroup]:
+        return [group for group in self._waiting if group.status is Status.SAVED]
 
-    def _need(self, sequence: Sequence) -> int:
-        return self.blocks_needed(sequence.max_num_tokens, sequence.policy)
+    def _make_room(self, group: SequenceGroup) -> bool:
+        """Preempt for slots: paused requests first, then those of a tenant that holds more than its share."""
+        if group.num_slots <= self.num_free_slots:
+            return False
+        slots: dict[str, int] = {}
+        for each in self._running:
+            slots[each.tenant] = slots.get(each.tenant, 0) + each.num_slots
+        own = slots.get(group.tenant, 0) + group.num_slots
+        freed, victims = self.num_free_slots, list[SequenceGroup]()
+        for each in sorted(reversed(self._running), key=lambda each: (not each.is_paused, -slots[each.tenant])):
+            if freed >= group.num_slots:
+                break
+            if each.is_paused or slots[each.tenant] - each.num_slots >= own:
+                victims.append(each)
+                freed += each.num_slots
+                slots[each.tenant] -= each.num_slots
+        rest = [each for each in self._running if each not in victims]
+        saved = [*victims, *(each for each in self._saved() if each is not group)]
+        if freed < group.num_slots or not self._books.is_safe([*rest, group], saved):
+            return False
+        return all(self.preempt(victim) for victim in victims) and self._fits(group)
 
     def _retry_after_seconds(self) -> int:
         # The line moves by one place each time one of the running requests ends.
-        estimate = self._mean_seconds * (len(self._waiting) + 1) / self.num_slots
+        estimate = self._mean_seconds * (self.num_waiting + 1) / self.capacity.num_slots
         return min(LONGEST_RETRY_SECONDS, max(1, math.ceil(estimate)))

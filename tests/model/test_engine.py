@@ -1,36 +1,39 @@
 import logging
-import random
-import time
-from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 from fakes_engine import write_tokenizer
-from fakes_model import TINY_CONFIG
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from fakes_runner import (
+    FULL,
+    MAX_CONTEXT,
+    SAVED_BYTES,
+    WINDOW,
+    Clock,
+    ScriptedRunner,
+    build,
+    finish,
+    ids_of,
+    request,
+    text_of,
+)
 from torch import Tensor
 
-from model.cache.block_pool import BlockPool
-from model.cache.state_pool import StatePool
-from model.config import Dtype, ModelConfig
-from model.engine.admission import Admission
 from model.engine.engine import Engine
-from model.engine.request import FinishReason, GenerationRequest, RequestUsage, SamplingParams, TokenEvent
-from model.engine.runner import HeldBytes, ModelRunner
-from model.engine.scheduler import Scheduler, StepPlan
-from model.engine.sequence import Sequence
-from model.engine.stats import BuildInfo, EngineStats, PoolCounts
+from model.engine.request import FinishReason, RequestUsage
+from model.engine.step import StepPlan
 from model.engine.token_trie import TokenTrie
-from model.errors import EngineDraining, GenerationFailed, InvalidRequest, PromptTooLong, QueueFull
-from model.hybrid import HybridLM
-from model.kernels import Kernels
+from model.errors import (
+    DeadlineExceeded,
+    EngineDraining,
+    GenerationFailed,
+    InvalidRequest,
+    NeverFits,
+    PromptTooLong,
+    QueueFull,
+)
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
-
-FULL = AttentionPolicy()
-WINDOW = AttentionPolicy(PolicyName.WINDOW, sinks=64, window=64)
-NUM_SLOTS, NUM_BLOCKS, CHUNK, MAX_CONTEXT = 8, 60, 64, 900
 
 
 @pytest.fixture(scope="module")
@@ -41,104 +44,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def vocabulary(tokenizer: Tokenizer) -> TokenTrie:
     return TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer, kernels: Kernels) -> HybridLM:
-    """Random weights; the time step's bias is low, so that the state remembers."""
-    config = ModelConfig.from_dict(
-        TINY_CONFIG | {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48}
-    )
-    model = HybridLM(config, kernels)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("norm.weight") or name.endswith(".d"):
-                weight.fill_(1.0)
-            elif name.endswith(".a"):
-                weight.copy_(-torch.rand(weight.shape, generator=generator) - 0.1)
-            elif name.endswith("dt_bias"):
-                weight.fill_(-4.0)
-            else:
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    return model
-
-
-class ScriptedRunner:
-    """Answers each request with its next scripted id, by logits; counts slots as the real one does."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.vocab_size = tokenizer.vocab_size
-        self.scripts: dict[str, list[int]] = {}
-        self.failures: dict[str, Exception] = {}
-        self.held: set[str] = set()
-
-    @property
-    def slots(self) -> PoolCounts:
-        return PoolCounts(free=NUM_SLOTS - len(self.held), used=len(self.held))
-
-    @property
-    def blocks(self) -> PoolCounts:
-        return PoolCounts(free=NUM_BLOCKS, used=0)
-
-    def run(self, plan: StepPlan) -> list[Tensor | None]:
-        rows: list[Tensor | None] = []
-        for chunk in plan.chunks:
-            name = chunk.sequence.request_id
-            self.held.add(name)
-            if name in self.failures:
-                raise self.failures[name]
-            if not chunk.draws_token:
-                rows.append(None)
-                continue
-            place = chunk.sequence.num_completion_tokens
-            script = self.scripts[name]
-            row = torch.zeros(self.vocab_size)
-            row[script[place] if place < len(script) else 2] = 50.0
-            rows.append(row)
-        return rows
-
-    def held_bytes(self, sequence: Sequence) -> HeldBytes:
-        return HeldBytes(kv=100, ssm_state=20, conv_state=3)
-
-    def close(self, sequence: Sequence) -> None:
-        self.held.discard(sequence.request_id)
-
-    def check(self) -> None:
-        assert not self.held
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def build(
-    runner: ScriptedRunner | ModelRunner,
-    tokenizer: Tokenizer,
-    vocabulary: TokenTrie,
-    policy: AttentionPolicy = FULL,
-    clock: Callable[[], float] = time.monotonic,
-    max_waiting: int = 20,
-    num_slots: int = NUM_SLOTS,
-    num_blocks: int = NUM_BLOCKS,
-) -> Engine:
-    stats = EngineStats(
-        build=BuildInfo("tiny", "cpu", "reference", "float32", "full"),
-        slots=runner.slots,
-        blocks=runner.blocks,
-        pool_bytes={},
-        plan_bytes={},
-        max_context_tokens=MAX_CONTEXT,
-    )
-    scheduler = Scheduler(num_slots, num_blocks, CHUNK, max_waiting)
-    admission = Admission(runner.vocab_size, MAX_CONTEXT, num_blocks, CHUNK)
-    return Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats, clock)
 
 
 @pytest.fixture
@@ -153,33 +58,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def engine(runner: ScriptedRunner, tokenizer: Tokenizer, vocabulary: TokenTrie, clock: Clock) -> Engine:
-    return build(runner, tokenizer, vocabulary, clock=clock)
-
-
-def request(name: str = "a", prompt: Iterable[int] = (1, 9, 9), **changes: object) -> GenerationRequest:
-    evidence = changes.pop("evidence", None)
-    policy = changes.pop("policy", None)
-    max_spans = changes.pop("max_spans", 1)
-    values: dict[str, object] = {"max_tokens": 50, "temperature": 0.0, **changes}
-    sampling = SamplingParams(**values)  # type: ignore[arg-type]
-    return GenerationRequest(name, tuple(prompt), sampling, evidence, policy, max_spans)  # type: ignore[arg-type]
-
-
-def finish(engine: Engine, limit: int = 20_000) -> list[TokenEvent]:
-    events: list[TokenEvent] = []
-    for _ in range(limit):
-        if not engine.has_work():
-            return events
-        events += engine.step()
-    raise AssertionError("the engine does not come to an end")
-
-
-def text_of(events: list[TokenEvent], name: str = "a") -> str:
-    return "".join(event.text for event in events if event.request_id == name)
-
-
-def ids_of(events: list[TokenEvent], name: str) -> list[int]:
-    return [token_id for event in events if event.request_id == name for token_id in event.token_ids]
+    return build(runner, runner.capacity(SAVED_BYTES), tokenizer, vocabulary, clock=clock)
 
 
 def test_text_streams_to_the_end_of_text(engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer) -> None:
@@ -263,8 +142,11 @@ def test_usage_is_the_bill(engine: Engine, runner: ScriptedRunner, clock: Clock)
     clock.now += 1.0
     engine.step()
     clock.now += 0.5
-    engine.step()
-    clock.now += 0.25
+    (first,) = engine.step()
+    clock.now += 0.125
+    (second,) = engine.step()
+    assert (first.gap_seconds, second.gap_seconds) == (None, 0.125)
+    clock.now += 0.125
     usage = finish(engine)[-1].usage
     assert usage == RequestUsage(
         num_prompt_tokens=100,
@@ -299,6 +181,16 @@ def test_usage_is_the_bill(engine: Engine, runner: ScriptedRunner, clock: Clock)
         ({"top_p": 1.1}, "top_p"),
         ({"top_p": float("nan")}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"logit_bias": ((100_000, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((5, 101.0),)}, "logit_bias"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"num_choices": 0}, "n"),
+        ({"max_seconds": 0.0}, "max_seconds"),
         ({"seed": 2**64}, "seed"),
         ({"stop": ("a", "")}, "stop"),
         ({"stop": ("a",), "evidence": ("a",)}, "stop"),
@@ -324,7 +216,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(engine: Engine) 
 def test_what_the_blocks_cannot_hold_is_refused(
     runner: ScriptedRunner, tokenizer: Tokenizer, vocabulary: TokenTrie
 ) -> None:
-    small = build(runner, tokenizer, vocabulary, num_blocks=5)
+    small = build(runner, replace(runner.capacity(SAVED_BYTES), num_blocks=5), tokenizer, vocabulary)
     small.submit(request("fits", [9] * (5 * BLOCK_TOKENS - 50)))
     with pytest.raises(PromptTooLong) as refused:
         small.submit(request("long", [9] * (5 * BLOCK_TOKENS - 49)))
@@ -339,7 +231,8 @@ def test_what_the_blocks_cannot_hold_is_refused(
 def test_the_same_id_twice_a_full_line_and_draining_are_refused(
     runner: ScriptedRunner, tokenizer: Tokenizer, vocabulary: TokenTrie
 ) -> None:
-    engine = build(runner, tokenizer, vocabulary, max_waiting=1, num_slots=1)
+    one = replace(runner.capacity(SAVED_BYTES), num_slots=1)
+    engine = build(runner, one, tokenizer, vocabulary, max_waiting=1)
     engine.submit(request("a"))
     with pytest.raises(InvalidRequest, match="not in use"):
         engine.submit(request("a"))
@@ -369,20 +262,24 @@ def test_abort_gives_everything_back_at_any_time(engine: Engine, runner: Scripte
     assert engine.step() == []
 
 
-def test_a_failure_of_one_request_leaves_the_others(
-    engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+def test_a_failed_step_ends_its_requests_and_no_others(
+    runner: ScriptedRunner, tokenizer: Tokenizer, vocabulary: TokenTrie, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runner.scripts.update(a=[9, 9, 2], b=[*tokenizer.encode("goes on").ids, 2], c=[9])
+    two = replace(runner.capacity(SAVED_BYTES), num_slots=2)
+    engine = build(runner, two, tokenizer, vocabulary)
+    runner.scripts.update(a=[9, 9, 2], b=[9], c=[*tokenizer.encode("goes on").ids, 2])
     runner.failures["a"] = RuntimeError("secret words of a user")
     for name in "abc":
         engine.submit(request(name))
     with caplog.at_level(logging.DEBUG):
         events = finish(engine)
-    (failed,) = [event for event in events if event.request_id == "a"]
-    assert failed.finish_reason is FinishReason.ERROR
-    assert isinstance(failed.error, GenerationFailed) and isinstance(failed.error.cause, RuntimeError)
-    assert text_of(events, "b") == "goes on"
-    assert (engine.stats().num_failed, engine.stats().num_finished, engine.stats().slots.used) == (1, 2, 0)
+    failed = [event for event in events if event.finish_reason is FinishReason.ERROR]
+    assert [event.request_id for event in failed] == ["a", "b"], "a step's memory is undefined once it has failed"
+    for event in failed:
+        assert isinstance(event.error, GenerationFailed) and isinstance(event.error.cause, RuntimeError)
+        assert event.usage is not None
+    assert text_of(events, "c") == "goes on"
+    assert (engine.stats().num_failed, engine.stats().num_finished, engine.stats().slots.used) == (2, 1, 0)
     assert "RuntimeError" in caplog.text and "secret" not in caplog.text
 
 
@@ -391,16 +288,19 @@ def test_logits_that_are_no_numbers_fail_that_request_alone(
 ) -> None:
     run = runner.run
 
-    def poisoned(plan: StepPlan) -> list[Tensor | None]:
+    def poisoned(plan: StepPlan) -> Tensor:
         rows = run(plan)
-        return [torch.full((runner.vocab_size,), float("nan"))] if plan.chunks[0].sequence.request_id == "a" else rows
+        for row, chunk in enumerate(plan.chunks):
+            if chunk.sequence.group.request_id == "a" and chunk.sequence.choice == 0:
+                rows[row] = torch.nan
+        return rows
 
     monkeypatch.setattr(runner, "run", poisoned)
     runner.scripts.update(a=[9], b=[9, 2])
-    engine.submit(request("a"))
+    engine.submit(request("a", num_choices=2))
     engine.submit(request("b"))
-    ends = {event.request_id: event.finish_reason for event in finish(engine) if event.finish_reason}
-    assert ends == {"a": FinishReason.ERROR, "b": FinishReason.STOP}
+    ends = [(event.request_id, event.finish_reason) for event in finish(engine) if event.finish_reason]
+    assert ends == [("a", FinishReason.ERROR), ("b", FinishReason.STOP)], "one end each, however many choices"
 
 
 def test_a_broken_law_ends_the_engine(engine: Engine, runner: ScriptedRunner) -> None:
@@ -420,112 +320,99 @@ def test_nothing_a_user_wrote_is_logged(
     assert caplog.text == ""
 
 
-def real_engine(
-    model: HybridLM,
-    tokenizer: Tokenizer,
-    vocabulary: TokenTrie,
-    policy: AttentionPolicy = FULL,
-    num_slots: int = NUM_SLOTS,
-    num_blocks: int = NUM_BLOCKS,
-) -> tuple[Engine, ModelRunner]:
-    states = StatePool(model.config, num_slots)
-    runner = ModelRunner(model, states, BlockPool(model.config, num_blocks, Dtype.FLOAT32))
-    return build(
-        runner, tokenizer, vocabulary, policy, num_slots=num_slots, num_blocks=num_blocks, max_waiting=50
-    ), runner
-
-
-def prompts(model: HybridLM) -> list[tuple[int, ...]]:
-    dice = random.Random(5)
-    lengths = [1, 3, 63, 64, 65, 150, 200, 320]
-    return [tuple(dice.randrange(model.config.vocab_size) for _ in range(length)) for length in lengths]
-
-
-@pytest.mark.parametrize("policy", [FULL, WINDOW], ids=["full", "window"])
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 11}], ids=["greedy", "seeded"])
-def test_eight_at_once_get_what_they_get_alone(
-    model: HybridLM, tokenizer: Tokenizer, vocabulary: TokenTrie, policy: AttentionPolicy, sampling: dict[str, object]
+def test_choices_end_one_by_one_and_the_last_brings_the_bill(
+    engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer
 ) -> None:
-    requests = [request(str(number), prompt, max_tokens=24, **sampling) for number, prompt in enumerate(prompts(model))]
-    alone: dict[str, tuple[list[int], str]] = {}
-    for each in requests:
-        engine, _ = real_engine(model, tokenizer, vocabulary, policy)
-        engine.submit(each)
-        events = finish(engine)
-        alone[each.request_id] = ids_of(events, each.request_id), text_of(events, each.request_id)
-    engine, runner = real_engine(model, tokenizer, vocabulary, policy)
-    events = []
-    for each in requests:
-        engine.submit(each)
-        events += engine.step()
-    events += finish(engine)
-    together = {
-        each.request_id: (ids_of(events, each.request_id), text_of(events, each.request_id)) for each in requests
-    }
-    assert together == alone
-    assert len({tuple(ids) for ids, _ in alone.values()}) == 8, "the model must tell the prompts apart"
-    assert (runner.slots, runner.blocks) == (PoolCounts(NUM_SLOTS, 0), PoolCounts(NUM_BLOCKS, 0))
-
-
-def test_window_blocks_are_given_back_while_reading(
-    model: HybridLM, tokenizer: Tokenizer, vocabulary: TokenTrie
-) -> None:
-    engine, runner = real_engine(model, tokenizer, vocabulary, WINDOW)
-    engine.submit(request("a", [7] * 640, max_tokens=130, temperature=1.0, seed=1))
-    most, events = 0, []
-    while engine.has_work():
-        events += engine.step()
-        most = max(most, runner.blocks.used)
-    # Sinks 1 block, window 1, the chunk being read or the block being filled 1, one for the border at most.
-    assert most <= 4
-    usage = events[-1].usage
+    runner.scripts["a"] = [*tokenizer.encode("the same words").ids, 2]
+    engine.submit(request(num_choices=3, prompt=[9] * 200))
+    events = finish(engine)
+    assert {text_of(events, choice=choice) for choice in range(3)} == {"the same words"}
+    ends = [event for event in events if event.finish_reason is not None]
+    assert sorted(event.choice for event in ends) == [0, 1, 2]
+    assert [event.usage is not None for event in ends] == [False, False, True] and ends[-1] is events[-1]
+    usage = ends[-1].usage
     assert usage is not None
-    per_block = 2 * 2 * BLOCK_TOKENS * model.config.kv_size * 4
-    assert 2 * per_block <= usage.kv_bytes <= 3 * per_block
-    assert usage.ssm_state_bytes == model.config.ssm_state_bytes
-    assert usage.conv_state_bytes == model.config.conv_state_bytes
+    assert (usage.num_prompt_tokens, usage.num_completion_tokens) == (200, 3 * len(runner.scripts["a"]))
+    assert usage.kv_bytes == 300, "the most that was held, by all choices"
+    assert engine.stats().num_prompt_tokens == 200, "the prompt is read once"
 
 
-@given(seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
-def test_any_schedule_leaves_nothing_behind(
-    model: HybridLM, tokenizer: Tokenizer, vocabulary: TokenTrie, seed: int
+def test_what_can_never_fit_is_refused_with_pool_need_and_capacity(engine: Engine) -> None:
+    with pytest.raises(NeverFits, match=r"9 units of pool 'state', which has 8") as slots:
+        engine.submit(request(num_choices=9))
+    assert (slots.value.param, slots.value.pool, slots.value.needed, slots.value.capacity) == ("n", "state", 9, 8)
+    with pytest.raises(NeverFits, match="pool 'kv', which has 60") as blocks:
+        engine.submit(request(prompt=[9] * 800, num_choices=8))
+    assert (blocks.value.pool, blocks.value.needed) == ("kv", 8 * 14)
+
+
+def test_a_request_ends_at_its_deadline_wherever_it_stands(
+    runner: ScriptedRunner, tokenizer: Tokenizer, vocabulary: TokenTrie, clock: Clock
 ) -> None:
-    dice = random.Random(seed)
-    num_slots, num_blocks = dice.randint(1, 4), dice.randint(8, 20)
-    engine, runner = real_engine(model, tokenizer, vocabulary, WINDOW, num_slots, num_blocks)
-    accepted: list[str] = []
-    events: list[TokenEvent] = []
-    aborted: set[str] = set()
-    for number in range(25):
-        if dice.random() < 0.4:
-            each = request(
-                str(number),
-                [dice.randrange(model.config.vocab_size) for _ in range(dice.choice([1, 5, 64, 100, 200]))],
-                max_tokens=dice.randint(1, 12),
-                temperature=dice.choice([0.0, 1.0]),
-                policy=dice.choice([FULL, WINDOW, None]),
-                evidence=dice.choice([None, None, ("the rent of flat 7B is due.",)]),
-            )
-            engine.submit(each)
-            accepted.append(each.request_id)
-        if accepted and dice.random() < 0.15:
-            name = dice.choice(accepted)
-            if engine.abort(name):
-                aborted.add(name)
-        events += engine.step()
-        stats = engine.stats()
-        assert (stats.slots.total, stats.blocks.total) == (num_slots, num_blocks)
-        runner.check()
+    engine = build(runner, replace(runner.capacity(SAVED_BYTES), num_slots=2), tokenizer, vocabulary, clock=clock)
+    runner.scripts.update({name: [9] * 50 for name in "abcd"})
+    assert engine.next_deadline() is None
+    engine.submit(request("a", max_seconds=5.0))
+    engine.submit(request("b"))
+    engine.submit(request("c", max_seconds=3.0))
+    engine.step()
+    assert engine.next_deadline() == 3.0
+    clock.now += 4.0
+    assert engine.next_deadline() == 0.0
+    waiting, *_ = engine.step()
+    assert (waiting.request_id, waiting.finish_reason) == ("c", FinishReason.ERROR)
+    assert isinstance(waiting.error, DeadlineExceeded) and "3 seconds" in str(waiting.error)
+    engine.pause("a")
+    clock.now += 4.0
+    paused, *_ = engine.step()
+    assert paused.request_id == "a" and isinstance(paused.error, DeadlineExceeded)
+    assert paused.usage is not None and paused.usage.num_completion_tokens > 0
+    assert {event.request_id for event in finish(engine)} == {"b"}
+
+
+def test_a_paused_request_rests_and_goes_on(engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer) -> None:
+    runner.scripts["a"] = [*tokenizer.encode("goes on").ids, 2]
+    runner.scripts["b"] = [9, 9, 2]
+    engine.submit(request("a"))
+    engine.submit(request("b"))
+    events = engine.step()
+    engine.pause("a")
+    engine.pause("nobody")
     events += finish(engine)
-    ended = [event.request_id for event in events if event.finish_reason is not None]
-    assert sorted([*ended, *aborted], key=int) == accepted
-    assert not {event.finish_reason for event in events} & {FinishReason.ERROR, FinishReason.ABORT}
-    assert (runner.slots, runner.blocks) == (PoolCounts(num_slots, 0), PoolCounts(num_blocks, 0))
+    assert len(ids_of(events, "b")) == 3 and len(ids_of(events, "a")) == 1
+    assert not engine.has_work() and engine.step() == []
+    engine.resume("a")
+    events += finish(engine)
+    assert text_of(events) == "goes on"
+
+
+def test_a_preempted_request_goes_on_where_it_was(engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer) -> None:
+    runner.scripts["a"] = [*tokenizer.encode("goes on").ids, 2]
+    assert not engine.preempt("a")
+    engine.submit(request("a"))
+    assert not engine.preempt("a"), "it waits"
+    events = engine.step()
+    assert engine.preempt("a") and not engine.preempt("a")
     stats = engine.stats()
-    assert (stats.num_finished, stats.num_aborted, stats.num_running, stats.num_waiting) == (
-        len(ended),
-        len(aborted),
-        0,
-        0,
-    )
+    assert (stats.num_running, stats.num_waiting, stats.num_saved, stats.num_preemptions) == (0, 1, 1, 1)
+    assert stats.slots.used == 0
+    events += finish(engine)
+    assert text_of(events) == "goes on"
+    usage = events[-1].usage
+    assert usage is not None and usage.num_preemptions == 1
+
+
+def test_log_probabilities_of_prompt_and_answer(engine: Engine, runner: ScriptedRunner) -> None:
+    runner.scripts["a"] = [9, 7, 2]
+    prompt = [9, 5, *[9] * 98]
+    engine.submit(request(prompt=prompt, logprobs=2, prompt_logprobs=1, num_choices=2))
+    events = finish(engine)
+    first = [event for event in events if event.choice == 0]
+    told = first[0].prompt_logprobs
+    assert told is not None and len(told) == 100 and told[0] is None
+    assert [each.token_id for each in told[1:] if each] == prompt[1:]
+    assert all(event.prompt_logprobs is None for event in events if event is not first[0])
+    for event in events:
+        assert [each.token_id for each in event.logprobs] == list(event.token_ids)
+        assert all(len(each.top) == 2 and each.top[0][0] == each.token_id for each in event.logprobs)
+    assert max(chunk.num_logits for plan in runner.plans for chunk in plan.chunks) <= BLOCK_TOKENS

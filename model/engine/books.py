@@ -1,0 +1,114 @@
+"""The books of slots, blocks and host memory: what fits, and what is sure to run to its end. No torch."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.cache.plan import num_resident_blocks
+from model.engine.sequence import Sequence, SequenceGroup, Status
+from model.policy import AttentionPolicy
+
+
+class Memory(Protocol):
+    """What holds the tensors of sequences: ``model.engine.runner.ModelRunner``."""
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Key/value blocks nobody holds."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Host memory that preempted sequences take."""
+
+    def num_missing_blocks(self, sequence: Sequence, end: int) -> int:
+        """Blocks the sequence would take to read up to position ``end``."""
+
+    def num_blocks_to_restore(self, sequences: Collection[Sequence]) -> int:
+        """Blocks that saved sequences would take to come back."""
+
+    def num_bytes_to_save(self, sequences: Collection[Sequence]) -> int:
+        """Host memory that saving the sequences would take."""
+
+    def save(self, sequences: Collection[Sequence]) -> bool:
+        """Move what the sequences hold to host memory; False, and nothing was done, where the host has none left."""
+
+    def restore(self, sequences: Collection[Sequence]) -> None:
+        """Move it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The pools, and what a unit of each takes. ``saved_bytes`` is the host memory for preempted requests."""
+
+    num_slots: int
+    num_blocks: int
+    bytes_per_slot: int
+    bytes_per_block: int
+    saved_bytes: int
+
+
+class Books:
+    """What requests hold and may come to hold. One question is at the centre: is what was admitted sure to end?
+
+    It is if one of two things holds (``is_safe``): the worst cases of all that run fit into the block pool together,
+    so that nobody ever lacks a block; or all that was admitted but the smallest fits into the host memory for
+    preempted requests, so that the others can make way for any one that lacks a block.
+    """
+
+    def __init__(self, memory: Memory, capacity: Capacity, chunk_tokens: int) -> None:
+        self.capacity = capacity
+        self._memory = memory
+        self._chunk_tokens = chunk_tokens
+
+    def blocks_needed(self, num_tokens: int, policy: AttentionPolicy) -> int:
+        """Most blocks a sequence of ``num_tokens`` ever holds at once."""
+        return num_resident_blocks(policy, num_tokens, self._chunk_tokens)
+
+    def worst_blocks(self, group: SequenceGroup) -> int:
+        """Most blocks the request can come to hold; nothing is counted as shared, since a saved request shares
+        nothing when it comes back."""
+        return group.num_slots * self.blocks_needed(group.max_num_tokens, group.policy)
+
+    def num_free_slots(self, running: Collection[SequenceGroup]) -> int:
+        """Slots that no running request holds or is going to fork into."""
+        return self.capacity.num_slots - sum(group.num_slots for group in running)
+
+    def is_safe(self, running: Collection[SequenceGroup], saved: Collection[SequenceGroup]) -> bool:
+        """Whether everyone can run to the end from here."""
+        if sum(map(self.worst_blocks, running)) <= self.capacity.num_blocks:
+            return True
+        worst = [self._worst_bytes(group) for group in (*running, *saved)]
+        return sum(worst) - min(worst) <= self.capacity.saved_bytes
+
+    def fits(self, group: SequenceGroup, running: Collection[SequenceGroup], saved: Collection[SequenceGroup]) -> bool:
+        """Whether ``group`` may run beside ``running`` now, while ``saved`` waits in host memory."""
+        together = [*running, group]
+        if group.num_slots > self.num_free_slots(running) or not self.is_safe(together, saved):
+            return False
+        worst_blocks = sum(map(self.worst_blocks, together))
+        return worst_blocks <= self.capacity.num_blocks or self._next_blocks(group, running) <= (
+            self._memory.num_free_blocks
+        )
+
+    def can_save(self, group: SequenceGroup) -> bool:
+        """Whether host memory has room for what the request holds now."""
+        needed = self._memory.num_bytes_to_save(group.sequences)
+        return self._memory.saved_bytes + needed <= self.capacity.saved_bytes
+
+    def _next_blocks(self, group: SequenceGroup, running: Collection[SequenceGroup]) -> int:
+        """Blocks for ``group`` to come back or to read its prompt, beside the prompts of others, and one for each
+        stream to grow into."""
+        sequences = [sequence for each in running for sequence in each.sequences]
+        growing = sum(sequence.is_decoding for sequence in sequences) + group.num_slots
+        others = sum(self._missing_for_prompt(sequence) for sequence in sequences if not sequence.is_decoding)
+        if group.status is Status.SAVED:
+            return growing + others + self._memory.num_blocks_to_restore(group.sequences)
+        return growing + others + self.blocks_needed(group.num_prompt_tokens, group.policy)
+
+    def _missing_for_prompt(self, sequence: Sequence) -> int:
+        needed = self.blocks_needed(sequence.num_prompt_tokens, sequence.policy)
+        return min(needed, self._memory.num_missing_blocks(sequence, sequence.num_prompt_tokens))
+
+    def _worst_bytes(self, group: SequenceGroup) -> int:
+        capacity = self.capacity
+        return group.num_slots * capacity.bytes_per_slot + self.worst_blocks(group) * capacity.bytes_per_block
