@@ -349,6 +349,11 @@ class Engine:
             num_waiting=self._scheduler.num_waiting,
             num_saved=self._scheduler.num_saved,
             num_preemptions=self._scheduler.num_preemptions,
+            num_prompt_tokens=self._counts["num_prompt_tokens"],
+            num_completion_tokens=self._counts["num_completion_tokens"],
+            num_finished=self._counts["num_finished"],
+            num_aborted=self._counts["num_aborted"],
+            num_failed=self._counts["num_failed"],
+            num_steps=self._counts["num_steps"],
             draining=self._draining,
-            **self._counts,
         )
