@@ -90,6 +90,7 @@ class FanoSide:
         self.slot, self.table, self.num_tokens = self.states.allocate(), BlockTable(self.blocks), 0
 
     def read(self, ids: list[int]) -> Tensor:
+        # A single token is one that was drawn, as the benchmarks use it.
         from model.batch import Batch, SequenceChunk
 
         for start in range(0, len(ids), CHUNK_TOKENS):
@@ -97,7 +98,8 @@ class FanoSide:
             first, self.num_tokens = self.num_tokens, self.num_tokens + len(chunk)
             self.table.prepare(first, self.num_tokens)
             is_last = start + len(chunk) == len(ids)
-            part = SequenceChunk(chunk, first, self.slot, self.table.blocks, self.config.policy, int(is_last))
+            place = (chunk, first, self.slot, self.table.blocks, self.config.policy)
+            part = SequenceChunk(*place, num_logits=int(is_last), is_decode=len(ids) == 1)
             logits = self.model(Batch.pack([part]), self.states, self.blocks)
         return logits[0]
 

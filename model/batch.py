@@ -15,7 +15,9 @@ class SequenceChunk:
 
     ``first_position`` is the absolute position of the first of them; everything before it has been read into
     ``state_slot`` and ``blocks``. ``blocks`` is the sequence's block table, long enough for these tokens.
-    Logits are computed for the last ``num_logits`` tokens.
+    Logits are computed for the last ``num_logits`` tokens. ``is_decode``: the token was drawn and not given, so that
+    it may take the fast path of decoding, whose rounding is its own. A prompt's token never does, however its prompt
+    is cut.
     """
 
     token_ids: Sequence[int]
@@ -24,6 +26,7 @@ class SequenceChunk:
     blocks: Sequence[int]
     policy: AttentionPolicy
     num_logits: int = 1
+    is_decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Batch:
     ``input_ids`` [T]; ``query_start`` [S+1], the rows of sequence s are ``query_start[s]:query_start[s+1]``;
     ``state_slots`` [S], all different; ``kv_rows`` [T], the row ``block * P + offset`` of the key/value pool each
     token is written to; ``logits_rows``, the rows that need logits, ascending; ``first_positions``,
-    ``block_tables`` and ``policies`` have one entry per sequence.
+    ``block_tables`` and ``policies`` have one entry per sequence. The first ``num_decodes`` sequences have one token
+    each, and it was drawn.
     """
 
     input_ids: Tensor
@@ -44,6 +48,7 @@ class Batch:
     first_positions: tuple[int, ...]
     block_tables: tuple[Sequence[int], ...]
     policies: tuple[AttentionPolicy, ...]
+    num_decodes: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -52,8 +57,11 @@ class Batch:
 
     @staticmethod
     def pack(chunks: Sequence[SequenceChunk], device: str = "cpu") -> "Batch":
-        """Flatten ``chunks`` in their order. The block tables are referred to, not copied."""
+        """Flatten ``chunks`` in their order, decodes first. The block tables are referred to, not copied."""
         assert chunks, "a step has at least one sequence"
+        num_decodes = sum(chunk.is_decode for chunk in chunks)
+        decodes = chunks[:num_decodes]
+        assert all(chunk.is_decode and len(chunk.token_ids) == 1 for chunk in decodes), "decodes are single and first"
         ids: list[int] = []
         starts = [0]
         logits_rows: list[int] = []
@@ -74,6 +82,36 @@ class Batch:
             first_positions=tuple(chunk.first_position for chunk in chunks),
             block_tables=tuple(chunk.blocks for chunk in chunks),
             policies=tuple(chunk.policy for chunk in chunks),
+            num_decodes=num_decodes,
+        )
+
+    def decodes(self) -> "Batch":
+        """The sequences that decode, as a batch of their own."""
+        count = self.num_decodes
+        return Batch(
+            input_ids=self.input_ids[:count],
+            query_start=self.query_start[: count + 1],
+            state_slots=self.state_slots[:count],
+            kv_rows=self.kv_rows[:count],
+            logits_rows=self.logits_rows[self.logits_rows < count],
+            first_positions=self.first_positions[:count],
+            block_tables=self.block_tables[:count],
+            policies=self.policies[:count],
+            num_decodes=count,
+        )
+
+    def prompts(self) -> "Batch":
+        """The other sequences, as a batch of their own."""
+        count = self.num_decodes
+        return Batch(
+            input_ids=self.input_ids[count:],
+            query_start=self.query_start[count:] - count,
+            state_slots=self.state_slots[count:],
+            kv_rows=self.kv_rows[count:],
+            logits_rows=self.logits_rows[self.logits_rows >= count] - count,
+            first_positions=self.first_positions[count:],
+            block_tables=self.block_tables[count:],
+            policies=self.policies[count:],
         )
 
 

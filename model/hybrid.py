@@ -13,7 +13,7 @@ from model.kernels import Kernels
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
 from model.layers.mamba import MambaMixer
-from model.layers.projection import Parameterised, RMSNorm, parameter
+from model.layers.projection import Parameterised, RMSNorm, parameter, product
 
 
 class HybridLM(Parameterised):
@@ -50,14 +50,20 @@ class HybridLM(Parameterised):
         """Logits [rows, V] float32 of ``batch.logits_rows``.
 
         Mutates the pools: the batch's slots hold the states after its tokens, its rows of the block pool their keys
-        and values. Nothing else in the pools is touched, and no sequence's result depends on its neighbours beyond
-        the rounding of matrix products with more rows.
+        and values. Nothing else in the pools is touched, and no sequence's result depends on its neighbours.
         """
-        if self.kernels.decode is not None and batch.num_tokens == len(batch.first_positions):
+        if batch.num_decodes and self.kernels.decode is not None:
             # At the first such step, when the weights are loaded: the decoder holds their addresses.
             self._decoder = self._decoder or Decoder.of(self)
-            if self._decoder is not None:
-                return self._decoder(batch, states, blocks)
+        if self._decoder is None or not batch.num_decodes:
+            return self._read(batch, states, blocks)
+        if batch.num_decodes == batch.num_tokens:
+            return self._decoder(batch, states, blocks)
+        drawn = self._decoder(batch.decodes(), states, blocks)
+        return torch.cat((drawn, self._read(batch.prompts(), states, blocks)))
+
+    def _read(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
+        """All layers, one after another, over all tokens at once."""
         x = F.embedding(batch.input_ids, self.embedding).float()
         num_mamba = num_attention = 0
         for layer in self.layers:
@@ -70,7 +76,7 @@ class HybridLM(Parameterised):
             x = layer(x, memory, batch)
         rows = self.final_norm(x[batch.logits_rows])
         head = self.embedding if self.head is None else self.head
-        return F.linear(rows.to(head.dtype), head).float()
+        return product(rows.to(head.dtype), head).float()
 
 
 class HybridLayer(Parameterised):

@@ -107,7 +107,8 @@ class Reader:
 
     def step(self, parts: Sequence[tuple["OpenSequence", Sequence[int]]]) -> list[Tensor]:
         """One step over the next tokens of several sequences; the logits of all their tokens, per sequence."""
-        chunks = [sequence.chunk(ids) for sequence, ids in parts]
+        decodes = all(len(ids) == 1 for _, ids in parts)
+        chunks = [sequence.chunk(ids, decodes) for sequence, ids in parts]
         logits = self.model(Batch.pack(chunks), self.states, self.blocks)
         return list(logits.split([len(ids) for _, ids in parts]))
 
@@ -121,13 +122,14 @@ class OpenSequence:
         self.table = BlockTable(reader.blocks)
         self.num_tokens = 0
 
-    def chunk(self, ids: Sequence[int]) -> SequenceChunk:
-        """The next ``ids`` as a chunk with logits for every token; counts them as read."""
+    def chunk(self, ids: Sequence[int], is_decode: bool | None = None) -> SequenceChunk:
+        """The next ``ids`` as a chunk with logits for every token; counts them as read. One alone is a decode."""
+        is_decode = len(ids) == 1 if is_decode is None else is_decode
         first = self.num_tokens
         self.table.release_hidden(self.policy, first)
         self.num_tokens += len(ids)
         self.table.prepare(first, self.num_tokens)
-        return SequenceChunk(ids, first, self.slot, self.table.blocks, self.policy, len(ids))
+        return SequenceChunk(ids, first, self.slot, self.table.blocks, self.policy, len(ids), is_decode)
 
     def read(self, ids: Sequence[int], splits: Sequence[int] = ()) -> Tensor:
         """Logits of all ``ids``, read in chunks that end at ``splits`` and at the end."""

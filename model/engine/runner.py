@@ -190,6 +190,7 @@ class ModelRunner:
             blocks=held.table.blocks,
             policy=sequence.policy,
             num_logits=planned.num_logits,
+            is_decode=planned.is_decode,
         )
 
     def _give_back(self, sequence: Sequence) -> None:

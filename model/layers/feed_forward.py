@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.layers.projection import Parameterised, Projection, parameter
+from model.layers.projection import Parameterised, Projection, parameter, product
 
 
 class GatedFeedForward(Parameterised):
@@ -36,7 +36,7 @@ class ExpertFeedForward(Parameterised):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, D] float32 -> [T, D] float32."""
-        scores = torch.softmax(F.linear(x, self.router), dim=-1)
+        scores = torch.softmax(product(x, self.router), dim=-1)
         weights, experts = torch.topk(scores, self.num_chosen, dim=-1)
         # Tokens of one expert become neighbours: one product per expert that has any.
         order = torch.argsort(experts.flatten(), stable=True)
@@ -50,7 +50,7 @@ class ExpertFeedForward(Parameterised):
             if count:
                 end = start + count
                 # Not given a name: one expert's hidden rows must be gone before the next one's are made.
-                mixed = F.linear(_gate(F.linear(grouped[start:end], self.gate_up[expert])), self.down[expert])
+                mixed = product(_gate(product(grouped[start:end], self.gate_up[expert])), self.down[expert])
                 mixed = mixed.float().mul_(shares[start:end])
                 out.index_add_(0, tokens[start:end], mixed)
                 start = end

@@ -1,13 +1,12 @@
 """The Mamba-1 mixer of Jamba: one forward for a prompt chunk and for one token, state in, state out."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.batch import Batch
 from model.config import ModelConfig
 from model.kernels import Kernels
-from model.layers.projection import Parameterised, Projection, RMSNorm, parameter
+from model.layers.projection import Parameterised, Projection, RMSNorm, parameter, product
 
 
 class MambaMixer(Parameterised):
@@ -47,7 +46,7 @@ class MambaMixer(Parameterised):
         dt, b, c = self.x_proj(u).float().split_with_sizes(self.split, dim=1)
         y = self.kernels.selective_scan(
             u,
-            F.linear(self.dt_norm(dt), self.dt_weight),
+            product(self.dt_norm(dt), self.dt_weight),
             self.dt_bias,
             self.a,
             self.b_norm(b),

@@ -30,6 +30,19 @@ class Parameterised:
         return (tensor for _, tensor in self.named_parameters())
 
 
+# With fewer rows than this a float32 product on the CPU adds up in another order: measured with torch 2.13 below 4 rows
+# on one thread and below 12 on two. In bfloat16 every number of rows gives the same bits.
+STABLE_ROWS = 16
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T``: [T, in] and [out, in] of one dtype -> [T, out]. A row's bits do not depend on the others."""
+    num_missing = STABLE_ROWS - x.shape[0]
+    if num_missing <= 0 or x.dtype != torch.float32 or x.device.type != "cpu":
+        return F.linear(x, weight)
+    return F.linear(F.pad(x, (0, 0, 0, num_missing)), weight)[: x.shape[0]]
+
+
 class Projection(Parameterised):
     """``x @ weight.T + bias``: ``weight`` [out, in] in the weight dtype, ``bias`` [out] float32 or None."""
 
@@ -39,7 +52,7 @@ class Projection(Parameterised):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] of any float dtype -> [T, out] in the weight dtype, or float32 where there is a bias."""
-        y = F.linear(x.to(self.weight.dtype), self.weight)
+        y = product(x.to(self.weight.dtype), self.weight)
         return y if self.bias is None else y + self.bias
 
 
