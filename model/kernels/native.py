@@ -16,14 +16,14 @@ from model.kernels import Kernels, reference
 from model.kernels.arguments import DecodedModel, DecodedStep
 from model.kernels.build import find_library
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
     "fano_abi_version": (),
     "fano_best_isa": (),
-    "fano_decode": (POINTER, POINTER, INT),
-    "fano_decode_workspace": (POINTER, POINTER),
+    "fano_decode": (POINTER, POINTER, INT, INT),
+    "fano_decode_workspace": (POINTER, POINTER, INT),
     "fano_exp": (POINTER, POINTER, INT64, INT),
     "fano_conv": (POINTER, INT64, *[POINTER] * 6, *[INT64] * 5, INT, INT),
     "fano_scan": (
@@ -150,14 +150,14 @@ class NativeKernels:
         return y
 
     def decode(self, model: DecodedModel, step: DecodedStep) -> None:
-        """One token of each sequence through the whole model on the calling thread. Mutates the pools of ``step``.
+        """One token of each sequence through the whole model. Mutates the pools of ``step``.
 
         The specification is :meth:`model.hybrid.HybridLM.__call__` on such a batch.
         """
         addresses = ctypes.addressof(model), ctypes.addressof(step)
-        workspace = torch.empty(self.library.fano_decode_workspace(*addresses))
+        workspace = torch.empty(self.library.fano_decode_workspace(*addresses, self.num_threads))
         step.workspace = workspace.data_ptr()
-        refused = self.library.fano_decode(*addresses, self.instruction_set)
+        refused = self.library.fano_decode(*addresses, self.num_threads, self.instruction_set)
         assert not refused, "the step does not fit the model and its pools"
 
 

@@ -3,11 +3,13 @@
 
 #pragma once
 
+#include <sched.h>
 #include <stdint.h>
 
 typedef uint16_t bf16;
 
 constexpr int64_t BLOCK_TOKENS = 64;
+constexpr int64_t CHANNEL_GRAIN = 16;  // one cache line, so that threads never write to the same one
 
 struct Scan {
   const float *u, *dt, *dt_bias, *a, *b, *c, *d, *z;
@@ -57,11 +59,43 @@ struct Step {
   float *logits, *workspace;
 };
 
-// Parts of a step's workspace; each has one row per sequence, but for `scores`
-// [longest visible context]. `apart` is for product().
+// Parts of a step's workspace, with one row per sequence. All threads share the first line. Each has the second to
+// itself; `scores` are those of one head tile over the longest visible context, `apart` is for product().
 struct Workspace {
-  float *x, *normed, *wide, *inner, *selected, *delta, *mixed, *apart, *scores;
+  float *x, *wide, *inner, *delta, *mixed;
+  float *normed, *selected, *gated, *apart, *scores;
 };
+
+// The threads of one step. They meet at a barrier: `num_arrived` of them stand at the `num_meetings`-th. `size` is 0
+// until it is known how many there are.
+struct Crew {
+  int64_t size;
+  int num_arrived, num_meetings;
+};
+
+// One more look at what another thread is to change: some 20 us of looking, since the others are mostly as far; then
+// the core is offered to whoever wants it, for on a busy machine the one that is waited for may need it.
+inline void look_again(int looks) {
+  if (looks >= 2000) {
+    sched_yield();
+    return;
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Wait until all of the crew are here.
+inline void meet(Crew& crew) {
+  if (crew.size == 1) return;
+  const int meeting = __atomic_load_n(&crew.num_meetings, __ATOMIC_RELAXED);
+  if (__atomic_add_fetch(&crew.num_arrived, 1, __ATOMIC_ACQ_REL) == crew.size) {
+    __atomic_store_n(&crew.num_arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&crew.num_meetings, meeting + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int looks = 0; __atomic_load_n(&crew.num_meetings, __ATOMIC_ACQUIRE) == meeting; looks++) look_again(looks);
+}
 
 inline float widen_one(float x) { return x; }
 

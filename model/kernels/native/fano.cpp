@@ -11,7 +11,7 @@
 
 #include "arguments.h"
 
-#define FANO_ABI_VERSION 2
+#define FANO_ABI_VERSION 3
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -68,7 +68,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 
 // Work that one thread does in about 0.3 ms; less is not worth starting another (20 to 60 us).
 constexpr int64_t THREAD_WORK = 1 << 20;
-constexpr int64_t CHANNEL_GRAIN = 16;  // one cache line, so that threads never write to the same one
+constexpr int64_t THREAD_WEIGHTS = 4 << 20;
 constexpr int MAX_THREADS = 64;
 
 template <class Args>
@@ -132,10 +132,13 @@ static void run_conv(const Conv& args, int64_t first, int64_t last, int isa) {
   (void)isa;
 }
 
+constexpr int64_t MOST_HEADS = 3;  // of any instruction set's HEAD_TILE
+
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Lay the workspace out from `start`, where there is one; returns its size in floats.
-static int64_t lay_out(const Model& m, int64_t num_sequences, int64_t num_visible, float* start, Workspace* w) {
+// Lay the workspace of `part` out from `start`, where there is one; returns the size in floats of that of all.
+static int64_t lay_out(const Model& m, int64_t num_sequences, int64_t num_visible, int64_t num_parts, int64_t part,
+                       float* start, Workspace* w) {
   const int64_t queries = m.num_heads * m.head_width, keys = m.num_kv_heads * m.head_width;
   int64_t taken = 0;
   const auto take = [&taken, start](int64_t size) {
@@ -144,15 +147,25 @@ static int64_t lay_out(const Model& m, int64_t num_sequences, int64_t num_visibl
     return part;
   };
   w->x = take(num_sequences * m.width);
-  w->normed = take(num_sequences * m.width);
   w->wide = take(num_sequences * largest(queries + 2 * keys, 2 * largest(m.inner, m.ffn)));
   w->inner = take(num_sequences * m.inner);
-  w->selected = take(num_sequences * (m.dt_rank + 2 * m.num_states));
   w->delta = take(num_sequences * m.inner);
-  w->mixed = take(num_sequences * largest(queries, largest(m.inner, m.ffn)));
-  w->apart = take(num_sequences * largest(largest(queries, m.width), largest(m.inner, m.ffn)));
-  w->scores = take(num_visible);
-  return taken;
+  w->mixed = take(num_sequences * largest(queries, m.inner));
+  const int64_t shared = taken;
+  // A cache line between the parts.
+  const auto take_own = [&] {
+    w->normed = take(num_sequences * m.width);
+    w->selected = take(num_sequences * (m.dt_rank + 2 * m.num_states));
+    w->gated = take(num_sequences * m.ffn);
+    w->apart = take(num_sequences * largest(largest(queries, m.width), largest(m.inner, m.ffn)));
+    w->scores = take(num_visible * MOST_HEADS);
+    taken += CHANNEL_GRAIN;
+  };
+  take_own();
+  const int64_t own = taken - shared;
+  taken = shared + part * own;
+  take_own();
+  return shared + num_parts * own;
 }
 
 static int64_t most_visible(const Step& s) {
@@ -182,6 +195,31 @@ static bool are_valid(const Model& m, const Step& s) {
     if (s.logits_rows[i] < 0 || s.logits_rows[i] >= s.num_sequences) return false;
   }
   return true;
+}
+
+struct Member {
+  const Model* model;
+  const Step* step;
+  Crew* crew;
+  Workspace workspace;
+  int64_t part;
+  int isa;
+};
+
+static void* run_member(void* pointer) {
+  const auto* member = static_cast<const Member*>(pointer);
+  for (int looks = 0; !__atomic_load_n(&member->crew->size, __ATOMIC_ACQUIRE); looks++) look_again(looks);
+  FANO_DISPATCH(member->isa, decode(*member->model, *member->step, member->workspace, *member->crew, member->part));
+  return nullptr;
+}
+
+// Threads for a step: one for each THREAD_WEIGHTS of the weights it reads.
+static int64_t crew_size(const Model& m, int64_t num_sequences, int64_t num_threads) {
+  const int64_t per_layer = m.width * 3 * (m.inner + m.ffn);
+  const int64_t work = (m.num_layers * per_layer + m.vocabulary * m.width) * (1 + num_sequences / 4);
+  const int64_t most = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
+  const int64_t worth = 1 + work / THREAD_WEIGHTS;
+  return worth < most ? worth : most;
 }
 
 extern "C" {
@@ -229,18 +267,31 @@ int fano_conv(const float* x, int64_t x_stride, const float* weight, const float
   return 0;
 }
 
-int64_t fano_decode_workspace(const Model* model, const Step* step) {
+int64_t fano_decode_workspace(const Model* model, const Step* step, int num_threads) {
   Workspace w;
-  return lay_out(*model, step->num_sequences, most_visible(*step), nullptr, &w);
+  return lay_out(*model, step->num_sequences, most_visible(*step), num_threads, 0, nullptr, &w);
 }
 
 // Returns 0, or 1 where the step does not fit model and pools; nothing was touched then.
-int fano_decode(const Model* model, const Step* step, int isa) {
+int fano_decode(const Model* model, const Step* step, int num_threads, int isa) {
   if (!are_valid(*model, *step)) return 1;
-  Workspace w;
-  lay_out(*model, step->num_sequences, most_visible(*step), step->workspace, &w);
-  FANO_DISPATCH(isa, decode(*model, *step, w));
-  (void)isa;
+  const int64_t size = crew_size(*model, step->num_sequences, num_threads);
+  Crew crew{0, 0, 0};
+  const int64_t visible = most_visible(*step);
+  Member members[MAX_THREADS];
+  pthread_t threads[MAX_THREADS];
+  for (int64_t part = 0; part < size; part++) {
+    members[part] = {model, step, &crew, {}, part, isa};
+    lay_out(*model, step->num_sequences, visible, num_threads, part, step->workspace, &members[part].workspace);
+  }
+  int64_t num_started = 1;
+  for (; num_started < size; num_started++) {
+    if (pthread_create(&threads[num_started], nullptr, run_member, &members[num_started])) break;
+  }
+  // Nobody works before it is known how many there are: a thread may not be had.
+  __atomic_store_n(&crew.size, num_started, __ATOMIC_RELEASE);
+  run_member(&members[0]);
+  for (int64_t part = 1; part < num_started; part++) pthread_join(threads[part], nullptr);
   return 0;
 }
 }

@@ -16,6 +16,9 @@ FANO_INLINE vec widen(const bf16* from) {
 
 typedef float quad __attribute__((vector_size(16)));
 
+// Query heads that attend together.
+constexpr int HEAD_TILE = WIDTH >= 16 ? 3 : 2;
+
 FANO_INLINE quad fold(vec x) {
   quad parts[WIDTH / 4], sum{};
   __builtin_memcpy(parts, &x, sizeof x);
@@ -66,70 +69,128 @@ FANO_INLINE const float* arranged(const bf16*, const float* x, float* apart, int
 // How far ahead of the row in work its successors are asked for.
 constexpr int64_t PREFETCH_BYTES = 2048;
 
-// ROWS rows of weights, `stride` elements from one to the next, with one row of activations. Independent sums hide the
-// latency of the additions.
-template <int ROWS>
-FANO_INLINE void rows_of(const float* weight, const float* x, int64_t size, int64_t stride, vec* sums, float* rest) {
+// Tokens that pass a row together: as many sums as registers hold beside what is being multiplied.
+constexpr int TILE = WIDTH >= 16 ? 4 : 2;
+
+// ROWS rows of weights, `stride` elements from one to the next, with TOKENS rows of activations, `size` apart. Each
+// sum is taken in the same order whatever ROWS and TOKENS are; independent sums hide the latency of the additions.
+template <int ROWS, int TOKENS>
+FANO_INLINE void rows_of(const float* weight, const float* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
+                         float (*rest)[ROWS]) {
   int64_t i = 0;
   for (; i + WIDTH <= size; i += WIDTH) {
-    const vec present = load<false>(x + i, WIDTH);
+    vec present[TOKENS];
+    for (int t = 0; t < TOKENS; t++) present[t] = load<false>(x + t * size + i, WIDTH);
     for (int row = 0; row < ROWS; row++) {
       __builtin_prefetch(weight + row * stride + i + PREFETCH_BYTES / 4);
-      sums[row] = load<false>(weight + row * stride + i, WIDTH) * present + sums[row];
+      const vec held = load<false>(weight + row * stride + i, WIDTH);
+      for (int t = 0; t < TOKENS; t++) sums[t][row] = held * present[t] + sums[t][row];
     }
   }
-  for (int row = 0; row < ROWS; row++) {
-    for (int64_t k = i; k < size; k++) rest[row] += weight[row * stride + k] * x[k];
+  for (int t = 0; t < TOKENS; t++) {
+    for (int row = 0; row < ROWS; row++) {
+      for (int64_t k = i; k < size; k++) rest[t][row] += weight[row * stride + k] * x[t * size + k];
+    }
   }
 }
 
-template <int ROWS>
-FANO_INLINE void rows_of(const bf16* weight, const float* x, int64_t size, int64_t stride, vec* sums, float* rest) {
+template <int ROWS, int TOKENS>
+FANO_INLINE void rows_of(const bf16* weight, const float* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
+                         float (*rest)[ROWS]) {
   const float* odd = x + (size + 1) / 2;
-  vec odd_sums[ROWS] = {};
   int64_t i = 0;
   for (; 2 * (i + WIDTH) <= size; i += WIDTH) {
-    const vec evens = load<false>(x + i, WIDTH), odds = load<false>(odd + i, WIDTH);
+    vec evens[TOKENS], odds[TOKENS];
+    for (int t = 0; t < TOKENS; t++) {
+      evens[t] = load<false>(x + t * size + i, WIDTH);
+      odds[t] = load<false>(odd + t * size + i, WIDTH);
+    }
     for (int row = 0; row < ROWS; row++) {
       __builtin_prefetch(weight + row * stride + 2 * i + PREFETCH_BYTES / 2);
       uvec pairs;
       __builtin_memcpy(&pairs, weight + row * stride + 2 * i, sizeof pairs);
-      sums[row] = (vec)(pairs << 16) * evens + sums[row];
-      odd_sums[row] = (vec)(pairs & 0xffff0000u) * odds + odd_sums[row];
+      const vec even_weights = (vec)(pairs << 16), odd_weights = (vec)(pairs & 0xffff0000u);
+      for (int t = 0; t < TOKENS; t++) {
+        sums[t][row] = even_weights * evens[t] + sums[t][row];
+        sums[t][row] = odd_weights * odds[t] + sums[t][row];
+      }
     }
   }
-  for (int row = 0; row < ROWS; row++) {
-    sums[row] += odd_sums[row];
-    for (int64_t k = 2 * i; k < size; k++) rest[row] += widen_one(weight[row * stride + k]) * (k % 2 ? odd : x)[k / 2];
+  for (int t = 0; t < TOKENS; t++) {
+    for (int row = 0; row < ROWS; row++) {
+      for (int64_t k = 2 * i; k < size; k++) {
+        rest[t][row] += widen_one(weight[row * stride + k]) * (k % 2 ? odd : x)[t * size + k / 2];
+      }
+    }
   }
 }
 
-// out[t, n] (+)= weight[n, k] . x[t, k]; all tokens pass a row while it is in the cache. Four rows at a time, one from
-// each quarter of the matrix: four streams through memory fetch twice as fast as one. `apart` is workspace for one row
-// of activations per token.
+template <bool ADD, int TOKENS, class Weight>
+FANO_INLINE void four_rows(const Weight* weight, const float* x, float* out, int64_t num_rows, int64_t size) {
+  const int64_t quarter = num_rows / 4;
+  vec sums[TOKENS][4] = {};
+  float rest[TOKENS][4] = {};
+  rows_of<4, TOKENS>(weight, x, size, quarter * size, sums, rest);
+  for (int t = 0; t < TOKENS; t++) {
+    const quad found = sums_of(sums[t]);
+    float* place = out + t * num_rows;
+    for (int64_t i = 0; i < 4; i++) place[i * quarter] = found[i] + rest[t][i] + (ADD ? place[i * quarter] : 0);
+  }
+}
+
+// The part of `count` that is `part`'s of `num_parts`.
+FANO_INLINE int64_t share(int64_t count, int64_t part, int64_t num_parts) { return count * part / num_parts; }
+
+// out[t, n] (+)= weight[n, k] . x[t, k], for `part`'s rows n of `num_parts`; all tokens pass a row while it is in the
+// cache. Four rows at a time, one from each quarter of the matrix: four streams through memory fetch twice as fast as
+// one. `apart` is workspace for one row of activations per token.
 template <bool ADD, class Weight>
 FANO_TARGET static void product(const Weight* weight, const float* x, float* out, int64_t num_tokens, int64_t num_rows,
-                                int64_t size, float* apart) {
+                                int64_t size, float* apart, int64_t part, int64_t num_parts) {
   const float* activations = arranged(weight, x, apart, num_tokens, size);
-  const int64_t quarter = num_rows / 4;
-  for (int64_t row = 0; row < quarter; row++) {
-    for (int64_t t = 0; t < num_tokens; t++) {
-      vec sums[4] = {};
-      float rest[4] = {};
-      rows_of<4>(weight + row * size, activations + t * size, size, quarter * size, sums, rest);
-      const quad found = sums_of(sums);
-      float* place = out + t * num_rows + row;
-      for (int64_t i = 0; i < 4; i++) place[i * quarter] = found[i] + rest[i] + (ADD ? place[i * quarter] : 0);
+  const int64_t quarter = num_rows / 4, last = share(quarter, part + 1, num_parts);
+  for (int64_t row = share(quarter, part, num_parts); row < last; row++) {
+    const Weight* from = weight + row * size;
+    int64_t t = 0;
+    for (; t + TILE <= num_tokens; t += TILE) {
+      four_rows<ADD, TILE>(from, activations + t * size, out + t * num_rows + row, num_rows, size);
     }
+    for (; t + 2 <= num_tokens; t += 2) {
+      four_rows<ADD, 2>(from, activations + t * size, out + t * num_rows + row, num_rows, size);
+    }
+    if (t < num_tokens) four_rows<ADD, 1>(from, activations + t * size, out + t * num_rows + row, num_rows, size);
   }
+  if (part + 1 < num_parts) return;
   for (int64_t row = 4 * quarter; row < num_rows; row++) {
     for (int64_t t = 0; t < num_tokens; t++) {
-      vec sum[1] = {};
-      float rest[1] = {};
-      rows_of<1>(weight + row * size, activations + t * size, size, 0, sum, rest);
-      out[t * num_rows + row] = sum_of(sum[0]) + rest[0] + (ADD ? out[t * num_rows + row] : 0);
+      vec sum[1][1] = {};
+      float rest[1][1] = {};
+      rows_of<1, 1>(weight + row * size, activations + t * size, size, 0, sum, rest);
+      out[t * num_rows + row] = sum_of(sum[0][0]) + rest[0][0] + (ADD ? out[t * num_rows + row] : 0);
     }
   }
+}
+
+FANO_INLINE float peak_of(const float* x, int64_t size) {
+  vec most = splat(-__builtin_inff());
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) {
+    const vec present = load<false>(x + i, WIDTH);
+    most = present > most ? present : most;
+  }
+  float peak = most[0];
+  for (int64_t lane = 1; lane < WIDTH; lane++) peak = most[lane] > peak ? most[lane] : peak;
+  for (; i < size; i++) peak = x[i] > peak ? x[i] : peak;
+  return peak;
+}
+
+FANO_INLINE float total_of(const float* x, int64_t size) {
+  vec sum{};
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) sum += load<false>(x + i, WIDTH);
+  float total = sum_of(sum);
+  for (; i < size; i++) total += x[i];
+  return total;
 }
 
 // One row divided by its root mean square, times a gain (arXiv 1910.07467). `out` may be `x`.
