@@ -63,6 +63,7 @@ class Tokenizer:
         self._control_ids: dict[str, int] = {
             token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]
         }
+        self._control_names = {token_id: name for name, token_id in self._control_ids.items()}
         self._style = _TokenStyle(spec)
         self._token_bytes = self._style.vocabulary_bytes(self._tokenizer, set(self._control_ids.values()))
         named = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
@@ -118,6 +119,10 @@ class Tokenizer:
         """What the token adds to the text, as UTF-8 bytes, perhaps half a character; empty for a control token."""
         # A model's vocabulary may be padded beyond the tokenizer's.
         return self._token_bytes[token_id] if token_id < len(self._token_bytes) else b""
+
+    def control_token(self, token_id: int) -> str | None:
+        """The name of a control token, such as ``<|endoftext|>``; None for any other."""
+        return self._control_names.get(token_id)
 
     def render_chat(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True) -> str:
         """The prompt as text, for people to read. Raises ``ChatTemplateMissing`` or ``ChatTemplateRejected``."""

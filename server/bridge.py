@@ -2,14 +2,15 @@
 
 One thread is the only one that touches the engine. Requests, aborts and the order to stop reach it
 through an inbox; text leaves it through one mailbox per request, which wakes the event loop that
-waits there. A mailbox holds at most one event: what arrives before the reader comes is joined to
-it, so a slow reader costs its own answer's text and nothing more.
+waits there. A reader that falls behind has its own request paused until it catches up, and loses it
+when it takes nothing for long; nobody else waits for it.
 """
 
 import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,8 +19,16 @@ from typing import Protocol
 from model.engine.request import GenerationRequest, TokenEvent
 from model.engine.stats import EngineStats
 from model.errors import EngineDraining, EngineStopped, ModelError
+from server.errors import ReaderStalled
+from server.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
+
+STALLED_READER_SECONDS = 60.0
+# A thread cannot be told to wait for any number of seconds.
+LONGEST_WAIT_SECONDS = 3600.0
+# After a step that found nothing it could do, because all the room is held by requests that are paused.
+NO_ROOM_SECONDS = 0.01
 
 
 class SteppedEngine(Protocol):
@@ -31,24 +40,33 @@ class SteppedEngine(Protocol):
     def abort(self, request_id: str) -> bool:
         """Drop the request if it is there; say whether it was."""
 
+    def pause(self, request_id: str) -> None:
+        """Step this request no more until ``resume``; it keeps what it holds."""
+
+    def resume(self, request_id: str) -> None:
+        """Let a paused request go on."""
+
     def step(self) -> list[TokenEvent]:
-        """Do one unit of work and return what became visible."""
+        """Do one unit of work, end the requests whose time is up, and return what became visible."""
 
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether there are requests that are not paused."""
+
+    def next_deadline(self) -> float | None:
+        """Seconds until the time of any request is up; 0 when it is, None when none has a limit."""
 
     def stats(self) -> EngineStats:
         """The last published snapshot."""
 
 
 class EventStream:
-    """The events of one accepted request, in order; the last one has a finish reason.
+    """The events of one accepted request, of each choice in order; the last one has the usage.
 
     Waiting for the next event may be cancelled (by a keep-alive timer, say) without losing one.
     Raises the event's error when the request failed, ``EngineStopped`` when the engine did.
     """
 
-    def __init__(self, mailbox: "_Mailbox") -> None:
+    def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._finished = False
 
@@ -59,7 +77,7 @@ class EventStream:
         if self._finished:
             raise StopAsyncIteration
         event = await self._mailbox.take()
-        self._finished = event.finish_reason is not None or event.error is not None
+        self._finished = _is_last(event)
         if event.error is not None:
             raise event.error
         return event
@@ -78,13 +96,26 @@ class EngineThread:
 
     A failure outside a single request's own work ends the thread: every waiter is answered with
     ``EngineStopped``, ``ready`` turns false, and so it stays.
+
+    ``on_step`` and ``on_event`` are called on the engine's thread: after each step, and for each event as the
+    engine made it, before it is joined to others.
     """
 
-    def __init__(self, engine: SteppedEngine, on_step: Callable[[EngineStats], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: SteppedEngine,
+        on_step: Callable[[EngineStats], None] = lambda _: None,
+        on_event: Callable[[TokenEvent], None] = lambda _: None,
+        stalled_reader_seconds: float = STALLED_READER_SECONDS,
+    ) -> None:
         self._engine = engine
         self._on_step = on_step
-        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Stop] = queue.SimpleQueue()
-        self._mailboxes: dict[str, _Mailbox] = {}
+        self._on_event = on_event
+        self._stalled_reader_seconds = stalled_reader_seconds
+        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Resume | _Stop] = queue.SimpleQueue()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._paused: dict[str, Mailbox] = {}
+        self._has_room = True
         self._lock = threading.Lock()
         self._num_open = 0
         self._draining = False
@@ -134,7 +165,11 @@ class EngineThread:
         """Submit on entry, raising ``RequestRefused`` or ``EngineStopped`` there; abort on leaving."""
         if self._draining:
             raise EngineDraining
-        mailbox = _Mailbox(asyncio.get_running_loop())
+        mailbox = Mailbox(
+            asyncio.get_running_loop(),
+            request.num_choices,
+            on_room=lambda: self._inbox.put(_Resume(request.request_id, mailbox)),
+        )
         with self._lock:
             if self._closed is not None:
                 raise EngineStopped(self._closed)
@@ -153,30 +188,49 @@ class EngineThread:
         reason = "it was asked to"
         try:
             while self._work_through_inbox():
-                if self._engine.has_work():
-                    for event in self._engine.step():
-                        self._deliver(event)
-                    if self._on_step is not None:
-                        self._on_step(self._engine.stats())
+                if self._idle_seconds() == 0:
+                    self._step()
+                self._drop_stalled_readers()
         except Exception as failure:
             logger.exception("the engine thread failed; the server takes no more requests")
             reason = f"after {type(failure).__name__}"
         self._close(reason)
 
+    def _step(self) -> None:
+        num_steps = self._engine.stats().num_steps
+        events = self._engine.step()
+        for event in events:
+            self._deliver(event)
+        stats = self._engine.stats()
+        ran = stats.num_steps != num_steps  # and did not only end requests whose time was up
+        self._has_room = ran or bool(events)
+        if ran:
+            self._on_step(stats)
+
+    def _idle_seconds(self) -> float | None:
+        """How long the engine has nothing to do if nothing arrives: 0 for a step that is due, None for ever."""
+        return 0.0 if self._engine.has_work() else self._engine.next_deadline()
+
     def _work_through_inbox(self) -> bool:
-        """Handle what has arrived, waiting for something when the engine is idle. False means stop."""
-        block = not self._engine.has_work()
+        """Handle what has arrived, waiting for something while nothing is to be done. False means stop."""
+        idle = self._idle_seconds()
+        if idle == 0 and not self._has_room:
+            idle = NO_ROOM_SECONDS
+        waits = [seconds for seconds in (idle, self._stalled_seconds()) if seconds is not None]
+        seconds = min(*waits, LONGEST_WAIT_SECONDS) if waits else None
         while True:
             try:
-                command = self._inbox.get(block=block)
+                command = self._inbox.get(block=seconds != 0, timeout=seconds)
             except queue.Empty:
                 return True
-            block = False
+            seconds = 0
             match command:
                 case _Submit():
                     self._submit(command)
                 case _Abort():
                     self._abort(command)
+                case _Resume():
+                    self._resume(command)
                 case _Stop():
                     return False
 
@@ -193,17 +247,46 @@ class EngineThread:
     def _abort(self, command: "_Abort") -> None:
         # A refused duplicate leaves its context too, and must not take the first request with it.
         if self._mailboxes.get(command.request_id) is command.mailbox:
-            del self._mailboxes[command.request_id]
+            self._forget(command.request_id)
             self._engine.abort(command.request_id)
 
+    def _resume(self, command: "_Resume") -> None:
+        # It may have filled again with what the same step brought; then another word will come.
+        if self._paused.get(command.request_id) is command.mailbox and not command.mailbox.is_full:
+            del self._paused[command.request_id]
+            self._engine.resume(command.request_id)
+
     def _deliver(self, event: TokenEvent) -> None:
-        mailbox = self._mailboxes.get(event.request_id)
+        request_id = event.request_id
+        mailbox = self._mailboxes.get(request_id)
         if mailbox is None:
             return
+        self._on_event(event)
         if not mailbox.put(event):
-            self._abort(_Abort(event.request_id, mailbox))
-        elif event.finish_reason is not None:
-            del self._mailboxes[event.request_id]
+            self._abort(_Abort(request_id, mailbox))
+        elif _is_last(event):
+            self._forget(request_id)
+        elif mailbox.is_full and request_id not in self._paused:
+            self._paused[request_id] = mailbox
+            self._engine.pause(request_id)
+
+    def _stalled_seconds(self) -> float | None:
+        """Seconds until a reader has taken nothing for too long; None while all of them keep up."""
+        if not self._paused:
+            return None
+        oldest = min(mailbox.read_at for mailbox in self._paused.values())
+        return max(0.0, oldest + self._stalled_reader_seconds - time.monotonic())
+
+    def _drop_stalled_readers(self) -> None:
+        now = time.monotonic()
+        for request_id, mailbox in list(self._paused.items()):
+            if mailbox.is_full and now - mailbox.read_at >= self._stalled_reader_seconds:
+                self._abort(_Abort(request_id, mailbox))
+                mailbox.put(TokenEvent(request_id, "", error=ReaderStalled(self._stalled_reader_seconds)))
+
+    def _forget(self, request_id: str) -> None:
+        del self._mailboxes[request_id]
+        self._paused.pop(request_id, None)
 
     def _close(self, reason: str) -> None:
         with self._lock:
@@ -211,97 +294,36 @@ class EngineThread:
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(TokenEvent(request_id, "", error=EngineStopped(reason)))
         self._mailboxes.clear()
+        self._paused.clear()
         while not self._inbox.empty():
             command = self._inbox.get()
             if isinstance(command, _Submit):
                 command.mailbox.refuse(EngineStopped(reason))
 
 
-class _Mailbox:
-    """One request's place of exchange: the engine thread puts, one task on ``loop`` takes.
-
-    The methods that return a bool say whether the loop is still there to read.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._lock = threading.Lock()
-        self._changed = asyncio.Event()
-        self._accepted = False
-        self._refusal: ModelError | None = None
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._last: TokenEvent | None = None
-        self._wake_is_due = False
-
-    async def accepted(self) -> None:
-        """Wait for the engine's word; raise its refusal."""
-        while not self._accepted:
-            if self._refusal is not None:
-                raise self._refusal
-            await self._changed.wait()
-            self._changed.clear()
-
-    async def take(self) -> TokenEvent:
-        """Everything that came since the last call, as one event."""
-        while (event := self._join()) is None:
-            await self._changed.wait()
-            self._changed.clear()
-        return event
-
-    def accept(self) -> bool:
-        self._accepted = True
-        return self._wake()
-
-    def refuse(self, refusal: ModelError) -> bool:
-        self._refusal = refusal
-        return self._wake()
-
-    def put(self, event: TokenEvent) -> bool:
-        with self._lock:
-            self._texts.append(event.text)
-            self._token_ids.extend(event.token_ids)
-            self._last = event
-        return self._wake()
-
-    def _join(self) -> TokenEvent | None:
-        with self._lock:
-            last, self._last = self._last, None
-            if last is None:
-                return None
-            text, self._texts = "".join(self._texts), []
-            token_ids, self._token_ids = tuple(self._token_ids), []
-        return TokenEvent(last.request_id, text, token_ids, last.finish_reason, last.usage, last.spans, last.error)
-
-    def _wake(self) -> bool:
-        with self._lock:
-            if self._wake_is_due:  # a loop that stalls must not collect callbacks
-                return True
-            try:
-                self._loop.call_soon_threadsafe(self._woken)
-            except RuntimeError:  # the loop was closed under us: nobody will read
-                return False
-            self._wake_is_due = True
-        return True
-
-    def _woken(self) -> None:
-        with self._lock:
-            self._wake_is_due = False
-        self._changed.set()
-
-
 @dataclass(frozen=True, slots=True)
 class _Submit:
     request: GenerationRequest
-    mailbox: _Mailbox
+    mailbox: Mailbox
 
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
-    mailbox: _Mailbox
+    mailbox: Mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class _Resume:
+    request_id: str
+    mailbox: Mailbox
 
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
     pass
+
+
+def _is_last(event: TokenEvent) -> bool:
+    """Whether the request ends with this event, and not only one of its choices."""
+    return event.usage is not None or event.error is not None

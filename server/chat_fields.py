@@ -1,7 +1,7 @@
 """Each field of OpenAI's chat completion request: honoured, harmlessly neutral, or refused by name.
 
 The one table of it. A field is neutral when ignoring it cannot change what the client gets; a field
-that is refused may still be sent with the values that ask for nothing (``n: 1``, ``logprobs: false``).
+that is refused may still be sent with the values that ask for nothing (``tools: []``, ``store: false``).
 """
 
 from collections.abc import Mapping
@@ -51,6 +51,17 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "stream_options": HONOURED,
     "temperature": HONOURED,
     "top_p": HONOURED,
+    "frequency_penalty": HONOURED,
+    "logit_bias": HONOURED,
+    "logprobs": HONOURED,
+    "n": HONOURED,
+    "presence_penalty": HONOURED,
+    "top_logprobs": HONOURED,
+    # Not OpenAI's, but sent by many clients: as vLLM names them.
+    "min_p": HONOURED,
+    "prompt_logprobs": HONOURED,
+    "repetition_penalty": HONOURED,
+    "top_k": HONOURED,
     "metadata": _neutral("labels of stored completions, and none are stored"),
     "parallel_tool_calls": _neutral("there are no tool calls"),
     "prompt_cache_key": _neutral("a routing hint"),
@@ -60,22 +71,16 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "service_tier": _neutral("there is one tier"),
     "user": _neutral("names the user to a provider"),
     "audio": _refused("this model has no audio"),
-    "frequency_penalty": _refused("penalties are not applied", 0, 0.0),
     "function_call": _refused("functions are not called", "none", "auto"),
     "functions": _refused("functions are not called", []),
-    "logit_bias": _refused("token biases are not applied", {}),
-    "logprobs": _refused("log probabilities are not returned", False),
     "modalities": _refused("only text is written", ["text"]),
     "moderation": _refused("nothing is moderated"),
-    "n": _refused("one choice is made per request", 1),
     "prediction": _refused("predicted output is not used"),
-    "presence_penalty": _refused("penalties are not applied", 0, 0.0),
     "reasoning_effort": _refused("this model does not reason in steps", "none"),
     "response_format": _refused("the output's form is not constrained", {"type": "text"}),
     "store": _refused("completions are not stored", False),
     "tool_choice": _refused("tools are not called", "none", "auto"),
     "tools": _refused("tools are not called", []),
-    "top_logprobs": _refused("log probabilities are not returned", 0),
     "verbosity": _refused("verbosity is not adjusted", "medium"),
     "web_search_options": _refused("the web is not searched"),
 }
@@ -118,7 +123,7 @@ def without_idle_fields(fields: Mapping[str, Any], table: Mapping[str, ChatField
 
 
 def _is_harmless(value: object, harmless: tuple[object, ...]) -> bool:
-    # In Python True equals 1, and `n: true` is not `n: 1`.
+    # In Python False equals 0, and `store: 0` is not `store: false`.
     return value is None or any(
         value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless
     )

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from model.engine.request import TokenLogprob
 from server.answering import Answer
 from server.errors import ClientLeft, envelope, is_known
-from server.inquiry import AnswerDone
+from server.inquiry import AnswerDone, AnswerText
 from server.sse import event
 
 logger = logging.getLogger(__name__)
@@ -17,8 +19,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-async def whole_answer(request: Request, answer: Answer) -> AnswerDone:
-    """The end of the answer. Raises what ended it early; ``ClientLeft`` when nobody waits for it any more."""
+Logprobs = Mapping[int, Sequence[TokenLogprob]]
+
+
+async def whole_answer(request: Request, answer: Answer) -> tuple[AnswerDone, Logprobs]:
+    """The end of the answer, and what is known of its tokens by choice.
+
+    Raises what ended it early; ``ClientLeft`` when nobody waits for it any more.
+    """
     return await while_connected(request, _read(answer))
 
 
@@ -47,10 +55,13 @@ async def with_error_event(events: AsyncIterator[bytes], name: str | None) -> As
         yield event(envelope(error), name)
 
 
-async def _read(answer: Answer) -> AnswerDone:
+async def _read(answer: Answer) -> tuple[AnswerDone, Logprobs]:
+    logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
     async for each in answer.events():
-        if isinstance(each, AnswerDone):
-            return each
+        if isinstance(each, AnswerText):
+            logprobs[each.choice].extend(each.logprobs)
+        elif isinstance(each, AnswerDone):
+            return each, logprobs
     raise AssertionError("an answer ends with AnswerDone or an error")
 
 

@@ -15,10 +15,13 @@ from starlette.responses import JSONResponse
 from model.errors import (
     ChatTemplateMissing,
     ChatTemplateRejected,
+    DeadlineExceeded,
     EngineDraining,
     EngineStopped,
     GenerationFailed,
     InvalidRequest,
+    ModelError,
+    NeverFits,
     PromptTooLong,
     QueueFull,
 )
@@ -105,6 +108,16 @@ class AnswerAborted(Exception):
         super().__init__("the answer was cut off because the server is shutting down; send the request again")
 
 
+class ReaderStalled(ModelError):
+    """The client keeps the connection but takes nothing of its answer, which holds memory that others wait for."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"nothing of the answer was read for {seconds:g} seconds, so it was ended; read faster, or raise "
+            "FANO_STALLED_READER_SECONDS"
+        )
+
+
 class ClientLeft(Exception):
     """The client closed the connection; the reply reaches nobody and the status is for the log."""
 
@@ -128,12 +141,14 @@ TABLE: Mapping[type[Exception], Row] = {
     ChatTemplateMissing: Row(400, INVALID, "no_chat_template"),
     ChatTemplateRejected: Row(400, INVALID, "invalid_value"),
     PromptTooLong: Row(400, INVALID, "context_length_exceeded"),
+    NeverFits: Row(400, INVALID, "never_fits"),
     EvidenceTooLong: Row(400, INVALID, "context_length_exceeded"),
     KeyRefused: Row(401, "authentication_error", "invalid_api_key"),
     HostRefused: Row(403, "permission_error", "host_not_allowed"),
     UnknownDocument: Row(404, INVALID, "document_not_found"),
     UnknownModel: Row(404, INVALID, "model_not_found"),
     DocumentNotReady: Row(409, INVALID, "document_not_ready"),
+    ReaderStalled: Row(408, INVALID, "reader_stalled"),
     BodyTooLarge: Row(413, INVALID, "too_large"),
     UnsupportedMediaType: Row(415, INVALID, "unsupported_media_type"),
     QueueFull: Row(429, "rate_limit_error", "queue_full"),
@@ -143,6 +158,7 @@ TABLE: Mapping[type[Exception], Row] = {
     EngineDraining: Row(503, "server_error", "draining"),
     EngineStopped: Row(503, "server_error", "engine_stopped"),
     AnswerAborted: Row(503, "server_error", "draining"),
+    DeadlineExceeded: Row(504, "server_error", "deadline_exceeded"),
     StorageFull: Row(507, "server_error", "storage_full"),
 }
 UNEXPECTED = Row(500, "server_error", "internal_error")
@@ -270,6 +286,9 @@ def _headers(error: Exception) -> dict[str, str]:
             headers["x-should-retry"] = "false"
         elif error.document.progress.seconds_left is not None:
             seconds = ceil(error.document.progress.seconds_left)
+    if isinstance(error, DeadlineExceeded):
+        # The official clients send a 504 again at once, and it would take as long again.
+        headers["x-should-retry"] = "false"
     if seconds is not None:
         headers["Retry-After"] = str(max(1, int(seconds)))
     if isinstance(error, KeyRefused):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model.config import ReadingUnit
-from model.engine.request import FinishReason, RequestUsage
+from model.engine.request import FinishReason, RequestUsage, TokenLogprob
 from model.policy import AttentionPolicy
 from server.citations import Citation
 from server.prompt import Turn
@@ -24,13 +24,25 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a client wants its tokens drawn; None leaves it to the server."""
+    """How a client wants its tokens drawn, and what it wants to know of them; None leaves it to the server.
+
+    The fields are those of ``SamplingParams``; ``num_choices`` is how many replies.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    num_choices: int = 1
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +78,53 @@ class RetrievalBill:
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
-    """A piece of the answer."""
+    """A piece of one choice. ``logprobs`` has one entry per token that came with it, if they were asked for; the
+    text may be empty while its tokens are half a character or might become a stop string."""
 
     text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDone:
+    """One choice is complete: ``text`` is all its pieces together."""
+
+    choice: int
+    text: str
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerDone:
-    """The whole answer: ``text`` is all pieces together. ``usage`` is None when no model was asked."""
+    """The whole answer; ``choices`` by index. ``usage`` is None when no model was asked."""
 
-    text: str
+    choices: tuple[ChoiceDone, ...]
     found: bool
     citations: tuple[Citation, ...]
-    finish_reason: FinishReason
     usage: RequestUsage | None
     retrieval: RetrievalBill
     ttft_seconds: float | None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """The first choice's."""
+        return self.choices[0].finish_reason
 
 
-AnswerEvent = AnswerText | Citation | AnswerDone
+AnswerEvent = AnswerText | Citation | ChoiceDone | AnswerDone
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Tokens of an answer whose request names none: of a chat, and from documents."""
+    """Tokens of an answer whose request names none, of a chat and from documents, and seconds that any may take."""
 
     chat_max_tokens: int
     answer_max_tokens: int
+    max_request_seconds: float | None = None

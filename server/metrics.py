@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from model.engine.request import RequestUsage
+from model.engine.request import RequestUsage, TokenEvent
 from model.engine.stats import EngineStats
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ class Metrics:
             registry, "fano_time_to_first_token_seconds", "From the request's arrival to its first text."
         )
         self._inter_token = _histogram(
-            registry, "fano_inter_token_seconds", "Between two tokens of one answer.", buckets=STEP_SECONDS
-        )
+            registry, "fano_inter_token_seconds", "Between two tokens of one choice, in the engine.",
+            buckets=STEP_SECONDS,
+        )  # fmt: skip
+        self._queue = _histogram(registry, "fano_queue_seconds", "From submission to the engine's first work on it.")
         self._request = _histogram(registry, "fano_request_seconds", "From the request's arrival to the answer's end.")
         self._step = _histogram(
             registry, "fano_step_seconds", "One step of the engine by phase.", ["phase"], buckets=STEP_SECONDS
@@ -71,10 +73,12 @@ class Metrics:
         """The first text of an answer came."""
         self._first_token.observe(seconds)
 
-    def next_tokens(self, seconds: float, num_tokens: int) -> None:
-        """The next tokens came together, ``seconds`` after those before."""
-        for _ in range(num_tokens):
-            self._inter_token.observe(seconds / num_tokens)
+    def delivered(self, event: TokenEvent) -> None:
+        """The engine made an event (called on its thread): the time between tokens is its own, not a reader's."""
+        if event.gap_seconds is not None:
+            self._inter_token.observe(event.gap_seconds)
+        if event.usage is not None:
+            self._queue.observe(event.usage.queue_seconds)
 
     def finished(self, reason: str, usage: RequestUsage, seconds: float) -> None:
         """An answer is complete; ``reason`` is ``stop`` or ``length``."""
@@ -117,8 +121,10 @@ class MemoryCollector(Collector):
         engine, library = self._engine_stats(), self._library_stats()
         yield from self._engine(engine)
         yield from self._library(library)
-        pools = sum(library.host_bytes.values()) + (sum(engine.pool_bytes.values()) if _on_host(engine) else 0)
-        host = dict(library.host_bytes) | {"unaccounted": resident_set_bytes() - pools}
+        host = dict(library.host_bytes)
+        host["sessions"] = host.get("sessions", 0) + engine.saved_bytes
+        pools = sum(host.values()) + (sum(engine.pool_bytes.values()) if _on_host(engine) else 0)
+        host["unaccounted"] = resident_set_bytes() - pools
         yield _gauge("fano_host_memory_bytes", "Host memory by pool; unaccounted is the process minus all pools.",
                      "pool", host)  # fmt: skip
 
@@ -132,7 +138,12 @@ class MemoryCollector(Collector):
         ):
             by_status = {"free": counts.free, "used": counts.used, "cached": counts.cached}
             yield _gauge(name, what, "status", by_status)
-        requests = {"running": stats.num_running, "waiting": stats.num_waiting}
+        yield _plain("fano_kv_blocks_shared", "Key/value blocks that several sequences hold.", stats.num_blocks_shared)
+        yield CounterMetricFamily(
+            "fano_preemptions", "Times that a request made room for another.", value=stats.num_preemptions
+        )
+        waiting = stats.num_waiting - stats.num_saved
+        requests = {"running": stats.num_running, "waiting": waiting, "saved": stats.num_saved}
         yield _gauge("fano_requests", "Requests in the engine by status.", "status", requests)
         yield _counter("fano_tokens", "Tokens by kind.", "kind", stats.tokens_by_kind)
         # Aborts are the engine's own count, so that they show together with the request's leaving.

@@ -15,10 +15,16 @@ NOT_FOUND = "Not found in the passages."
 
 
 class ChatTokenizer(Protocol):
-    """What prompt assembly needs of a tokenizer."""
+    """What prompts and replies need of a tokenizer."""
 
     def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> Sequence[int]:
         """Token ids of the conversation, ready for the assistant's turn."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text; empty for a control token."""
+
+    def control_token(self, token_id: int) -> str | None:
+        """The name of a control token; None for any other."""
 
 
 @dataclass(frozen=True, slots=True)

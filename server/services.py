@@ -47,9 +47,10 @@ class Services:
     ) -> None:
         self.library = library
         self.model = model
-        self.bridge = EngineThread(engine, on_step=metrics.stepped)
+        self.tokenizer = tokenizer
+        self.bridge = EngineThread(engine, metrics.stepped, metrics.delivered, settings.stalled_reader_seconds)
         self.ingestor = Ingestor(library)
-        limits = Limits(settings.chat_max_tokens, settings.answer_max_tokens)
+        limits = Limits(settings.chat_max_tokens, settings.answer_max_tokens, settings.max_request_seconds)
         self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits)
         self.spool_dir = settings.data_dir / "uploads"
         metrics.registry.register(MemoryCollector(metrics, self.bridge.stats, library.stats))
@@ -132,6 +133,7 @@ def engine_config(settings: Settings, checkpoint: "ModelConfig") -> "EngineConfi
         dtype=choose_dtype(device)[0] if settings.dtype == "auto" else Dtype(settings.dtype),
         policy=policy,
         max_waiting=settings.max_queue,
+        saved_bytes=settings.saved_bytes,
         num_threads=num_threads(settings),
     )
 

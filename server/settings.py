@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     )
     max_sequences: int = Field(8, ge=1, le=4096, description="Requests that hold state at the same time.")
     max_queue: int = Field(64, ge=0, description="Requests that may wait; more are answered 429.")
+    saved_bytes: int = Field(1 << 30, ge=0, description="Host memory for the state of requests that made room.")
+    max_request_seconds: float | None = Field(
+        None, gt=0, description="How long a request may wait and generate, then it ends with a 504; default no limit."
+    )
 
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
@@ -56,6 +60,9 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(32_000_000, ge=1024, description="Largest JSON body of any other request.")
 
     keepalive_seconds: float = Field(10.0, gt=0, le=300, description="Silence after which a stream sends a comment.")
+    stalled_reader_seconds: float = Field(
+        60.0, gt=0, description="How long a client may take nothing of a stream that has filled up for it."
+    )
     drain_seconds: float = Field(30.0, ge=0, description="How long running answers may take after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 

@@ -1,19 +1,27 @@
 """An engine that says what it is told to, and a small tokenizer made from text of our own.
 
-``FakeEngine`` has the Engine's API and obeys the same promises: one final event per request, abort
-idempotent, refusals raised by ``submit``. Without a script a request is answered with ``"ok"``.
+``FakeEngine`` has the Engine's API and obeys the same promises: one last event per choice and per
+request, abort idempotent, refusals raised by ``submit``. Without a script a request is answered with ``"ok"``.
 """
 
 import json
 import re
 import threading
+import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model.engine.request import EvidenceSpan, FinishReason, GenerationRequest, RequestUsage, TokenEvent
+from model.engine.request import (
+    EvidenceSpan,
+    FinishReason,
+    GenerationRequest,
+    RequestUsage,
+    TokenEvent,
+    TokenLogprob,
+)
 from model.engine.stats import BuildInfo, EngineStats, PoolCounts, StepRecord
-from model.errors import InvalidRequest, ModelError
+from model.errors import DeadlineExceeded, InvalidRequest, ModelError, NeverFits
 from model.policy import AttentionPolicy
 
 NUM_SLOTS = 8
@@ -22,24 +30,41 @@ NUM_BLOCKS = 64
 
 @dataclass
 class Script:
-    """What one request will say: pieces of text, one per step, then the end."""
+    """What one request will say: pieces of text for each choice, one per step, then the end.
 
-    pieces: list[str]
+    The tokens of a choice are numbered from 1, or are ``token_ids`` in their order.
+    """
+
+    choices: list[list[str]]
     finish_reason: FinishReason = FinishReason.STOP
     spans: tuple[EvidenceSpan, ...] = ()
     error: ModelError | None = None
-    sent: list[str] = field(default_factory=list)
+    token_ids: list[int] | None = None
+
+
+@dataclass
+class Running:
+    """A request that is under way; ``num_sent`` pieces of each choice that has not ended."""
+
+    request: GenerationRequest
+    script: Script
+    num_sent: dict[int, int]
+    deadline: float | None
+    is_paused: bool = False
 
 
 class FakeEngine:
-    """Scripted stand-in for ``model.engine.engine.Engine``. ``stall``, ``resume`` and the lists are for any thread."""
+    """Scripted stand-in for ``model.engine.engine.Engine``. ``stall``, ``go_on`` and the lists are for any thread."""
 
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
         self.aborted: list[str] = []
+        self.paused: list[str] = []
+        self.resumed: list[str] = []
+        self.num_calls = 0
         self._scripts: deque[Script] = deque()
         self._refusals: deque[ModelError] = deque()
-        self._running: dict[str, tuple[GenerationRequest, Script]] = {}
+        self._running: dict[str, Running] = {}
         self._crash: Exception | None = None
         self._may_step = threading.Event()
         self._may_step.set()
@@ -55,15 +80,19 @@ class FakeEngine:
     def enqueue(
         self,
         text: str,
-        *,
+        *others: str,
         pieces: list[str] | None = None,
         finish_reason: FinishReason = FinishReason.STOP,
         spans: tuple[EvidenceSpan, ...] = (),
         error: ModelError | None = None,
+        token_ids: list[int] | None = None,
     ) -> None:
-        """Script the next request: ``text`` in words (or ``pieces``), then the end, or ``error`` after the text."""
-        words = pieces if pieces is not None else re.findall(r"\s*\S+|\s+$", text)
-        self._scripts.append(Script(words, finish_reason, spans, error))
+        """Script the next request: ``text`` in words (or ``pieces``), then the end, or ``error`` after the text.
+
+        ``others`` are the texts of choices 1 and on; a choice without one says what the first says.
+        """
+        first = pieces if pieces is not None else _words(text)
+        self._scripts.append(Script([first, *map(_words, others)], finish_reason, spans, error, token_ids))
 
     def refuse(self, refusal: ModelError) -> None:
         """Raise ``refusal`` from the next submit."""
@@ -74,21 +103,30 @@ class FakeEngine:
         self._crash = failure
 
     def stall(self) -> None:
-        """Let the next step return nothing until ``resume``, as a long prefill does."""
+        """Let the next step return nothing until ``go_on``, as a long prefill does."""
         self._may_step.clear()
 
-    def resume(self) -> None:
+    def go_on(self) -> None:
         """End a stall."""
         self._may_step.set()
+
+    def tell(self, **changes: object) -> None:
+        """Change what ``stats`` says."""
+        self._stats = replace(self._stats, **changes)  # type: ignore[arg-type]
 
     def submit(self, request: GenerationRequest) -> None:
         if self._refusals:
             raise self._refusals.popleft()
         if request.request_id in self._running:
             raise InvalidRequest("request_id", request.request_id, "an id that is not in use")
+        if request.num_choices > NUM_SLOTS:
+            raise NeverFits("n", "state", request.num_choices, NUM_SLOTS, "ask for fewer choices")
         self.requests.append(request)
-        script = self._scripts.popleft() if self._scripts else Script(["ok"])
-        self._running[request.request_id] = (request, script)
+        script = self._scripts.popleft() if self._scripts else Script([["ok"]])
+        deadline = None if request.max_seconds is None else time.monotonic() + request.max_seconds
+        self._running[request.request_id] = Running(
+            request, script, dict.fromkeys(range(request.num_choices), 0), deadline
+        )
         self._publish()
 
     def abort(self, request_id: str) -> bool:
@@ -98,41 +136,100 @@ class FakeEngine:
         self._publish()
         return True
 
+    def pause(self, request_id: str) -> None:
+        self.paused.append(request_id)
+        if request_id in self._running:
+            self._running[request_id].is_paused = True
+
+    def resume(self, request_id: str) -> None:
+        self.resumed.append(request_id)
+        if request_id in self._running:
+            self._running[request_id].is_paused = False
+
     def has_work(self) -> bool:
-        return bool(self._running)
+        self.num_calls += 1
+        return any(not running.is_paused for running in self._running.values())
+
+    def next_deadline(self) -> float | None:
+        deadlines = [running.deadline for running in self._running.values() if running.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def step(self) -> list[TokenEvent]:
+        overdue = self._end_overdue()
         if not self._may_step.wait(timeout=0.005):
-            return []
+            return overdue
         if self._crash is not None:
             raise self._crash
-        events = [self._advance(request, script) for request, script in list(self._running.values())]
-        self._stats = replace(
-            self._stats, num_steps=self._stats.num_steps + 1, last_step=StepRecord("decode", len(events), 0.001)
-        )
+        going = [running for running in self._running.values() if not running.is_paused]
+        events = [event for running in going for event in self._advance(running)]
+        if going:
+            step = StepRecord("decode", len(events), 0.001)
+            self._stats = replace(self._stats, num_steps=self._stats.num_steps + 1, last_step=step)
         self._publish()
-        return events
+        return overdue + events
 
     def stats(self) -> EngineStats:
         return self._stats
 
-    def _advance(self, request: GenerationRequest, script: Script) -> TokenEvent:
-        text = script.pieces.pop(0) if script.pieces else ""
-        script.sent.append(text)
-        stats = self._stats
-        self._stats = replace(stats, num_completion_tokens=stats.num_completion_tokens + 1)
-        if script.pieces:
-            return TokenEvent(request.request_id, text, (len(script.sent),))
-        del self._running[request.request_id]
-        self._stats = replace(
-            self._stats,
-            num_finished=stats.num_finished + 1,
-            num_prompt_tokens=stats.num_prompt_tokens + len(request.prompt_ids),
+    def _end_overdue(self) -> list[TokenEvent]:
+        now = time.monotonic()
+        late = [each for each in self._running.values() if each.deadline is not None and each.deadline <= now]
+        return [self._fail(each, "", DeadlineExceeded(each.request.max_seconds or 0)) for each in late]
+
+    def _advance(self, running: Running) -> list[TokenEvent]:
+        events: list[TokenEvent] = []
+        for choice in list(running.num_sent):
+            events.append(self._say(running, choice))
+            if events[-1].error is not None:
+                break
+        return events
+
+    def _say(self, running: Running, choice: int) -> TokenEvent:
+        request, script = running.request, running.script
+        pieces = script.choices[choice] if choice < len(script.choices) else script.choices[0]
+        place = running.num_sent[choice]
+        text, is_end = pieces[place] if pieces else "", place + 1 >= len(pieces)
+        running.num_sent[choice] += 1
+        if is_end and script.error is not None:
+            return self._fail(running, text, script.error)
+        self._stats = replace(self._stats, num_completion_tokens=self._stats.num_completion_tokens + 1)
+        token_id = script.token_ids[place] if script.token_ids is not None else place + 1
+        event = TokenEvent(
+            request.request_id,
+            text,
+            (token_id,),
+            choice=choice,
+            logprobs=() if request.sampling.logprobs is None else (logprob_of(token_id, request.sampling.logprobs),),
+            gap_seconds=None if place == 0 else 0.002,
         )
-        if script.error is not None:
-            return TokenEvent(request.request_id, text, finish_reason=FinishReason.ERROR, error=script.error)
-        usage = usage_of(request, num_completion_tokens=len(script.sent))
-        return TokenEvent(request.request_id, text, (len(script.sent),), script.finish_reason, usage, script.spans)
+        if place == choice == 0 and request.sampling.prompt_logprobs is not None:
+            said = [logprob_of(each, request.sampling.prompt_logprobs) for each in request.prompt_ids[1:]]
+            event = replace(event, prompt_logprobs=(None, *said))
+        if not is_end:
+            return event
+        del running.num_sent[choice]
+        event = replace(event, finish_reason=script.finish_reason, spans=script.spans)
+        if running.num_sent:
+            return event
+        num_tokens = sum(
+            max(1, len(script.choices[each] if each < len(script.choices) else script.choices[0]))
+            for each in range(request.num_choices)
+        )
+        self._finish(request, "num_finished")
+        return replace(event, usage=usage_of(request, num_tokens))
+
+    def _fail(self, running: Running, text: str, error: ModelError) -> TokenEvent:
+        request = running.request
+        self._finish(request, "num_failed")
+        usage = usage_of(request, max(running.num_sent.values()))
+        return TokenEvent(request.request_id, text, (), FinishReason.ERROR, usage, error=error)
+
+    def _finish(self, request: GenerationRequest, counter: str) -> None:
+        del self._running[request.request_id]
+        num_prompt_tokens = self._stats.num_prompt_tokens + len(request.prompt_ids)
+        changes = {counter: getattr(self._stats, counter) + 1, "num_prompt_tokens": num_prompt_tokens}
+        self._stats = replace(self._stats, **changes)
+        self._publish()
 
     def _publish(self) -> None:
         used = len(self._running)
@@ -143,6 +240,17 @@ class FakeEngine:
             slots=PoolCounts(free=NUM_SLOTS - used, used=used),
             blocks=PoolCounts(free=NUM_BLOCKS - used, used=used),
         )
+
+
+def logprob_of(token_id: int, num_top: int) -> TokenLogprob:
+    """A log probability that tells its token, and the most probable ones: the token itself, then its successors."""
+    return TokenLogprob(
+        token_id, -token_id / 1024, tuple((token_id + rank, -(token_id + rank) / 1024) for rank in range(num_top))
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+$", text)
 
 
 def usage_of(request: GenerationRequest, num_completion_tokens: int) -> RequestUsage:

@@ -10,13 +10,13 @@ from server.answering import Answer
 from server.citations import Citation
 from server.delivery import whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.inquiry import AnswerText, Inquiry, Sampling, ServedModel
+from server.inquiry import AnswerDone, AnswerText, Inquiry, Sampling, ServedModel
 from server.prompt import Turn
 from server.rendering import answer_view, citation_view, source_view
 from server.schemas import AnswerView, DocumentQuestion, Question, error_responses
 from server.sse import EventStreamResponse, event, with_keep_alive
 
-router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503))
+router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 
 
 async def admit_question(
@@ -98,7 +98,7 @@ async def _reply(
     request: Request, stream: bool, answer: Answer, model: ServedModel, keepalive_seconds: float
 ) -> Response:
     if not stream:
-        done = await whole_answer(request, answer)
+        done, _ = await whole_answer(request, answer)
         return JSONResponse(answer_view(done, answer.sources, model).model_dump())
     events = with_error_event(_events(answer, model), "error")
     return EventStreamResponse(with_keep_alive(events, keepalive_seconds))
@@ -111,5 +111,5 @@ async def _events(answer: Answer, model: ServedModel) -> AsyncIterator[bytes]:
             yield event({"text": each.text}, "token")
         elif isinstance(each, Citation):
             yield event(citation_view(each).model_dump(), "citation")
-        else:
+        elif isinstance(each, AnswerDone):
             yield event(answer_view(each, answer.sources, model).model_dump(exclude={"sources"}), "done")

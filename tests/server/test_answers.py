@@ -160,7 +160,7 @@ async def test_a_silent_stream_sends_comments(new_world: WorldMaker) -> None:
     document = world.library.put(TEXT)
     async with open_client(world) as client:
         world.engine.stall()
-        asyncio.get_running_loop().call_later(0.3, world.engine.resume)
+        asyncio.get_running_loop().call_later(0.3, world.engine.go_on)
         reply = await client.post(f"/v1/documents/{document}/ask", json={**WHO, "stream": True})
     assert reply.text.count(": keep-alive\n\n") >= 3
     assert sse(reply.text)[-1][0] == "done"

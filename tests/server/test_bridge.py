@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from fakes_engine import FakeEngine
@@ -9,6 +10,7 @@ from fakes_engine import FakeEngine
 from model.engine.request import EvidenceSpan, FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from model.engine.stats import EngineStats
 from model.errors import (
+    DeadlineExceeded,
     EngineDraining,
     EngineStopped,
     GenerationFailed,
@@ -17,6 +19,8 @@ from model.errors import (
     QueueFull,
 )
 from server.bridge import EngineThread, EventStream
+from server.errors import ReaderStalled
+from server.mailbox import HIGH_WATER_TOKENS
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -31,7 +35,7 @@ def bridge(engine: FakeEngine) -> Iterator[EngineThread]:
     thread = EngineThread(engine)
     thread.start()
     yield thread
-    engine.resume()
+    engine.go_on()
     thread.stop()
 
 
@@ -119,7 +123,7 @@ async def test_cancelling_before_acceptance_leaves_nothing_behind(engine: FakeEn
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    engine.resume()
+    engine.go_on()
     async with bridge.generate(request("b")) as events:
         await collect(events)
     assert bridge.stats().num_running == 0
@@ -133,20 +137,20 @@ async def test_a_refused_duplicate_does_not_abort_the_first(engine: FakeEngine, 
         with pytest.raises(InvalidRequest):
             async with bridge.generate(request()):
                 pytest.fail("entered")
-        engine.resume()
+        engine.go_on()
         assert "".join(event.text for event in await collect(events)) == "first answer"
     assert engine.aborted == []
 
 
 async def test_a_slow_reader_gets_all_text_in_few_events(engine: FakeEngine, bridge: EngineThread) -> None:
-    pieces = [f"{number} " for number in range(500)]
+    pieces = [f"{number} " for number in range(200)]
     engine.enqueue("", pieces=list(pieces))
     async with bridge.generate(request()) as events:
         await until(lambda: bridge.stats().num_finished == 1)
         got = await collect(events)
     assert "".join(event.text for event in got) == "".join(pieces)
     assert got[-1].finish_reason is FinishReason.STOP
-    assert sum(len(event.token_ids) for event in got) == 500
+    assert sum(len(event.token_ids) for event in got) == 200
     assert len(got) < 5
 
 
@@ -161,15 +165,15 @@ async def test_a_blocked_loop_collects_no_callbacks(engine: FakeEngine, bridge: 
         return threadsafe(*args, **kwargs)  # type: ignore[arg-type]
 
     loop.call_soon_threadsafe = counting  # type: ignore[method-assign,assignment]
-    engine.enqueue("", pieces=["x"] * 300)
+    engine.enqueue("", pieces=["x"] * 200)
     engine.stall()
     async with bridge.generate(request()) as events:
-        engine.resume()
+        engine.go_on()
         wait = threading.Event()
         while bridge.stats().num_finished == 0:  # on purpose without await: the loop stands still
             wait.wait(0.002)
         assert calls <= 2
-        assert len("".join([event.text async for event in events])) == 300
+        assert len("".join([event.text async for event in events])) == 200
 
 
 async def test_a_failed_request_raises_its_error_and_others_go_on(engine: FakeEngine, bridge: EngineThread) -> None:
@@ -178,7 +182,7 @@ async def test_a_failed_request_raises_its_error_and_others_go_on(engine: FakeEn
     engine.enqueue("half an", error=failure)
     engine.enqueue("whole answer")
     async with bridge.generate(request("a")) as first, bridge.generate(request("b")) as second:
-        engine.resume()
+        engine.go_on()
         with pytest.raises(GenerationFailed) as raised:
             await collect(first)
         assert raised.value is failure
@@ -190,7 +194,7 @@ async def test_a_crash_answers_every_waiter_and_ends_readiness(engine: FakeEngin
     engine.stall()
     async with bridge.generate(request("a")) as first, bridge.generate(request("b")) as second:
         engine.crash(ValueError("broken law"))
-        engine.resume()
+        engine.go_on()
         for events in (first, second):
             with pytest.raises(EngineStopped, match="ValueError"):
                 await collect(events)
@@ -240,7 +244,7 @@ async def test_waiting_in_short_turns_loses_nothing(engine: FakeEngine, bridge: 
             if event is None:
                 timeouts += 1
                 if timeouts == 3:
-                    engine.resume()
+                    engine.go_on()
                 continue
             text += event.text
             if event.finish_reason is not None:
@@ -258,7 +262,7 @@ async def test_drain_refuses_new_and_waits_for_old(engine: FakeEngine, bridge: E
         with pytest.raises(EngineDraining):
             async with bridge.generate(request("b")):
                 pytest.fail("entered")
-        engine.resume()
+        engine.go_on()
         assert "".join(event.text for event in await collect(events)) == "last words"
     assert await bridge.drain(5) is True
 
@@ -307,7 +311,7 @@ async def test_many_requests_at_once_get_their_own_text(engine: FakeEngine, brid
     engine.stall()
     tasks = [asyncio.create_task(ask(number)) for number in range(40)]
     await until(lambda: bridge.stats().num_running == 40)
-    engine.resume()
+    engine.go_on()
     answers = await asyncio.gather(*tasks)
     order = [int(request.request_id) for request in engine.requests]
     assert [answers[number] for number in order] == [f"answer number {n} and no other" for n in range(40)]
@@ -325,10 +329,157 @@ def test_a_loop_that_is_gone_frees_its_request(engine: FakeEngine, bridge: Engin
     loop = asyncio.new_event_loop()
     context = loop.run_until_complete(enter_and_never_leave())
     loop.close()
-    engine.resume()
+    engine.go_on()
     for _ in range(500):
         if engine.aborted:
             break
         threading.Event().wait(0.01)
     assert engine.aborted == ["a"]
     del context
+
+
+async def test_each_choice_has_its_own_text_and_the_last_event_the_usage(
+    engine: FakeEngine, bridge: EngineThread
+) -> None:
+    engine.enqueue("one two three four", "five", "six seven")
+    async with bridge.generate(replace(request(), num_choices=3)) as events:
+        got = await collect(events)
+    texts = ["".join(event.text for event in got if event.choice == choice) for choice in range(3)]
+    assert texts == ["one two three four", "five", "six seven"]
+    assert [event.usage is None for event in got] == [True] * (len(got) - 1) + [False]
+    assert sorted(event.choice for event in got if event.finish_reason is not None) == [0, 1, 2]
+    assert got[-1].usage is not None and got[-1].usage.num_completion_tokens == 7
+
+
+async def test_a_slow_reader_is_paused_at_the_mark_and_gets_everything(
+    engine: FakeEngine, bridge: EngineThread
+) -> None:
+    pieces = [f"{number} " for number in range(5 * HIGH_WATER_TOKENS)]
+    engine.enqueue("", pieces=list(pieces))
+    engine.enqueue("a quick one")
+    async with bridge.generate(request("slow")) as slow:
+        await until(lambda: engine.paused == ["slow"])
+        # Nobody else waits, and nothing more is made for the slow one.
+        async with bridge.generate(request("quick")) as quick:
+            assert "".join(event.text for event in await collect(quick)) == "a quick one"
+        first = await anext(slow)
+        assert len(first.token_ids) == HIGH_WATER_TOKENS
+        got = [first]
+        async for event in slow:
+            got.append(event)
+            assert len(event.token_ids) <= HIGH_WATER_TOKENS
+            await asyncio.sleep(0.02)
+    assert "".join(event.text for event in got) == "".join(pieces)
+    assert engine.resumed and set(engine.resumed) == {"slow"}
+    assert engine.aborted == []
+
+
+async def test_many_choices_are_paused_and_resumed_as_one(engine: FakeEngine, bridge: EngineThread) -> None:
+    pieces = [f"{number} " for number in range(3 * HIGH_WATER_TOKENS)]
+    engine.enqueue("", pieces=list(pieces))
+    async with bridge.generate(replace(request(), num_choices=4)) as events:
+        await until(lambda: engine.paused == ["a"])
+        texts = [""] * 4
+        async for event in events:
+            texts[event.choice] += event.text
+            await asyncio.sleep(0)
+    assert texts == ["".join(pieces)] * 4
+
+
+async def test_a_paused_request_can_be_aborted(engine: FakeEngine, bridge: EngineThread) -> None:
+    engine.enqueue("", pieces=["x"] * 1000)
+    async with bridge.generate(request()) as events:
+        await until(lambda: engine.paused == ["a"])
+        await anext(events)
+    await until(lambda: engine.aborted == ["a"])
+    async with bridge.generate(request()) as events:
+        assert [event.text for event in await collect(events)] == ["ok"]
+
+
+async def test_an_engine_of_paused_requests_is_left_alone(engine: FakeEngine, bridge: EngineThread) -> None:
+    engine.enqueue("", pieces=["x"] * 1000)
+    async with bridge.generate(request()):
+        await until(lambda: engine.paused == ["a"])
+        await asyncio.sleep(0.05)
+        num_calls = engine.num_calls
+        await asyncio.sleep(0.2)
+        assert engine.num_calls - num_calls <= 2
+
+
+async def test_a_reader_that_takes_nothing_loses_its_request(engine: FakeEngine) -> None:
+    bridge = EngineThread(engine, stalled_reader_seconds=0.1)
+    bridge.start()
+    engine.enqueue("", pieces=["x"] * 1000)
+    async with bridge.generate(request()) as events:
+        await until(lambda: engine.aborted == ["a"])
+        assert bridge.stats().num_running == 0
+        assert (await anext(events)).text == "x" * HIGH_WATER_TOKENS
+        with pytest.raises(ReaderStalled, match=r"0\.1 seconds"):
+            await anext(events)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+    await asyncio.to_thread(bridge.stop)
+    assert engine.aborted == ["a"]
+
+
+async def test_a_reader_that_takes_something_keeps_its_request(engine: FakeEngine) -> None:
+    bridge = EngineThread(engine, stalled_reader_seconds=1.5)
+    bridge.start()
+    engine.enqueue("", pieces=["x"] * 3 * HIGH_WATER_TOKENS)
+    num_characters = 0
+    async with bridge.generate(request()) as events:
+        async for event in events:
+            num_characters += len(event.text)
+            await asyncio.sleep(0.5)
+    await asyncio.to_thread(bridge.stop)
+    assert num_characters == 3 * HIGH_WATER_TOKENS and engine.aborted == []
+
+
+async def test_a_deadline_passes_while_the_engine_is_idle(engine: FakeEngine, bridge: EngineThread) -> None:
+    engine.enqueue("", pieces=["x"] * 1000)
+    async with bridge.generate(replace(request(), max_seconds=1.0)) as events:
+        await until(lambda: engine.paused == ["a"])
+        assert not engine.has_work()
+        await until(lambda: bridge.stats().num_failed == 1)
+        assert len((await anext(events)).text) == HIGH_WATER_TOKENS
+        with pytest.raises(DeadlineExceeded):
+            await anext(events)
+    assert engine.aborted == []
+
+
+async def test_a_step_that_finds_no_room_is_not_tried_without_end(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_steps = 0
+
+    def step() -> list[TokenEvent]:
+        nonlocal num_steps
+        num_steps += 1
+        return []
+
+    monkeypatch.setattr(engine, "step", step)
+    bridge = EngineThread(engine)
+    bridge.start()
+    async with bridge.generate(request()):
+        await asyncio.sleep(0.3)
+    await until(lambda: engine.aborted == ["a"])
+    assert num_steps < 60
+    await asyncio.sleep(0.05)
+    num_calls = engine.num_calls
+    await asyncio.sleep(0.2)
+    assert engine.num_calls - num_calls <= 2
+    await asyncio.to_thread(bridge.stop)
+
+
+async def test_events_are_told_as_the_engine_made_them(engine: FakeEngine) -> None:
+    told: list[TokenEvent] = []
+    bridge = EngineThread(engine, on_event=told.append)
+    bridge.start()
+    engine.enqueue("a b c d")
+    engine.stall()
+    async with bridge.generate(request()) as events:
+        engine.go_on()
+        await until(lambda: bridge.stats().num_finished == 1)
+        await collect(events)
+    await asyncio.to_thread(bridge.stop)
+    assert [event.gap_seconds for event in told] == [None, 0.002, 0.002, 0.002]

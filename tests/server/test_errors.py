@@ -99,7 +99,7 @@ async def test_the_same_request_id_twice_is_no_conflict(client: httpx.AsyncClien
     headers = {"x-request-id": "same"}
     both = [asyncio.create_task(client.post("/v1/chat/completions", json=body, headers=headers)) for _ in range(2)]
     await asyncio.sleep(0.05)
-    world.engine.resume()
+    world.engine.go_on()
     assert [(await reply).status_code for reply in both] == [200, 200]
 
 

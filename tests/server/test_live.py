@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -63,6 +64,55 @@ def test_a_client_that_leaves_between_tokens_ends_the_work(url: str, world: Worl
                 break
     wait_for(url, ABORTED, 1)
     wait_for(url, RUNNING, 0)
+
+
+@contextmanager
+def unread_stream(url: str) -> Iterator[socket.socket]:
+    """The connection of a client that asks for a stream and has not read any of it."""
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        body = json.dumps({**HELLO, "stream": True}).encode()
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        yield connection
+
+
+def received(connection: socket.socket) -> str:
+    connection.settimeout(60)
+    return b"".join(iter(lambda: connection.recv(1 << 20), b"")).decode()
+
+
+def wait_until_paused(world: World) -> None:
+    deadline = time.monotonic() + 20
+    while not world.engine.paused:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+LONG_PIECES = ["word " * 4096] * 2000
+
+
+def test_a_client_that_does_not_read_holds_nobody_up(url: str, world: World) -> None:
+    world.engine.enqueue("", pieces=LONG_PIECES)
+    with unread_stream(url) as connection:
+        wait_until_paused(world)
+        assert metric(url, RUNNING) == 1
+        quick = httpx.post(f"{url}/v1/chat/completions", json=HELLO, timeout=30)
+        assert quick.json()["choices"][0]["message"]["content"] == "ok"
+        text = received(connection)
+    assert text.count("word ") == 2000 * 4096 and "data: [DONE]" in text
+    assert world.engine.resumed and world.engine.aborted == []
+
+
+def test_a_client_that_never_reads_loses_its_place(new_world: WorldMaker) -> None:
+    world = new_world(stalled_reader_seconds=0.3)
+    world.engine.enqueue("", pieces=LONG_PIECES)
+    with serving(world.app) as url, unread_stream(url) as connection:
+        wait_for(url, ABORTED, 1)
+        wait_for(url, RUNNING, 0)
+        text = received(connection)
+        assert '"code":"reader_stalled"' in text and "data: [DONE]" not in text
 
 
 def test_eight_clients_at_once_get_their_own_answers(url: str, world: World) -> None:
@@ -133,7 +183,7 @@ def told(host, port):
     return listener
 
 server.serving.bind = told
-threading.Thread(target=lambda: (sys.stdin.readline(), world.engine.resume()), daemon=True).start()
+threading.Thread(target=lambda: (sys.stdin.readline(), world.engine.go_on()), daemon=True).start()
 sys.exit(server.serving.serve(world.settings))
 """
 

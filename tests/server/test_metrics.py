@@ -3,8 +3,11 @@
 import re
 
 import httpx
+import pytest
 from fakes_server import MODEL, World, WorldMaker, open_client
+from prometheus_client.parser import text_string_to_metric_families
 
+from model.engine.stats import StepRecord
 from model.errors import QueueFull
 from server.metrics import resident_set_bytes
 
@@ -51,7 +54,7 @@ async def test_a_request_is_counted_where_it_happens(client: httpx.AsyncClient, 
     await client.post("/v1/chat/completions", json=HELLO)
     world.engine.refuse(QueueFull(1, 1, 1))
     await client.post("/v1/chat/completions", json=HELLO)
-    await client.post("/v1/chat/completions", json={**HELLO, "n": 3})
+    await client.post("/v1/chat/completions", json={**HELLO, "tools": [{"type": "function"}]})
     samples = await scrape(client)
     assert samples['fano_requests_finished_total{reason="stop"}'] == 2
     assert samples['fano_requests_finished_total{reason="abort"}'] == 0
@@ -61,7 +64,10 @@ async def test_a_request_is_counted_where_it_happens(client: httpx.AsyncClient, 
     assert samples['fano_refusals_total{code="queue_full"}'] == 1
     assert samples['fano_refusals_total{code="unsupported_field"}'] == 1
     assert samples["fano_time_to_first_token_seconds_count"] == 2
-    assert samples["fano_inter_token_seconds_count"] <= 3
+    # As the engine made them: three of the four tokens of one answer, none of the other's only one.
+    assert samples["fano_inter_token_seconds_count"] == 3
+    assert samples["fano_inter_token_seconds_sum"] == pytest.approx(3 * 0.002)
+    assert samples["fano_queue_seconds_count"] == 2 and samples["fano_queue_seconds_sum"] == pytest.approx(0.002)
     assert samples["fano_request_seconds_count"] == 2
     assert samples["fano_request_kv_bytes_sum"] == 200 and samples["fano_request_state_bytes_sum"] == 220
     assert samples['fano_retrieval_seconds_count{stage="total"}'] == 2
@@ -69,6 +75,42 @@ async def test_a_request_is_counted_where_it_happens(client: httpx.AsyncClient, 
     assert samples['fano_tokens_total{kind="completion"}'] == 5
     assert samples['fano_documents{status="ready"}'] == 1 and samples['fano_documents{status="failed"}'] == 0
     assert samples['fano_requests{status="running"}'] == 0 and samples["vllm:num_requests_running"] == 0
+
+
+async def test_choices_share_one_prompt_in_the_counts(client: httpx.AsyncClient, world: World) -> None:
+    world.engine.enqueue("one two", "three", "four five six")
+    usage = (await client.post("/v1/chat/completions", json={**HELLO, "n": 3})).json()["usage"]
+    samples = await scrape(client)
+    assert samples['fano_tokens_total{kind="completion"}'] == usage["completion_tokens"] == 6
+    assert samples['fano_tokens_total{kind="prompt"}'] == usage["prompt_tokens"]
+    assert samples['fano_requests_finished_total{reason="stop"}'] == samples["fano_request_seconds_count"] == 1
+    assert samples["fano_inter_token_seconds_count"] == 3
+
+
+async def test_what_the_scheduler_does_shows(client: httpx.AsyncClient, world: World) -> None:
+    world.engine.tell(num_waiting=5, num_saved=2, num_preemptions=3, num_blocks_shared=4, saved_bytes=7000)
+    reply = await client.get("/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(reply.text)}
+    by_status = {sample.labels["status"]: sample.value for sample in families["fano_requests"].samples}
+    assert by_status == {"running": 0, "waiting": 3, "saved": 2}
+    assert families["fano_preemptions"].type == "counter"
+    assert [(s.name, s.value) for s in families["fano_preemptions"].samples] == [("fano_preemptions_total", 3)]
+    assert [s.value for s in families["fano_kv_blocks_shared"].samples] == [4]
+    host = {sample.labels["pool"]: sample.value for sample in families["fano_host_memory_bytes"].samples}
+    assert host["sessions"] == 7000
+    device = sum(sample.value for sample in families["fano_device_memory_bytes"].samples)
+    assert sum(host.values()) + device == pytest.approx(resident_set_bytes(), rel=0.05)
+    assert (await scrape(client))["vllm:num_requests_waiting"] == 5
+
+
+async def test_a_step_is_counted_by_what_it_did(world: World) -> None:
+    metrics = world.app.state.fano.metrics
+    for phase in ("prefill", "decode", "mixed", "mixed"):
+        world.engine.tell(last_step=StepRecord(phase, 3, 0.25))
+        metrics.stepped(world.engine.stats())
+    families = {family.name: family for family in text_string_to_metric_families(metrics.expose().decode())}
+    counts = {s.labels["phase"]: s.value for s in families["fano_step_seconds"].samples if s.name.endswith("_count")}
+    assert counts == {"prefill": 1, "decode": 1, "mixed": 2}
 
 
 async def test_running_requests_show_in_gauges(client: httpx.AsyncClient, world: World) -> None:
@@ -80,7 +122,7 @@ async def test_running_requests_show_in_gauges(client: httpx.AsyncClient, world:
         await asyncio.sleep(0.01)
     samples = await scrape(client)
     assert samples['fano_state_slots{status="used"}'] == 1 and samples["vllm:kv_cache_usage_perc"] == 1 / 64
-    world.engine.resume()
+    world.engine.go_on()
     await running
 
 

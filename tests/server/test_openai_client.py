@@ -9,6 +9,7 @@ from fakes_server import MODEL, World, serving
 
 from model.engine.request import FinishReason
 from model.errors import GenerationFailed, PromptTooLong, QueueFull
+from model.tokenizer import Tokenizer
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -93,8 +94,8 @@ def test_the_stream_helper_accumulates(client: openai.OpenAI, world: World) -> N
 
 def test_errors_have_class_code_param_and_request_id(client: openai.OpenAI, world: World) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model=MODEL, messages=HELLO, n=2)
-    assert (bad.value.code, bad.value.param, bad.value.type) == ("unsupported_field", "n", "invalid_request_error")
+        client.chat.completions.create(model=MODEL, messages=HELLO, store=True)
+    assert (bad.value.code, bad.value.param, bad.value.type) == ("unsupported_field", "store", "invalid_request_error")
     assert bad.value.request_id is not None and bad.value.request_id.startswith("req_")
     world.engine.refuse(QueueFull(64, 64, 7))
     with pytest.raises(openai.RateLimitError) as full:
@@ -124,3 +125,93 @@ async def test_the_async_client(url: str, world: World) -> None:
         assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "One two"
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="gpt-6", messages=HELLO)
+
+
+def token_texts(logprobs: Any) -> list[str]:
+    return [entry.token for entry in logprobs.content]
+
+
+def test_choices_logprobs_and_biases(client: openai.OpenAI, world: World, tokenizer: Tokenizer) -> None:
+    ids = list(tokenizer.encode("the rent is due").ids)
+    world.engine.enqueue("", pieces=[str(token_id) for token_id in ids], token_ids=ids)
+    reply = client.chat.completions.create(
+        model=MODEL,
+        messages=HELLO,
+        n=3,
+        logprobs=True,
+        top_logprobs=2,
+        logit_bias={"17": -100, "300": 2},
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        seed=11,
+        temperature=0,
+        extra_body={"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "prompt_logprobs": 1},
+    )
+    (request,) = world.engine.requests
+    sampling = request.sampling
+    assert request.num_choices == 3
+    assert (sampling.seed, sampling.temperature, sampling.logprobs, sampling.prompt_logprobs) == (11, 0, 2, 1)
+    assert sampling.logit_bias == ((17, -100), (300, 2))
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.5, 1.1)
+    assert (sampling.top_k, sampling.min_p) == (40, 0.05)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    assert reply.usage is not None and reply.usage.completion_tokens == 3 * len(ids)
+    for choice in reply.choices:
+        assert choice.message.content == "".join(map(str, ids)) and choice.finish_reason == "stop"
+        assert choice.logprobs is not None and choice.logprobs.refusal is None
+        content = choice.logprobs.content or []
+        assert "".join(token_texts(choice.logprobs)) == " the rent is due"
+        assert [bytes(entry.bytes or ()) for entry in content] == [tokenizer.token_bytes(each) for each in ids]
+        assert [entry.logprob for entry in content] == [-each / 1024 for each in ids]
+        assert [[top.logprob for top in entry.top_logprobs] for entry in content] == [
+            [-each / 1024, -(each + 1) / 1024] for each in ids
+        ]
+    assert reply.model_extra is not None
+    first, *others = reply.model_extra["prompt_logprobs"]
+    assert first is None and [next(iter(each)) for each in others] == [str(each) for each in request.prompt_ids[1:]]
+
+
+def test_a_stream_of_choices_has_each_ones_text_and_logprobs(client: openai.OpenAI, world: World) -> None:
+    texts = ["one two three", "four", "five six"]
+    world.engine.enqueue(*texts, finish_reason=FinishReason.LENGTH)
+    got, tokens, ends, roles = ["", "", ""], [0, 0, 0], [0, 0, 0], [0, 0, 0]
+    for chunk in client.chat.completions.create(
+        model=MODEL, messages=HELLO, n=3, logprobs=True, top_logprobs=1, stream=True
+    ):
+        (choice,) = chunk.choices
+        got[choice.index] += choice.delta.content or ""
+        roles[choice.index] += choice.delta.role == "assistant"
+        ends[choice.index] += choice.finish_reason == "length"
+        if choice.logprobs is not None:
+            tokens[choice.index] += len(choice.logprobs.content or [])
+    assert (got, tokens) == (texts, [3, 1, 2])
+    assert ends == roles == [1, 1, 1]
+
+
+def test_the_stream_helper_accumulates_choices_and_logprobs(client: openai.OpenAI, world: World) -> None:
+    world.engine.enqueue("one two three", "four")
+    with client.chat.completions.stream(model=MODEL, messages=HELLO, n=2, logprobs=True) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert [choice.message.content for choice in final.choices] == ["one two three", "four"]
+    assert [len(choice.logprobs.content or []) for choice in final.choices if choice.logprobs] == [3, 1]
+    assert final.choices[0].logprobs.content[0].top_logprobs == []  # type: ignore[union-attr,index]
+
+
+async def test_the_async_client_has_choices_too(url: str, world: World) -> None:
+    async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
+        world.engine.enqueue("one", "two words")
+        reply = await client.chat.completions.create(
+            model=MODEL, messages=HELLO, n=2, logprobs=True, seed=1, logit_bias={"5": 1}
+        )
+        assert [choice.message.content for choice in reply.choices] == ["one", "two words"]
+        assert [len(choice.logprobs.content or []) for choice in reply.choices if choice.logprobs] == [1, 2]
+        world.engine.enqueue("one", "two words")
+        texts = ["", ""]
+        async for chunk in await client.chat.completions.create(model=MODEL, messages=HELLO, n=2, stream=True):
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        assert texts == ["one", "two words"]
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model=MODEL, messages=HELLO, n=9)
+        assert (refused.value.code, refused.value.param) == ("never_fits", "n")

@@ -33,11 +33,18 @@ def test_what_is_left_open_is_the_checkpoints_own() -> None:
 
 def test_settings_reach_the_engine() -> None:
     settings = Settings(
-        dtype="float32", threads=3, policy="full", sinks=128, max_sequences=2, max_queue=5, max_context_tokens=4096
+        dtype="float32",
+        threads=3,
+        policy="full",
+        sinks=128,
+        max_sequences=2,
+        max_queue=5,
+        max_context_tokens=4096,
+        saved_bytes=77,
     )
     config = engine_config(settings, ModelConfig.from_pretrained(embedded_checkpoint()))
     assert (config.dtype, config.num_threads, config.num_slots) == (Dtype.FLOAT32, 3, 2)
-    assert (config.max_waiting, config.max_context_tokens) == (5, 4096)
+    assert (config.max_waiting, config.max_context_tokens, config.saved_bytes) == (5, 4096, 77)
     assert config.policy == AttentionPolicy(PolicyName.FULL, 128, 2048)
     own = AttentionPolicy(PolicyName.WINDOW, 64, 512)
     assert attention_policy(Settings(window=1024), own) == AttentionPolicy(PolicyName.WINDOW, 64, 1024)

@@ -1,0 +1,143 @@
+"""The objects of a chat completion as OpenAI shapes them, whole and in pieces."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model.engine.request import TokenLogprob
+from server.citations import Citation, Source
+from server.inquiry import AnswerDone, AnswerText, ChoiceDone, ServedModel
+from server.prompt import ChatTokenizer
+from server.rendering import usage_view
+
+# JSON has no infinity; this stands for a token that cannot come, as it does at OpenAI.
+LEAST_LOGPROB = -9999.0
+
+
+class ChatShape:
+    """The objects of one completion: they share id, time and model.
+
+    ``has_logprobs`` says that they were asked for: then they are an object, if an empty one, and else null.
+    """
+
+    def __init__(
+        self, model: ServedModel, tokenizer: ChatTokenizer, sources: Sequence[Source], has_logprobs: bool
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._has_logprobs = has_logprobs
+        self._names = {source.passage.document_id: source.passage.document_name for source in sources}
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
+
+    def completion(self, done: AnswerDone, logprobs: Mapping[int, Sequence[TokenLogprob]]) -> dict[str, Any]:
+        """The whole reply; ``logprobs`` of its tokens by choice."""
+        choices = [self._choice(each, done.citations, logprobs.get(each.choice, ())) for each in done.choices]
+        reply = {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage_view(done, self._model).model_dump(),
+        }
+        if done.prompt_logprobs is not None:
+            reply["prompt_logprobs"] = [self._prompt_token(each) for each in done.prompt_logprobs]
+        return reply
+
+    def opening(self, choice: int) -> dict[str, Any]:
+        """The first piece of a streamed choice."""
+        return self._chunk(choice, {"role": "assistant", "content": ""})
+
+    def piece(self, text: AnswerText) -> dict[str, Any]:
+        """A piece of a streamed choice, with its tokens."""
+        logprobs = self._logprobs(text.logprobs) if text.logprobs else None
+        return self._chunk(text.choice, {"content": text.text}, logprobs=logprobs)
+
+    def cited(self, choice: int, citations: Sequence[Citation]) -> dict[str, Any]:
+        """The piece with the citations."""
+        return self._chunk(choice, {"annotations": self._annotations(citations)})
+
+    def closing(self, done: ChoiceDone) -> dict[str, Any]:
+        """The last piece of a streamed choice."""
+        return self._chunk(done.choice, {}, done.finish_reason.value)
+
+    def billed(self, done: AnswerDone) -> dict[str, Any]:
+        """The last piece of all, which has no choice."""
+        usage = usage_view(done, self._model).model_dump()
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    def _choice(
+        self, done: ChoiceDone, citations: Sequence[Citation], logprobs: Sequence[TokenLogprob]
+    ) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+        if citations:
+            message["annotations"] = self._annotations(citations)
+        return {
+            "index": done.choice,
+            "message": message,
+            "logprobs": self._logprobs(logprobs) if self._has_logprobs else None,
+            "finish_reason": done.finish_reason.value,
+        }
+
+    def _chunk(
+        self,
+        choice: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        only = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [only]}
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        content = [
+            self._token(each.token_id, each.logprob) | {"top_logprobs": [self._token(*top) for top in each.top]}
+            for each in logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        """A token; ``bytes`` is exact where the text of half a character is U+FFFD, and null where there are none."""
+        raw = self._tokenizer.token_bytes(token_id)
+        return {
+            "token": self._text(token_id),
+            "bytes": list(raw) if raw else None,
+            "logprob": max(logprob, LEAST_LOGPROB),
+        }
+
+    def _prompt_token(self, said: TokenLogprob | None) -> dict[str, Any] | None:
+        """The prompt's token and the most probable ones in its place by id, as vLLM has them.
+
+        ``rank`` counts from 1, and is null for a token that is not among the most probable ones.
+        """
+        if said is None:
+            return None
+        ranks: dict[int, tuple[float, int | None]] = {said.token_id: (said.logprob, None)}
+        ranks |= {token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(said.top, start=1)}
+        return {
+            str(token_id): {
+                "logprob": max(logprob, LEAST_LOGPROB),
+                "rank": rank,
+                "decoded_token": self._text(token_id),
+            }
+            for token_id, (logprob, rank) in ranks.items()
+        }
+
+    def _text(self, token_id: int) -> str:
+        raw = self._tokenizer.token_bytes(token_id)
+        return raw.decode("utf-8", "replace") if raw else self._tokenizer.control_token(token_id) or ""
+
+    def _annotations(self, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+        """OpenAI's file citations (``index`` is where in the reply the quote ends), with the place in the document."""
+        return [
+            {
+                "type": "file_citation",
+                "file_id": citation.document,
+                "filename": self._names[citation.document],
+                "index": citation.answer_end,
+                "quote": citation.quote,
+                "start_char": citation.start,
+                "end_char": citation.end,
+                "page": citation.page,
+            }
+            for citation in citations
+        ]

@@ -1,0 +1,100 @@
+"""What stands before the model is asked: prompt, sampling, numbered sources, and what may be quoted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model.engine.request import SamplingParams
+from retrieval.passage import Document, Passage, Span
+from server.citations import Source
+from server.inquiry import Inquiry, RetrievalBill
+from server.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A piece that a verbatim answer may quote: ``document[start : start + len(text)]`` of a source."""
+
+    source: Source
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Groundwork:
+    """Everything that stands before the model is asked.
+
+    ``sources`` is what was found; ``readings`` is what of it stands in the prompt, so only that is quoted (law 8).
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    sources: tuple[Source, ...]
+    readings: tuple[Source, ...]
+    evidence: tuple[Evidence, ...]
+    bill: RetrievalBill
+    searched: str
+
+
+def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:
+    """The client's wishes; ``temperature`` for one that has none."""
+    asked = inquiry.sampling
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature if asked.temperature is None else asked.temperature,
+        top_p=1.0 if asked.top_p is None else asked.top_p,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+        presence_penalty=asked.presence_penalty,
+        frequency_penalty=asked.frequency_penalty,
+        repetition_penalty=asked.repetition_penalty,
+        logit_bias=asked.logit_bias,
+        seed=asked.seed,
+        stop=asked.stop,
+        logprobs=asked.logprobs,
+        prompt_logprobs=asked.prompt_logprobs,
+    )
+
+
+def quotable(sources: Sequence[Source]) -> tuple[Evidence, ...]:
+    """What may be quoted: the sentences or rows that hold a key that was asked for, else the whole passages."""
+    rows = [Evidence(source, *row) for source in sources if (row := _row(source.passage)) is not None]
+    return tuple(rows) or tuple(Evidence(source, source.passage.span.start, source.passage.text) for source in sources)
+
+
+def nearest_reading(sources: Sequence[Source]) -> Source:
+    """What a model reads that reads one sentence: the one under a key, else the nearest, else the first passage."""
+
+    def score(source: Source) -> float:
+        nearest = source.passage.nearest
+        return -1.0 if nearest is None else nearest.score
+
+    chosen = sources[0] if sources[0].passage.evidence is not None else max(sources, key=score)
+    passage = chosen.passage
+    span = passage.evidence if passage.evidence is not None else passage.span
+    if passage.evidence is None and passage.nearest is not None:
+        span = passage.nearest.span
+    start, end = max(span.start, passage.span.start), min(span.end, passage.span.end)
+    text = passage.text[start - passage.span.start : end - passage.span.start]
+    return Source(chosen.number, replace(passage, span=Span(start, end), text=text))
+
+
+def _row(passage: Passage) -> tuple[int, str] | None:
+    """The part of the evidence that stands in the passage (law 8: only what was in the prompt is quoted)."""
+    if passage.evidence is None:
+        return None
+    start = max(passage.evidence.start, passage.span.start)
+    end = min(passage.evidence.end, passage.span.end)
+    if start >= end:
+        return None
+    row = Span(start - passage.span.start, end - passage.span.start)
+    return start, passage.text[row.start : row.end]
+
+
+def searched(documents: Sequence[Document], num_passages: int) -> str:
+    """What was searched, as a sentence."""
+    names = [f"'{document.name}'" for document in documents[:3]]
+    more = [f"{len(documents) - 3} more"] if len(documents) > 3 else []
+    listed = [*names, *more]
+    words = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+    passages = "1 passage" if num_passages == 1 else f"{num_passages} passages"
+    return f"Searched {passages} of {words}."

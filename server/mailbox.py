@@ -1,0 +1,164 @@
+"""One request's place of exchange between the engine's thread and the task that reads the answer.
+
+What arrives before the reader comes is joined, choice by choice, so that a reader who is late gets few
+events. What may lie here is bounded: a mailbox that is full asks for a pause, and tells when there is
+room again. A slow reader costs the tokens up to that mark, and holds nobody else up.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+from model.engine.request import TokenEvent, TokenLogprob
+from model.errors import ModelError
+
+# Unread tokens of one choice above which the request is paused, and below which it goes on.
+HIGH_WATER_TOKENS = 256
+LOW_WATER_TOKENS = 64
+
+
+class Mailbox:
+    """The engine's thread puts, one task on ``loop`` takes. ``on_room`` is called on the loop's thread.
+
+    Events of one choice keep their order; the event that ends the request is taken last.
+    ``accept``, ``refuse`` and ``put`` say whether the loop is still there to read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, num_choices: int, on_room: Callable[[], None]) -> None:
+        self._loop = loop
+        self._high_water = HIGH_WATER_TOKENS * num_choices
+        self._low_water = LOW_WATER_TOKENS * num_choices
+        self._on_room = on_room
+        self._lock = threading.Lock()
+        self._changed = asyncio.Event()
+        self._accepted = False
+        self._refusal: ModelError | None = None
+        self._choices: dict[int, _Joined] = {}
+        self._failure: TokenEvent | None = None
+        self._num_unread = 0
+        self._is_full = False
+        self._read_at = 0.0
+        self._wake_is_due = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the mark was reached and ``on_room`` is still to come."""
+        return self._is_full
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens that lie here."""
+        return self._num_unread
+
+    @property
+    def read_at(self) -> float:
+        """Monotonic time since which a full mailbox has not been read."""
+        return self._read_at
+
+    async def accepted(self) -> None:
+        """Wait for the engine's word; raise its refusal."""
+        while not self._accepted:
+            if self._refusal is not None:
+                raise self._refusal
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def take(self) -> TokenEvent:
+        """Everything that came for one of the choices, as one event; the choice that has waited longest first."""
+        while (event := self._next()) is None:
+            await self._changed.wait()
+            self._changed.clear()
+        return event
+
+    def accept(self) -> bool:
+        """The engine has taken the request."""
+        self._accepted = True
+        return self._wake()
+
+    def refuse(self, refusal: ModelError) -> bool:
+        """The engine has not taken the request."""
+        self._refusal = refusal
+        return self._wake()
+
+    def put(self, event: TokenEvent) -> bool:
+        """Lay an event down. An error is not joined to the text before it, which is still worth reading."""
+        with self._lock:
+            if event.error is not None:
+                self._failure = event
+            else:
+                joined = self._choices.setdefault(event.choice, _Joined())
+                joined.add(event)
+                self._num_unread += len(event.token_ids)
+                if event.usage is not None:
+                    self._choices[event.choice] = self._choices.pop(event.choice)
+                elif self._num_unread >= self._high_water and not self._is_full:
+                    self._is_full, self._read_at = True, time.monotonic()
+        return self._wake()
+
+    def _next(self) -> TokenEvent | None:
+        has_room = False
+        with self._lock:
+            if self._choices:
+                event = self._choices.pop(next(iter(self._choices))).as_event()
+                self._num_unread -= len(event.token_ids)
+                self._read_at = time.monotonic()
+                if self._is_full and self._num_unread <= self._low_water:
+                    self._is_full, has_room = False, True
+            elif self._failure is not None:
+                event, self._failure = self._failure, None
+            else:
+                return None
+        if has_room:
+            self._on_room()
+        return event
+
+    def _wake(self) -> bool:
+        with self._lock:
+            if self._wake_is_due:  # a loop that stalls must not collect callbacks
+                return True
+            try:
+                self._loop.call_soon_threadsafe(self._woken)
+            except RuntimeError:  # the loop was closed under us: nobody will read
+                return False
+            self._wake_is_due = True
+        return True
+
+    def _woken(self) -> None:
+        with self._lock:
+            self._wake_is_due = False
+        self._changed.set()
+
+
+class _Joined:
+    """Events of one choice, to be read as one. The time between its tokens is not kept: it was theirs."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+        self._last: TokenEvent | None = None
+
+    def add(self, event: TokenEvent) -> None:
+        self._texts.append(event.text)
+        self._token_ids.extend(event.token_ids)
+        self._logprobs.extend(event.logprobs)
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = event.prompt_logprobs
+        self._last = event
+
+    def as_event(self) -> TokenEvent:
+        last = self._last
+        assert last is not None, "joined nothing"
+        return TokenEvent(
+            request_id=last.request_id,
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            spans=last.spans,
+            choice=last.choice,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
+        )
