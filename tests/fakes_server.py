@@ -1,6 +1,7 @@
 """An app over a scripted engine and a library in memory, clients for it, and a reader of event streams."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,3 +106,10 @@ def sse(text: str) -> list[tuple[str | None, str]]:
             fields = dict(line.split(": ", 1) for line in lines)
             events.append((fields.get("event"), fields["data"]))
     return events
+
+
+def chunks(text: str) -> list[Any]:
+    """The chunks of a streamed completion that came to its end."""
+    events = sse(text)
+    assert events[-1] == (None, "[DONE]")
+    return [json.loads(data) for _, data in events[:-1]]

@@ -1,15 +1,16 @@
 """Fixtures of the server's tests: an app over fakes, and a client of it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from fakes_engine import write_tokenizer
+from fakes_engine import FakeEngine, write_tokenizer
 from fakes_server import World, WorldMaker, make_world, open_client
 
 from model.tokenizer import Tokenizer
+from server.bridge import EngineThread
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,18 @@ def world(new_world: WorldMaker) -> World:
 async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
     async with open_client(world) as client:
         yield client
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def bridge(engine: FakeEngine) -> Iterator[EngineThread]:
+    """A thread over ``engine`` with nothing above it."""
+    thread = EngineThread(engine)
+    thread.start()
+    yield thread
+    engine.go_on()
+    thread.stop()
