@@ -41,6 +41,7 @@ class InstructionSet(IntEnum):
     PORTABLE = 0
     AVX2 = 1
     AVX512 = 2
+    AVX512BF16 = 3
 
 
 def load_native(num_threads: int, instruction_set: InstructionSet | None = None) -> tuple[Kernels | None, str]:

@@ -21,9 +21,11 @@ from model.kernels.native import InstructionSet, load_native
 from model.policy import AttentionPolicy, PolicyName
 
 LEVELS = [*InstructionSet]
-# Largest difference in standard deviations over three steps. The decoder rounds nothing but keys and values to
-# bfloat16, so its oracle under bfloat16 is a float32 model of the same (rounded) weights.
+# Largest difference in standard deviations over three steps. Under bfloat16 the oracle is a float32 model of the same
+# (rounded) weights: the decoder rounds keys and values, and where the CPU multiplies bfloat16 also what goes into a
+# product, as torch does.
 TOLERANCE = {Dtype.FLOAT32: 5e-5, Dtype.BFLOAT16: 0.02}
+ROUNDED_TOLERANCE = 0.15
 # Odd sizes on purpose: no width is a multiple of a register's.
 GEOMETRIES: dict[str, dict[str, object]] = {
     "odd": {"hidden_size": 37, "intermediate_size": 51, "num_attention_heads": 1, "mamba_dt_rank": 3},
@@ -110,15 +112,17 @@ class Twins:
 @pytest.mark.parametrize("geometry", [*GEOMETRIES])
 def test_logits_and_pools_are_those_of_torch(level: InstructionSet, dtype: Dtype, policy: str, geometry: str) -> None:
     native = native_at(level)
+    rounds = dtype is Dtype.BFLOAT16 and level is InstructionSet.AVX512BF16
+    tolerance = ROUNDED_TOLERANCE if rounds else TOLERANCE[dtype]
     twins = Twins(make_model(geometry, dtype), [1, 63, 200, 64], POLICIES[policy])
     for count in range(3):
         tokens = [(7 * count + index) % 32 for index in range(4)]
         expected, actual = twins.step(0, REFERENCE, tokens), twins.step(1, native, tokens)
         assert twins.model._decoder is not None
-        assert relative_difference(actual, expected) <= TOLERANCE[dtype]
+        assert relative_difference(actual, expected) <= tolerance
     for found, wanted in zip(twins.memories(1), twins.memories(0), strict=True):
         unit = 2.0**-8 if found.dtype == torch.bfloat16 else 0.0  # one place of what is held in bfloat16
-        torch.testing.assert_close(found.float(), wanted, rtol=unit, atol=TOLERANCE[dtype] * float(wanted.std()))
+        torch.testing.assert_close(found.float(), wanted, rtol=unit, atol=tolerance * float(wanted.std()))
         assert torch.equal(found == 0, wanted == 0), "a slot or block that nobody named was written"
 
 

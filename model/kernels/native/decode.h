@@ -8,8 +8,9 @@
 
 namespace FANO_SET {
 
-// Keys that are scored together.
+// Keys that are scored together, and how far ahead of them the next are asked for.
 constexpr int KEY_TILE = 4;
+constexpr int64_t AHEAD = 16;
 
 // The scores of HEADS query heads that share a key head with KEYS keys, `row` elements apart; `scores` of one head
 // lie `count` apart.
@@ -20,7 +21,10 @@ FANO_INLINE void score_keys(const Weight* key, int64_t row, const float* query, 
   int64_t e = 0;
   for (; e + WIDTH <= width; e += WIDTH) {
     vec held[KEYS];
-    for (int k = 0; k < KEYS; k++) held[k] = widen(key + k * row + e);
+    for (int k = 0; k < KEYS; k++) {
+      __builtin_prefetch(key + (k + AHEAD) * row + e);
+      held[k] = widen(key + k * row + e);
+    }
     for (int h = 0; h < HEADS; h++) {
       const vec present = load<false>(query + h * width + e, WIDTH);
       for (int k = 0; k < KEYS; k++) sums[h][k] = held[k] * present + sums[h][k];
@@ -76,6 +80,7 @@ FANO_INLINE void mix_pieces(const Model& m, const Sequence& q, const Weight* val
       const int64_t end = border < q.range_end[range] ? border : q.range_end[range];
       for (; p < end; p++, value += row, index++) {
         for (int i = 0; i < PIECES; i++) {
+          __builtin_prefetch(value + AHEAD * row + i * WIDTH);
           const vec held = widen(value + i * WIDTH);
           for (int h = 0; h < HEADS; h++) sums[h][i] = held * weights[h * count + index] + sums[h][i];
         }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <immintrin.h>
 #endif
 
 #include "arguments.h"
@@ -54,13 +55,25 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "decode.h"
 #undef FANO_SET
 #undef FANO_TARGET
+
+#define FANO_SET avx512bf16
+#define FANO_TARGET __attribute__((target("avx2,fma,avx512f,avx512bf16")))
+#define FANO_DOTS
+#include "vector.h"
+#include "recurrence.h"
+#include "product.h"
+#include "decode.h"
+#undef FANO_DOTS
+#undef FANO_SET
+#undef FANO_TARGET
 #undef FANO_WIDTH
 
-#define FANO_DISPATCH(isa, call) \
-  switch (isa) {                 \
-    case 2: avx512::call; break; \
-    case 1: avx2::call; break;   \
-    default: portable::call;     \
+#define FANO_DISPATCH(isa, call)     \
+  switch (isa) {                     \
+    case 3: avx512bf16::call; break; \
+    case 2: avx512::call; break;     \
+    case 1: avx2::call; break;       \
+    default: portable::call;         \
   }
 #else
 #define FANO_DISPATCH(isa, call) portable::call
@@ -226,7 +239,7 @@ extern "C" {
 
 int fano_abi_version() { return FANO_ABI_VERSION; }
 
-// 2: AVX-512; 1: AVX2 and FMA; 0: whatever the architecture guarantees. Asked of the CPU and, for the registers it has
+// 3: AVX-512 with dot products of bfloat16; 2: AVX-512; 1: AVX2 and FMA; 0: whatever the architecture guarantees. Asked of the CPU and, for the registers it has
 // to save, of the operating system; __builtin_cpu_supports() is always false in what zig builds.
 int fano_best_isa() {
 #if defined(__x86_64__)
@@ -234,7 +247,9 @@ int fano_best_isa() {
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return 0;
   __asm__("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-  if ((b & bit_AVX2) && (b & bit_AVX512F) && (saved & 0xe6) == 0xe6) return 2;
+  if ((b & bit_AVX2) && (b & bit_AVX512F) && (saved & 0xe6) == 0xe6) {
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16) ? 3 : 2;
+  }
   if ((b & bit_AVX2) && (saved & 0x6) == 0x6) return 1;
 #endif
   return 0;

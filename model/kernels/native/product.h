@@ -1,6 +1,7 @@
 // Products of a matrix with few rows of activations, and what stands between them. No include guard: see vector.h.
 // With one row a product is bound by reading the weights once; every sum is taken in an order that depends on the
-// matrix alone, so a row's result does not depend on its neighbours.
+// matrix alone, so a row's result does not depend on its neighbours. FANO_DOTS: the instruction set multiplies pairs of
+// bfloat16, so that activations are rounded to it before a product with such weights, as torch does.
 
 namespace FANO_SET {
 
@@ -49,10 +50,24 @@ FANO_INLINE float dot(const Weight* weight, const float* x, int64_t size) {
   return found;
 }
 
-// The activations as `rows_of` wants them. Two bfloat16 lie in one 32-bit lane, the even one in the low half: with the
-// even and the odd activations apart, a shift and a mask widen them without moving anything between lanes.
+// The activations as `rows_of` wants them: of T tokens in `apart`, one row after another.
 FANO_INLINE const float* arranged(const float*, const float* x, float*, int64_t, int64_t) { return x; }
 
+#ifdef FANO_DOTS
+FANO_INLINE const bf16* arranged(const bf16*, const float* x, float* apart, int64_t num_tokens, int64_t size) {
+  bf16* rounded = (bf16*)apart;
+  const int64_t count = num_tokens * size;
+  int64_t i = 0;
+  for (; i + WIDTH <= count; i += WIDTH) {
+    const auto held = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+    __builtin_memcpy(rounded + i, &held, sizeof held);
+  }
+  for (; i < count; i++) narrow(x[i], rounded + i);
+  return rounded;
+}
+#else
+// Two bfloat16 lie in one 32-bit lane, the even one in the low half: with the
+// even and the odd activations apart, a shift and a mask widen them without moving anything between lanes.
 FANO_INLINE const float* arranged(const bf16*, const float* x, float* apart, int64_t num_tokens, int64_t size) {
   for (int64_t t = 0; t < num_tokens; t++) {
     const float* from = x + t * size;
@@ -65,6 +80,7 @@ FANO_INLINE const float* arranged(const bf16*, const float* x, float* apart, int
   }
   return apart;
 }
+#endif
 
 // How far ahead of the row in work its successors are asked for.
 constexpr int64_t PREFETCH_BYTES = 2048;
@@ -94,6 +110,37 @@ FANO_INLINE void rows_of(const float* weight, const float* x, int64_t size, int6
   }
 }
 
+#ifdef FANO_DOTS
+FANO_INLINE __m512bh pairs_of(const bf16* from) {
+  __m512bh pairs;
+  __builtin_memcpy(&pairs, from, sizeof pairs);
+  return pairs;
+}
+
+template <int ROWS, int TOKENS>
+FANO_INLINE void rows_of(const bf16* weight, const bf16* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
+                         float (*rest)[ROWS]) {
+  int64_t i = 0;
+  for (; i + 2 * WIDTH <= size; i += 2 * WIDTH) {
+    __m512bh present[TOKENS];
+    for (int t = 0; t < TOKENS; t++) present[t] = pairs_of(x + t * size + i);
+    for (int row = 0; row < ROWS; row++) {
+      __builtin_prefetch(weight + row * stride + i + PREFETCH_BYTES / 2);
+      const __m512bh held = pairs_of(weight + row * stride + i);
+      for (int t = 0; t < TOKENS; t++) {
+        sums[t][row] = (vec)_mm512_dpbf16_ps((__m512)sums[t][row], held, present[t]);
+      }
+    }
+  }
+  for (int t = 0; t < TOKENS; t++) {
+    for (int row = 0; row < ROWS; row++) {
+      for (int64_t k = i; k < size; k++) {
+        rest[t][row] += widen_one(weight[row * stride + k]) * widen_one(x[t * size + k]);
+      }
+    }
+  }
+}
+#else
 template <int ROWS, int TOKENS>
 FANO_INLINE void rows_of(const bf16* weight, const float* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
                          float (*rest)[ROWS]) {
@@ -124,9 +171,10 @@ FANO_INLINE void rows_of(const bf16* weight, const float* x, int64_t size, int64
     }
   }
 }
+#endif
 
-template <bool ADD, int TOKENS, class Weight>
-FANO_INLINE void four_rows(const Weight* weight, const float* x, float* out, int64_t num_rows, int64_t size) {
+template <bool ADD, int TOKENS, class Weight, class Activation>
+FANO_INLINE void four_rows(const Weight* weight, const Activation* x, float* out, int64_t num_rows, int64_t size) {
   const int64_t quarter = num_rows / 4;
   vec sums[TOKENS][4] = {};
   float rest[TOKENS][4] = {};
@@ -147,7 +195,7 @@ FANO_INLINE int64_t share(int64_t count, int64_t part, int64_t num_parts) { retu
 template <bool ADD, class Weight>
 FANO_TARGET static void product(const Weight* weight, const float* x, float* out, int64_t num_tokens, int64_t num_rows,
                                 int64_t size, float* apart, int64_t part, int64_t num_parts) {
-  const float* activations = arranged(weight, x, apart, num_tokens, size);
+  const auto* activations = arranged(weight, x, apart, num_tokens, size);
   const int64_t quarter = num_rows / 4, last = share(quarter, part + 1, num_parts);
   for (int64_t row = share(quarter, part, num_parts); row < last; row++) {
     const Weight* from = weight + row * size;
