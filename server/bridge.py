@@ -251,8 +251,7 @@ class EngineThread:
             self._engine.abort(command.request_id)
 
     def _resume(self, command: "_Resume") -> None:
-        # It may have filled again with what the same step brought; then another word will come.
-        if self._paused.get(command.request_id) is command.mailbox and not command.mailbox.is_full:
+        if self._paused.get(command.request_id) is command.mailbox:
             del self._paused[command.request_id]
             self._engine.resume(command.request_id)
 

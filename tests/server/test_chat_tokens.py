@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import pytest
 from fakes_server import MODEL, World, WorldMaker, chunks, open_client, sse
 
 from model.engine.request import TokenLogprob
@@ -45,6 +46,15 @@ async def test_half_a_character_has_its_exact_bytes(
             ("<|end|>", None),
         ]
         assert "".join((c.get("delta") or c.get("message") or {}).get("content", "") for c in choices) == "\u00fc"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tokens_without_text_are_told_too(client: httpx.AsyncClient, world: World, stream: bool) -> None:
+    world.engine.enqueue("", pieces=["", "", ""])
+    reply = await client.post("/v1/chat/completions", json={**HELLO, "logprobs": True, "stream": stream})
+    choices = [chunk["choices"][0] for chunk in chunks(reply.text)] if stream else reply.json()["choices"]
+    told = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+    assert [entry["logprob"] for entry in told] == [-1 / 1024, -2 / 1024, -3 / 1024]
 
 
 async def test_prompt_logprobs_have_vllms_shape(client: httpx.AsyncClient, world: World, tokenizer: Tokenizer) -> None:
