@@ -19,5 +19,6 @@ def key_tile_blocks(num_score_rows: int, block_tokens: int) -> int:
     """Key blocks in one tile of scores with ``num_score_rows`` rows: query tokens times heads."""
     return max(1, min(KEY_TILE_BLOCKS, SCORE_TILE_ELEMENTS // (num_score_rows * block_tokens)))
 
+
 # Most prompt tokens of a step when the logits of each are wanted: a row of them is as long as the vocabulary.
 PROMPT_LOGPROB_ROWS = 64

@@ -49,6 +49,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #define FANO_SET avx512
 #define FANO_TARGET __attribute__((target("avx2,fma,avx512f")))
 #define FANO_WIDTH 16
+#define FANO_AVX512
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
@@ -64,6 +65,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "product.h"
 #include "decode.h"
 #undef FANO_DOTS
+#undef FANO_AVX512
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH

@@ -33,12 +33,25 @@ FANO_INLINE float sum_of(vec x) {
 }
 
 // The sums of four vectors, side by side.
+#ifdef FANO_AVX512
+FANO_INLINE quad sums_of(const vec* x) {
+  const __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+  // In each quarter of the registers: the sums of its pairs, then of the quarter.
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m128 low = _mm_add_ps(_mm512_castps512_ps128(all), _mm512_extractf32x4_ps(all, 1));
+  const __m128 high = _mm_add_ps(_mm512_extractf32x4_ps(all, 2), _mm512_extractf32x4_ps(all, 3));
+  return (quad)_mm_add_ps(low, high);
+}
+#else
 FANO_INLINE quad sums_of(const vec* x) {
   const quad a = fold(x[0]), b = fold(x[1]), c = fold(x[2]), d = fold(x[3]);
   const quad ab = FANO_SHUFFLE(a, b, 0, 4, 2, 6) + FANO_SHUFFLE(a, b, 1, 5, 3, 7);
   const quad cd = FANO_SHUFFLE(c, d, 0, 4, 2, 6) + FANO_SHUFFLE(c, d, 1, 5, 3, 7);
   return FANO_SHUFFLE(ab, cd, 0, 1, 4, 5) + FANO_SHUFFLE(ab, cd, 2, 3, 6, 7);
 }
+#endif
 
 template <class Weight>
 FANO_INLINE float dot(const Weight* weight, const float* x, int64_t size) {
