@@ -43,6 +43,25 @@ class DecodedSequence(ctypes.Structure):
     ]
 
 
+class AttendedSpan(ctypes.Structure):
+    """One sequence of a step: its block table, the position of its first token, and its policy's numbers."""
+
+    _fields_: ClassVar = [
+        ("blocks", ADDRESS),
+        *((name, INT64) for name in ("num_blocks", "first_position", "is_full", "sinks", "window")),
+    ]
+
+
+class Attended(ctypes.Structure):
+    """Queries over one layer's keys and values."""
+
+    _fields_: ClassVar = [
+        *((name, ADDRESS) for name in ("queries", "keys", "values", "out", "query_start", "spans")),
+        *((name, INT64) for name in ("is_bf16", "query_stride", "num_sequences", "num_blocks")),
+        *((name, INT64) for name in ("num_heads", "num_kv_heads", "head_width", "padded_width")),
+    ]
+
+
 class DecodedStep(ctypes.Structure):
     """One token of each sequence, with the pools of all layers."""
 

@@ -4,6 +4,8 @@ ctypes lets go of the interpreter lock during a call. Results do not depend on t
 """
 
 import ctypes
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -12,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.kernels import Kernels, reference
-from model.kernels.arguments import DecodedModel, DecodedStep
+from model.kernels import Kernels
+from model.kernels.arguments import Attended, AttendedSpan, DecodedModel, DecodedStep
 from model.kernels.build import find_library
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 ABI_VERSION = 3
 
@@ -22,6 +25,8 @@ POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
     "fano_abi_version": (),
     "fano_best_isa": (),
+    "fano_attend": (POINTER, POINTER, INT, INT),
+    "fano_attend_workspace": (INT64, INT64, INT64, INT),
     "fano_decode": (POINTER, POINTER, INT, INT),
     "fano_decode_workspace": (POINTER, POINTER, INT),
     "fano_exp": (POINTER, POINTER, INT64, INT),
@@ -62,7 +67,7 @@ def load_native(num_threads: int, instruction_set: InstructionSet | None = None)
         raise ValueError(f"instruction_set is {chosen.name}, expected at most {best.name}, which is what this CPU has")
     native = NativeKernels(library, chosen, num_threads)
     name = f"native-{chosen.name.lower()}"
-    kernels = Kernels(name, native.causal_conv, native.selective_scan, reference.attend, native.decode)
+    kernels = Kernels(name, native.causal_conv, native.selective_scan, native.attend, native.decode)
     return kernels, f"{name}: the widest this CPU has" if chosen is best else f"{name}: as asked"
 
 
@@ -150,6 +155,48 @@ class NativeKernels:
         assert not refused, f"sequences {query_start.tolist()} in slots {state_slots.tolist()} do not fit {u.shape}"
         return y
 
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        query_start: Tensor,
+        first_positions: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        policies: Sequence[AttentionPolicy],
+    ) -> Tensor:
+        """See :func:`model.kernels.reference.attend`. Which tokens are read together changes no bit."""
+        num_tokens, num_heads, width = queries.shape
+        num_blocks, block_tokens, num_kv_heads, _ = keys.shape
+        assert block_tokens == BLOCK_TOKENS and queries.stride()[1:] == (width, 1), f"{keys.shape} {queries.stride()}"
+        num_sequences = len(policies)
+        out = torch.empty(queries.shape, dtype=queries.dtype)
+        tables = [array("q", table) for table in block_tables]
+        spans = (AttendedSpan * num_sequences)(*map(_span, tables, first_positions, policies))
+        workspace = torch.empty(
+            self.library.fano_attend_workspace(num_heads, num_kv_heads, width, self.num_threads), dtype=torch.float32
+        )
+        attended = Attended(
+            queries=queries.data_ptr(),
+            keys=_whole(keys, *keys.shape, dtype=queries.dtype),
+            values=_whole(values, *keys.shape, dtype=queries.dtype),
+            out=out.data_ptr(),
+            query_start=_whole(query_start, num_sequences + 1, dtype=torch.int64),
+            spans=ctypes.addressof(spans),
+            is_bf16=queries.dtype == torch.bfloat16,
+            query_stride=queries.stride(0),
+            num_sequences=num_sequences,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_width=width,
+        )
+        refused = int(query_start[-1]) != num_tokens or self.library.fano_attend(
+            ctypes.addressof(attended), workspace.data_ptr(), self.num_threads, self.instruction_set
+        )
+        assert not refused, f"sequences {query_start.tolist()} from {first_positions} do not fit {queries.shape}"
+        return out
+
     def decode(self, model: DecodedModel, step: DecodedStep) -> None:
         """One token of each sequence through the whole model. Mutates the pools of ``step``.
 
@@ -172,6 +219,17 @@ def _open(path: Path) -> ctypes.CDLL:
     if version != ABI_VERSION:
         raise OSError(f"{path} has ABI version {version}, expected {ABI_VERSION}")
     return library
+
+
+def _span(table: "array[int]", first_position: int, policy: AttentionPolicy) -> AttendedSpan:
+    return AttendedSpan(
+        blocks=table.buffer_info()[0],
+        num_blocks=len(table),
+        first_position=first_position,
+        is_full=policy.name is PolicyName.FULL,
+        sinks=policy.sinks,
+        window=policy.window,
+    )
 
 
 def _rows(tensor: Tensor, num_rows: int, width: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.cache.block_pool import RELEASED, BlockPool, BlockTable
 from model.config import Dtype, ModelConfig
-from model.kernels import REFERENCE, Kernels
+from model.kernels import Kernels
 from model.policy import AttentionPolicy, PolicyName
 
 WINDOW = AttentionPolicy(PolicyName.WINDOW, sinks=64, window=128)
@@ -56,6 +56,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 @example(policy=AttentionPolicy(), start=0, num_tokens=2, heads=(1, 1), scattered=False, seed=0)
 @example(policy=WINDOW, start=254, num_tokens=3, heads=(2, 4), scattered=True, seed=0)
 def test_attend_equals_a_dense_mask(
+    kernels: Kernels,
     policy: AttentionPolicy,
     start: int,
     num_tokens: int,
@@ -79,7 +80,7 @@ def test_attend_equals_a_dense_mask(
             keys[block], values[block] = (x[logical * 64 : (logical + 1) * 64] for x in (k, v))
         else:
             table[logical] = RELEASED
-    found = REFERENCE.attend(q, keys, values, torch.tensor([0, num_tokens]), [start], [table], [policy])
+    found = kernels.attend(q, keys, values, torch.tensor([0, num_tokens]), [start], [table], [policy])
     expected = dense_attention(q, k[:length], v[:length], seen)
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= 1e-5
@@ -93,24 +94,24 @@ def test_the_mask_is_the_policy_of_the_contract() -> None:
     assert seen[256].nonzero().flatten().tolist() == [*range(64), *range(128, 257)]
 
 
-def test_a_row_that_sees_nothing_in_the_first_tile_is_no_nan() -> None:
+def test_a_row_that_sees_nothing_in_the_first_tile_is_no_nan(kernels: Kernels) -> None:
     policy = AttentionPolicy(PolicyName.WINDOW, sinks=0, window=64)
     # 64 heads make a tile of scores one or two blocks wide, so late rows start on blocks they do not see.
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(400, 64, 4, generator=generator)
     k, v = torch.randn(2, 448, 1, 4, generator=generator)
     pool = (k.view(7, 64, 1, 4), v.view(7, 64, 1, 4))
-    found = REFERENCE.attend(q, *pool, torch.tensor([0, 400]), [0], [list(range(7))], [policy])
+    found = kernels.attend(q, *pool, torch.tensor([0, 400]), [0], [list(range(7))], [policy])
     expected = dense_attention(q, k[:400], v[:400], dense_mask(400, policy))
     assert float((found - expected).abs().max()) <= 1e-5
 
 
-def test_scores_of_long_ranges_are_joined_across_tiles() -> None:
+def test_scores_of_long_ranges_are_joined_across_tiles(kernels: Kernels) -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 3, 4, generator=generator) * 3
     k, v = torch.randn(2, 9000, 1, 4, generator=generator)
     pool = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 24)).view(141, 64, 1, 4) for x in (k, v)]
-    found = REFERENCE.attend(q, *pool, torch.tensor([0, 2]), [8998], [list(range(141))], [AttentionPolicy()])
+    found = kernels.attend(q, *pool, torch.tensor([0, 2]), [8998], [list(range(141))], [AttentionPolicy()])
     expected = dense_attention(q, k, v, dense_mask(9000, AttentionPolicy())[-2:])
     assert float((found - expected).abs().max()) <= 1e-5
 

@@ -25,6 +25,29 @@ struct Conv {
   int64_t x_stride, num_sequences, num_channels, num_taps;
 };
 
+// One sequence of a step: the policy's numbers, the first position of its tokens, and its block table.
+struct Span {
+  const int64_t* blocks;
+  int64_t num_blocks, first_position, is_full, sinks, window;
+};
+
+// `queries` [T, heads, width] with `query_stride` elements between tokens, `out` [T, heads, width], keys and values
+// [num_blocks, BLOCK_TOKENS, key heads, width], all in the weight dtype. `padded_width` is the head width rounded up
+// to the widest register.
+struct Attend {
+  const void *queries, *keys, *values;
+  void* out;
+  const int64_t* query_start;
+  const Span* spans;
+  int64_t is_bf16, query_stride, num_sequences, num_blocks, num_heads, num_kv_heads, head_width, padded_width;
+};
+
+// A thread's workspace: `queries` and `mixed` [rows, padded width], `scores` [rows, BLOCK_TOKENS], `keys`
+// [padded width, BLOCK_TOKENS], `values` [BLOCK_TOKENS, padded width], `peaks` and `totals` [rows].
+struct AttendSpace {
+  float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
+};
+
 // Matrices are [out, in] in the weight dtype, everything else is float32. `in_proj` of an attention layer holds the
 // queries, keys and values one under the other.
 struct Layer {

@@ -30,6 +30,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "recurrence.h"
 #include "product.h"
 #include "decode.h"
+#include "attend.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -42,6 +43,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "recurrence.h"
 #include "product.h"
 #include "decode.h"
+#include "attend.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -54,6 +56,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "recurrence.h"
 #include "product.h"
 #include "decode.h"
+#include "attend.h"
 #undef FANO_SET
 #undef FANO_TARGET
 
@@ -64,6 +67,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "recurrence.h"
 #include "product.h"
 #include "decode.h"
+#include "attend.h"
 #undef FANO_DOTS
 #undef FANO_AVX512
 #undef FANO_SET
@@ -84,6 +88,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 // Work that one thread does in about 0.3 ms; less is not worth starting another (20 to 60 us).
 constexpr int64_t THREAD_WORK = 1 << 20;
 constexpr int64_t THREAD_WEIGHTS = 4 << 20;
+constexpr int64_t ATTEND_WORK = 4 << 10;  // elements of queries
 constexpr int MAX_THREADS = 64;
 
 template <class Args>
@@ -212,6 +217,76 @@ static bool are_valid(const Model& m, const Step& s) {
   return true;
 }
 
+// Tokens of a query tile, and floats to which a head's width is rounded up.
+constexpr int64_t TILE_TOKENS = 32;
+constexpr int64_t PADDING = 16;
+
+// Floats of the workspace that one thread of fano_attend takes.
+static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
+  const int64_t rows = TILE_TOKENS * (a.num_heads / a.num_kv_heads);
+  int64_t taken = 0;
+  const auto take = [&taken, start](int64_t size) {
+    float* part = start ? start + taken : nullptr;
+    taken += (size + CHANNEL_GRAIN - 1) / CHANNEL_GRAIN * CHANNEL_GRAIN;
+    return part;
+  };
+  w->queries = take(rows * a.padded_width);
+  w->mixed = take(rows * a.padded_width);
+  w->scores = take(rows * BLOCK_TOKENS);
+  w->keys = take(a.padded_width * BLOCK_TOKENS);
+  w->values = take(BLOCK_TOKENS * a.padded_width);
+  w->peaks = take(rows);
+  w->totals = take(rows);
+  return taken;
+}
+
+static bool are_valid(const Attend& a) {
+  if (a.query_start[0] != 0 || a.num_heads % a.num_kv_heads) return false;
+  for (int64_t i = 0; i < a.num_sequences; i++) {
+    const Span& s = a.spans[i];
+    const int64_t end = s.first_position + a.query_start[i + 1] - a.query_start[i];
+    if (a.query_start[i] > a.query_start[i + 1] || s.first_position < 0 || end > s.num_blocks * BLOCK_TOKENS) return false;
+    if (!s.is_full && (s.sinks % BLOCK_TOKENS || s.window % BLOCK_TOKENS || s.sinks < 0 || s.window < 1)) return false;
+    if (a.query_start[i] == a.query_start[i + 1]) continue;
+    const int64_t start = s.first_position - s.window + 1, window = s.is_full || start < 0 ? 0 : start / BLOCK_TOKENS;
+    for (int64_t place = 0; place * BLOCK_TOKENS < end; place++) {
+      if (place * BLOCK_TOKENS >= s.sinks && place < window) place = window;
+      if (s.blocks[place] < 0 || s.blocks[place] >= a.num_blocks) return false;
+    }
+  }
+  return true;
+}
+
+// Tiles are handed out one by one to whoever is free: `next` is the first that nobody has.
+struct AttendWork {
+  const Attend* args;
+  float* workspace;
+  int64_t next, num_parts;
+  int isa;
+};
+
+static void* run_attend(void* pointer) {
+  auto* work = static_cast<AttendWork*>(pointer);
+  const Attend& a = *work->args;
+  AttendSpace w;
+  const int64_t part = __atomic_fetch_add(&work->num_parts, 1, __ATOMIC_RELAXED);
+  lay_out(a, work->workspace + part * lay_out(a, nullptr, &w), &w);
+  int64_t unit = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED), before = 0;
+  for (int64_t i = 0; i < a.num_sequences; i++) {
+    const int64_t count = a.query_start[i + 1] - a.query_start[i];
+    const int64_t num_tiles = (count + TILE_TOKENS - 1) / TILE_TOKENS, num_units = num_tiles * a.num_kv_heads;
+    for (; unit < before + num_units; unit = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) {
+      // The last tiles first: they see the most, and the end of the work is then in small pieces.
+      const int64_t tile = num_tiles - 1 - (unit - before) / a.num_kv_heads, group = (unit - before) % a.num_kv_heads;
+      const int64_t start = tile * TILE_TOKENS, left = count - start;
+      FANO_DISPATCH(work->isa, attend(a, a.spans[i], group, a.query_start[i] + start,
+                                      left < TILE_TOKENS ? left : TILE_TOKENS, a.spans[i].first_position + start, w));
+    }
+    before += num_units;
+  }
+  return nullptr;
+}
+
 struct Member {
   const Model* model;
   const Step* step;
@@ -281,6 +356,35 @@ int fano_conv(const float* x, int64_t x_stride, const float* weight, const float
   if (!are_valid(query_start, state_slots, num_sequences, num_tokens, num_slots)) return 1;
   const Conv args{x, weight, bias, state, y, query_start, state_slots, x_stride, num_sequences, num_channels, num_taps};
   split(run_conv, args, num_tokens * num_channels * num_taps, num_threads, isa);
+  return 0;
+}
+
+int64_t fano_attend_workspace(int64_t num_heads, int64_t num_kv_heads, int64_t head_width, int num_threads) {
+  Attend a{};
+  AttendSpace w;
+  a.num_heads = num_heads;
+  a.num_kv_heads = num_kv_heads;
+  a.padded_width = (head_width + PADDING - 1) / PADDING * PADDING;
+  return lay_out(a, nullptr, &w) * (num_threads < MAX_THREADS ? num_threads : MAX_THREADS);
+}
+
+// Returns 0, or 1 where the sequences do not fit the tensors; nothing was touched then.
+int fano_attend(const Attend* args, float* workspace, int num_threads, int isa) {
+  Attend a = *args;
+  a.padded_width = (a.head_width + PADDING - 1) / PADDING * PADDING;
+  if (!are_valid(a)) return 1;
+  AttendWork work{&a, workspace, 0, 0, isa};
+  const int64_t num_tokens = a.query_start[a.num_sequences];
+  int64_t num_parts = num_tokens * a.num_heads * a.head_width / ATTEND_WORK;
+  if (num_parts > num_threads) num_parts = num_threads;
+  if (num_parts > MAX_THREADS) num_parts = MAX_THREADS;
+  pthread_t threads[MAX_THREADS];
+  int64_t num_started = 1;
+  for (; num_started < num_parts; num_started++) {
+    if (pthread_create(&threads[num_started], nullptr, run_attend, &work)) break;
+  }
+  run_attend(&work);
+  for (int64_t part = 1; part < num_started; part++) pthread_join(threads[part], nullptr);
   return 0;
 }
 
