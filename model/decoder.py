@@ -12,6 +12,7 @@ from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
 from model.kernels import Decode
 from model.kernels.arguments import DecodedLayer, DecodedModel, DecodedSequence, DecodedStep
+from model.kernels.crew import CrewSize
 from model.layers.feed_forward import GatedFeedForward
 from model.layers.mamba import MambaMixer
 from model.policy import AttentionPolicy, PolicyName
@@ -31,6 +32,7 @@ class Decoder:
         config = model.config
         self._model = model
         self._decode = decode
+        self._crew = CrewSize(model.kernels.num_threads)
         self._layers = (DecodedLayer * config.num_layers)(*map(_layer, model.layers))
         self._weights = DecodedModel(
             is_bf16=model.embedding.dtype == torch.bfloat16,
@@ -87,7 +89,8 @@ class Decoder:
             values=_address(blocks.values),
             logits=_address(logits),
         )
-        self._decode(self._weights, step)
+        with self._crew.chosen(num_sequences) as num_threads:
+            self._decode(self._weights, step, num_threads)
         return logits
 
 

@@ -21,14 +21,15 @@ Attend = Callable[
     [Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Sequence[int]], Sequence[AttentionPolicy]],
     Tensor,
 ]
-Decode = Callable[[DecodedModel, DecodedStep], None]
+Decode = Callable[[DecodedModel, DecodedStep, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """One implementation of each kernel. ``name`` goes into build information and session fingerprints.
 
-    ``decode`` runs a step of one token per sequence through the whole model; without it the layers do.
+    ``decode`` runs a step of one token per sequence through the whole model, on as many threads as it is told, at most
+    ``num_threads``; without it the layers do.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Kernels:
     selective_scan: SelectiveScan
     attend: Attend
     decode: Decode | None = None
+    num_threads: int = 1
 
 
 REFERENCE = Kernels("reference", reference.causal_conv, reference.selective_scan, reference.attend)

@@ -67,7 +67,7 @@ def load_native(num_threads: int, instruction_set: InstructionSet | None = None)
         raise ValueError(f"instruction_set is {chosen.name}, expected at most {best.name}, which is what this CPU has")
     native = NativeKernels(library, chosen, num_threads)
     name = f"native-{chosen.name.lower()}"
-    kernels = Kernels(name, native.causal_conv, native.selective_scan, native.attend, native.decode)
+    kernels = Kernels(name, native.causal_conv, native.selective_scan, native.attend, native.decode, num_threads)
     return kernels, f"{name}: the widest this CPU has" if chosen is best else f"{name}: as asked"
 
 
@@ -197,15 +197,15 @@ class NativeKernels:
         assert not refused, f"sequences {query_start.tolist()} from {first_positions} do not fit {queries.shape}"
         return out
 
-    def decode(self, model: DecodedModel, step: DecodedStep) -> None:
-        """One token of each sequence through the whole model. Mutates the pools of ``step``.
+    def decode(self, model: DecodedModel, step: DecodedStep, num_threads: int) -> None:
+        """One token of each sequence through the whole model on ``num_threads``. Mutates the pools of ``step``.
 
         The specification is :meth:`model.hybrid.HybridLM.__call__` on such a batch.
         """
         addresses = ctypes.addressof(model), ctypes.addressof(step)
-        workspace = torch.empty(self.library.fano_decode_workspace(*addresses, self.num_threads))
+        workspace = torch.empty(self.library.fano_decode_workspace(*addresses, num_threads))
         step.workspace = workspace.data_ptr()
-        refused = self.library.fano_decode(*addresses, self.num_threads, self.instruction_set)
+        refused = self.library.fano_decode(*addresses, num_threads, self.instruction_set)
         assert not refused, "the step does not fit the model and its pools"
 
 

@@ -205,7 +205,7 @@ static bool are_valid(const Model& m, const Step& s) {
     if (s.kv_rows[i] < 0 || s.kv_rows[i] >= s.num_blocks * BLOCK_TOKENS) return false;
     for (int range = 0; range < 2; range++) {
       if (q.range_start[range] < 0 || q.range_end[range] > q.num_blocks * BLOCK_TOKENS) return false;
-      for (int64_t p = q.range_start[range]; p < q.range_end[range]; p++) {
+      for (int64_t p = q.range_start[range]; p < q.range_end[range]; p = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS) {
         const int64_t block = q.blocks[p / BLOCK_TOKENS];
         if (block < 0 || block >= s.num_blocks) return false;
       }
