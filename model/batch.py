@@ -64,11 +64,13 @@ class Batch:
         assert all(chunk.is_decode and len(chunk.token_ids) == 1 for chunk in decodes), "decodes are single and first"
         ids: list[int] = []
         starts = [0]
+        kv_rows: list[int] = []
         logits_rows: list[int] = []
         for chunk in chunks:
             count = len(chunk.token_ids)
             assert 0 <= chunk.num_logits <= count > 0, f"{chunk.num_logits} logits of {count} tokens"
             ids += chunk.token_ids
+            kv_rows += _kv_rows(chunk)
             starts.append(len(ids))
             logits_rows += range(len(ids) - chunk.num_logits, len(ids))
         slots = [chunk.state_slot for chunk in chunks]
@@ -77,7 +79,7 @@ class Batch:
             input_ids=torch.tensor(ids, dtype=torch.int64, device=device),
             query_start=torch.tensor(starts, dtype=torch.int64),
             state_slots=torch.tensor(slots, dtype=torch.int64),
-            kv_rows=_kv_rows(chunks).to(device),
+            kv_rows=torch.tensor(kv_rows, dtype=torch.int64, device=device),
             logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),
             first_positions=tuple(chunk.first_position for chunk in chunks),
             block_tables=tuple(chunk.blocks for chunk in chunks),
@@ -115,15 +117,13 @@ class Batch:
         )
 
 
-def _kv_rows(chunks: Sequence[SequenceChunk]) -> Tensor:
-    rows: list[Tensor] = []
-    for chunk in chunks:
-        first, end = chunk.first_position, chunk.first_position + len(chunk.token_ids)
-        blocks = chunk.blocks[first // BLOCK_TOKENS : -(-end // BLOCK_TOKENS)]
-        assert len(blocks) * BLOCK_TOKENS >= end - first // BLOCK_TOKENS * BLOCK_TOKENS, "the block table is too short"
-        assert min(blocks) >= 0, "a block that is written to was given back"
-        starts = torch.tensor(blocks, dtype=torch.int64) * BLOCK_TOKENS
-        skipped = first % BLOCK_TOKENS
-        in_blocks = (starts[:, None] + torch.arange(BLOCK_TOKENS)).flatten()
-        rows.append(in_blocks[skipped : skipped + end - first])
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+def _kv_rows(chunk: SequenceChunk) -> list[int]:
+    first, end = chunk.first_position, chunk.first_position + len(chunk.token_ids)
+    blocks = chunk.blocks[first // BLOCK_TOKENS : -(-end // BLOCK_TOKENS)]
+    assert len(blocks) * BLOCK_TOKENS >= end - first // BLOCK_TOKENS * BLOCK_TOKENS, "the block table is too short"
+    assert min(blocks) >= 0, "a block that is written to was given back"
+    rows: list[int] = []
+    for place, block in enumerate(blocks, first // BLOCK_TOKENS):
+        start, stop = max(first, place * BLOCK_TOKENS), min(end, (place + 1) * BLOCK_TOKENS)
+        rows += range((block - place) * BLOCK_TOKENS + start, (block - place) * BLOCK_TOKENS + stop)
+    return rows
