@@ -31,16 +31,26 @@ class Parameterised:
 
 
 # With fewer rows than this a float32 product on the CPU adds up in another order: measured with torch 2.13 below 4 rows
-# on one thread and below 12 on two. In bfloat16 every number of rows gives the same bits.
+# on one thread and below 12 on two. In bfloat16 every number of rows gives the same bits, but oneDNN compiles and keeps
+# a program for each, 150 to 300 KiB for each matrix: so their number is rounded up to one of a few.
 STABLE_ROWS = 16
+ROUND_ROWS = 64
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T``: [T, in] and [out, in] of one dtype -> [T, out]. A row's bits do not depend on the others."""
-    num_missing = STABLE_ROWS - x.shape[0]
-    if num_missing <= 0 or x.dtype != torch.float32 or x.device.type != "cpu":
+    num_rows = x.shape[0]
+    num_padded = _padded(num_rows, x.dtype) if x.device.type == "cpu" else num_rows
+    if num_padded == num_rows:
         return F.linear(x, weight)
-    return F.linear(F.pad(x, (0, 0, 0, num_missing)), weight)[: x.shape[0]]
+    return F.linear(F.pad(x, (0, 0, 0, num_padded - num_rows)), weight)[:num_rows]
+
+
+def _padded(num_rows: int, dtype: torch.dtype) -> int:
+    """Rows of the product that is taken for one of ``num_rows``."""
+    if num_rows <= STABLE_ROWS:
+        return STABLE_ROWS
+    return num_rows if dtype == torch.float32 else -(-num_rows // ROUND_ROWS) * ROUND_ROWS
 
 
 class Projection(Parameterised):
