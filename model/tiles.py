@@ -1,4 +1,4 @@
-"""Sizes that bound the temporaries of the reference kernels, whatever the length of a sequence. No torch.
+"""Sizes that bound the temporaries of a step, whatever the length of a sequence. No torch.
 
 The kernels work in tiles of these sizes and the memory plan counts with them, so the two cannot drift apart.
 """
@@ -22,3 +22,18 @@ def key_tile_blocks(num_score_rows: int, block_tokens: int) -> int:
 
 # Most prompt tokens of a step when the logits of each are wanted: a row of them is as long as the vocabulary.
 PROMPT_LOGPROB_ROWS = 64
+
+# The native decode step: rows of scores that a thread holds, and the floats between the workspaces of two threads.
+DECODE_SCORE_ROWS = 3
+DECODE_GAP_FLOATS = 16
+
+# With fewer rows than this a float32 product on the CPU adds up in another order: measured with torch 2.13 below 4 rows
+# on one thread and below 12 on two. In bfloat16 every number of rows gives the same bits, but oneDNN compiles and keeps
+# a program for each, 150 to 300 KiB for each matrix: so their number is rounded up to one of a few.
+STABLE_ROWS = 16
+ROUND_ROWS = 64
+
+
+def num_padded_rows(num_rows: int) -> int:
+    """Rows of the product that is taken for one of ``num_rows``."""
+    return STABLE_ROWS if num_rows <= STABLE_ROWS else -(-num_rows // ROUND_ROWS) * ROUND_ROWS

@@ -91,6 +91,47 @@ def ask(
     raise typer.Exit(0 if view.found else NOTHING_FOUND)
 
 
+@app.command()
+def plan(
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint directory or config.json [default: embedded].")
+    ] = None,
+    context: Annotated[str, typer.Option(help="Tokens of a session: 4096, 32K, 1M.")] = "1M",
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that are resident at once.")] = 8,
+    policy: Annotated[
+        Literal["full", "window"] | None, typer.Option(help="Attention policy [default: the checkpoint's].")
+    ] = None,
+    sinks: Annotated[int | None, typer.Option(min=0, help="Sink tokens under policy window.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Window tokens under policy window.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Type of weights and keys/values.")
+    ] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the bill as one JSON object.")] = False,
+) -> None:
+    """Print the memory bill of a model before anything is loaded; its config.json is enough.
+
+    Device memory is allocated at the start, exactly as planned, and never grows.
+    """
+    import json
+
+    from rich.console import Console
+
+    from model.config import Dtype
+    from model.errors import ModelError
+    from model.policy import PolicyName
+    from server.planning import parse_size, plan_bill, print_bill
+    from server.services import embedded_checkpoint
+
+    with errors_as_one_line(ModelError, ValueError):
+        path = embedded_checkpoint() if model is None else model
+        chosen = None if policy is None else PolicyName(policy)
+        bill = plan_bill(path, parse_size(context), sessions, Dtype(dtype), chosen, sinks=sinks, window=window)
+    if as_json:
+        typer.echo(json.dumps(bill.as_json(), indent=2))
+    else:
+        print_bill(bill, path.name, Console())
+
+
 @contextmanager
 def errors_as_one_line(*expected: type[Exception]) -> Iterator[None]:
     """Print an expected error as one line on standard error and exit with 1."""

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from model.config import FLOAT32_BYTES, EngineConfig, ModelConfig
 from model.policy import BLOCK_TOKENS, AttentionPolicy
-from model.tiles import QUERY_TILE_TOKENS, SCAN_TILE_TOKENS, key_tile_blocks
+from model.tiles import (
+    DECODE_GAP_FLOATS,
+    DECODE_SCORE_ROWS,
+    PROMPT_LOGPROB_ROWS,
+    QUERY_TILE_TOKENS,
+    SCAN_TILE_TOKENS,
+    key_tile_blocks,
+    num_padded_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +21,10 @@ class MemoryPlan:
     """What an engine will hold, in bytes.
 
     Weights, states and keys/values equal what is allocated, to the byte. The workspace is an upper bound of the
-    temporaries of one step: a prompt chunk of ``prefill_chunk_tokens``, or one token of every slot.
+    temporaries of one step: prompt chunks of ``prefill_chunk_tokens`` and one token of every slot, with the logits of
+    every slot and of a chunk whose log probabilities are wanted. ``saved_bytes`` is not on the device: host memory for
+    preempted requests, taken when it is needed. ``bytes_per_sequence`` is what one sequence holds at the full context
+    under the engine's policy.
     """
 
     num_slots: int
@@ -23,24 +34,27 @@ class MemoryPlan:
     conv_state_bytes: int
     kv_bytes: int
     workspace_bytes: int
+    saved_bytes: int
+    bytes_per_sequence: int
 
     @staticmethod
     def of(model: ModelConfig, engine: EngineConfig) -> "MemoryPlan":
         """The plan of ``model`` run as ``engine`` says."""
-        num_blocks = engine.num_blocks
-        if num_blocks is None:
-            policy = engine.policy_for(model)
-            num_blocks = engine.num_slots * num_resident_blocks(
-                policy, engine.max_context_tokens, engine.prefill_chunk_tokens
-            )
+        per_sequence = num_resident_blocks(
+            engine.policy_for(model), engine.max_context_tokens, engine.prefill_chunk_tokens
+        )
+        num_blocks = engine.num_slots * per_sequence if engine.num_blocks is None else engine.num_blocks
+        block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype)
         return MemoryPlan(
             num_slots=engine.num_slots,
             num_blocks=num_blocks,
             weight_bytes=model.weight_bytes(engine.dtype),
             ssm_state_bytes=engine.num_slots * model.ssm_state_bytes,
             conv_state_bytes=engine.num_slots * model.conv_state_bytes,
-            kv_bytes=num_blocks * BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype),
-            workspace_bytes=_workspace_bytes(model, engine),
+            kv_bytes=num_blocks * block_bytes,
+            workspace_bytes=_workspace_bytes(model, engine, num_blocks),
+            saved_bytes=engine.saved_bytes,
+            bytes_per_sequence=model.state_bytes + per_sequence * block_bytes,
         )
 
     @property
@@ -56,7 +70,7 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all pools."""
+        """Bytes of all pools on the device."""
         return sum(self.pool_bytes.values())
 
     @property
@@ -75,9 +89,10 @@ def num_resident_blocks(policy: AttentionPolicy, num_tokens: int, chunk_tokens: 
     return -(-policy.max_resident_tokens(num_tokens, chunk_tokens) // BLOCK_TOKENS)
 
 
-def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
-    """The residual stream, the widest of the layers' parts with all its temporaries, and the logits."""
-    num_tokens = max(engine.prefill_chunk_tokens, engine.num_slots)
+def _workspace_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) -> int:
+    """The residual stream, the widest of the layers' parts with all its temporaries, and the logits; or a step of the
+    streams, if that takes more."""
+    num_tokens = engine.prefill_chunk_tokens + engine.num_slots
     cast = engine.dtype.num_bytes
     width = model.hidden_size
     # Residual, normed input, its cast, and the part's output that is added to the residual.
@@ -89,8 +104,19 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
         parts.append(_attention_bytes(model, engine, num_tokens))
     if model.num_expert_layers:
         parts.append(_expert_bytes(model, num_tokens, cast))
-    logits = engine.num_slots * (model.vocab_size * (cast + FLOAT32_BYTES) + width * (FLOAT32_BYTES + cast))
-    return stream + max(*parts, logits)
+    num_logits = num_padded_rows(engine.num_slots + PROMPT_LOGPROB_ROWS)
+    logits = num_logits * (model.vocab_size * (cast + FLOAT32_BYTES) + width * (FLOAT32_BYTES + 2 * cast))
+    return max(stream + max(*parts, logits), logits + _decode_bytes(model, engine, num_blocks))
+
+
+def _decode_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) -> int:
+    """Workspace of the native decode step: the rows of all slots, and for each thread rows and scores of its own."""
+    inner, ffn, queries = model.inner_size, model.intermediate_size, model.query_size
+    shared = model.hidden_size + max(queries + 2 * model.kv_size, 2 * inner, 2 * ffn) + 2 * inner + max(queries, inner)
+    own = model.hidden_size + model.dt_rank + 2 * model.state_size + ffn + max(queries, model.hidden_size, inner, ffn)
+    num_visible = min(engine.max_context_tokens, num_blocks * BLOCK_TOKENS)
+    rows = engine.num_slots * (shared + engine.num_threads * own)
+    return FLOAT32_BYTES * (rows + engine.num_threads * (DECODE_SCORE_ROWS * num_visible + DECODE_GAP_FLOATS))
 
 
 def _feed_forward_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:

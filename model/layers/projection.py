@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.tiles import STABLE_ROWS, num_padded_rows
+
 
 class Parameterised:
     """Something that holds parameters: tensors among its attributes, and those of what it is built from."""
@@ -30,27 +32,13 @@ class Parameterised:
         return (tensor for _, tensor in self.named_parameters())
 
 
-# With fewer rows than this a float32 product on the CPU adds up in another order: measured with torch 2.13 below 4 rows
-# on one thread and below 12 on two. In bfloat16 every number of rows gives the same bits, but oneDNN compiles and keeps
-# a program for each, 150 to 300 KiB for each matrix: so their number is rounded up to one of a few.
-STABLE_ROWS = 16
-ROUND_ROWS = 64
-
-
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T``: [T, in] and [out, in] of one dtype -> [T, out]. A row's bits do not depend on the others."""
     num_rows = x.shape[0]
-    num_padded = _padded(num_rows, x.dtype) if x.device.type == "cpu" else num_rows
-    if num_padded == num_rows:
+    num_padded = num_padded_rows(num_rows)
+    if num_padded == num_rows or x.device.type != "cpu" or (x.dtype == torch.float32 and num_rows > STABLE_ROWS):
         return F.linear(x, weight)
     return F.linear(F.pad(x, (0, 0, 0, num_padded - num_rows)), weight)[:num_rows]
-
-
-def _padded(num_rows: int, dtype: torch.dtype) -> int:
-    """Rows of the product that is taken for one of ``num_rows``."""
-    if num_rows <= STABLE_ROWS:
-        return STABLE_ROWS
-    return num_rows if dtype == torch.float32 else -(-num_rows // ROUND_ROWS) * ROUND_ROWS
 
 
 class Projection(Parameterised):

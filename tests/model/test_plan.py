@@ -143,12 +143,16 @@ def test_the_workspace_is_an_upper_bound_and_no_fantasy(
     table, slot = BlockTable(blocks), states.allocate()
     peaks = []
     held = [*model.parameters(), states.ssm, states.conv, blocks.keys, blocks.values]
-    for first, num_tokens in (*((first, 64) for first in range(0, 3968, 64)), (3968, 1)):
+    for first, num_tokens, num_logits in (
+        *((first, 64, 0) for first in range(0, 3904, 64)),
+        (3904, 64, 64),
+        (3968, 1, 1),
+    ):
         table.release_hidden(policy, first)
         table.prepare(first, first + num_tokens)
         if first < 3904:
             continue
-        batch = Batch.pack([SequenceChunk([1] * num_tokens, first, slot, table.blocks, policy)])
+        batch = Batch.pack([SequenceChunk([1] * num_tokens, first, slot, table.blocks, policy, num_logits)])
         gc.collect()
         with LiveBytes(held) as counter:
             model(batch, states, blocks)

@@ -1,0 +1,144 @@
+"""``fano plan``: what a model will hold, from its config.json alone."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from model.cache.plan import MemoryPlan
+from model.config import Dtype, EngineConfig, ModelConfig
+from model.errors import ConfigInvalid
+from model.policy import AttentionPolicy, PolicyName
+
+# Sizes are decimal, as the numbers of tokens in the names of models and limits are.
+UNITS = {"": 1, "K": 1_000, "M": 1_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """The plan of a model for ``num_sessions`` at ``context_tokens``, and that of policy full beside it."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    policy: AttentionPolicy
+    plan: MemoryPlan
+    full: MemoryPlan
+
+    @staticmethod
+    def of(model: ModelConfig, engine: EngineConfig) -> "Bill":
+        """The bill of ``model`` run as ``engine`` says. Pure arithmetic."""
+        full = MemoryPlan.of(model, _under(engine, AttentionPolicy()))
+        return Bill(model, engine, engine.policy_for(model), MemoryPlan.of(model, engine), full)
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, in bytes."""
+        plan = self.plan
+        return {
+            "context_tokens": self.engine.max_context_tokens,
+            "sessions": self.engine.num_slots,
+            "dtype": self.engine.dtype.value,
+            "policy": _policy(self.policy),
+            "parameters": self.model.num_parameters(),
+            "device_bytes": {**plan.pool_bytes, "total": plan.total_bytes},
+            "host_bytes": {"preempted_requests_at_most": plan.saved_bytes},
+            "session_bytes": {
+                "ssm_state": self.model.ssm_state_bytes,
+                "conv_state": self.model.conv_state_bytes,
+                "kv": plan.bytes_per_sequence - self.model.state_bytes,
+                "total": plan.bytes_per_sequence,
+                "total_under_full": self.full.bytes_per_sequence,
+            },
+            "kv_bytes_per_token_under_full": self.model.kv_bytes_per_token(self.engine.dtype),
+            "state_capacity_bits": 8 * plan.bytes_per_sequence,
+            "slots": plan.num_slots,
+            "blocks": plan.num_blocks,
+        }
+
+
+def plan_bill(
+    path: Path, context_tokens: int, num_sessions: int, dtype: Dtype, policy: PolicyName | None, **numbers: int | None
+) -> Bill:
+    """The bill of the checkpoint in the directory ``path``, or of the config.json it names.
+
+    ``numbers`` are ``sinks`` and ``window``. Raises ``CheckpointNotFound`` and ``ConfigInvalid``.
+    """
+    model = ModelConfig.from_pretrained(path.parent if path.name == "config.json" else path)
+    own = model.policy
+    sinks, window = numbers.get("sinks"), numbers.get("window")
+    try:
+        chosen = AttentionPolicy(
+            own.name if policy is None else policy,
+            own.sinks if sinks is None else sinks,
+            own.window if window is None else window,
+        )
+    except ValueError as error:
+        raise ConfigInvalid("policy", f"sinks {sinks}, window {window}", str(error), "round them") from error
+    engine = EngineConfig(num_slots=num_sessions, max_context_tokens=context_tokens, dtype=dtype, policy=chosen)
+    return Bill.of(model, engine)
+
+
+def parse_size(text: str) -> int:
+    """``4096``, ``32K`` or ``1M`` as a number. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KM]?)", text.strip().upper())
+    if match is None or not (size := round(float(match[1]) * UNITS[match[2]])):
+        raise ValueError(f"{text!r} is not a size; expected a number of tokens such as 4096, 32K or 1M")
+    return size
+
+
+def print_bill(bill: Bill, name: str, console: Console) -> None:
+    """The bill for people."""
+    told = bill.as_json()
+    context, sessions = told["context_tokens"], told["sessions"]
+    console.print(f"[bold]{name}[/bold]: {told['parameters']:,} parameters in {told['dtype']}, {sessions} sessions of "
+                  f"{context:,} tokens, policy {_told(bill.policy)}")  # fmt: skip
+    table = Table("on the device", "bytes", "", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for pool, size in told["device_bytes"].items():
+        style = "bold" if pool == "total" else None
+        table.add_row(pool, f"{size:,}", _readable(size), style=style)
+    console.print(table)
+    session = told["session_bytes"]
+    console.print(
+        f"a session: {session['ssm_state'] + session['conv_state']:,} bytes of state, whatever its length, and "
+        f"{session['kv']:,} of keys and values: {_readable(session['total'])}, {told['state_capacity_bits']:,} bits"
+    )
+    full, per_token = session["total_under_full"], told["kv_bytes_per_token_under_full"]
+    if full > session["total"]:
+        times = f"{full / session['total']:,.0f} times as much"
+        console.print(f"under policy full it would be {_readable(full)} ({per_token:,} bytes a token), {times}")
+    else:
+        console.print(f"that grows with the length, by {per_token:,} bytes a token")
+    console.print(f"in host memory, for requests that make way for others: at most {_readable(bill.plan.saved_bytes)}")
+
+
+def _under(engine: EngineConfig, policy: AttentionPolicy) -> EngineConfig:
+    return EngineConfig(
+        num_slots=engine.num_slots,
+        max_context_tokens=engine.max_context_tokens,
+        dtype=engine.dtype,
+        policy=policy,
+    )
+
+
+def _policy(policy: AttentionPolicy) -> dict[str, Any]:
+    if policy.name is PolicyName.FULL:
+        return {"name": policy.name.value}
+    return {"name": policy.name.value, "sinks": policy.sinks, "window": policy.window}
+
+
+def _told(policy: AttentionPolicy) -> str:
+    if policy.name is PolicyName.FULL:
+        return policy.name.value
+    return f"{policy.name.value} ({policy.sinks} sinks, {policy.window:,} tokens)"
+
+
+def _readable(num_bytes: int) -> str:
+    size, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
