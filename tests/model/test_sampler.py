@@ -1,113 +1,250 @@
+"""Drawing tokens: by the definitions, and the same alone and in any batch."""
+
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from model.engine.request import SamplingParams
-from model.engine.sampler import Sampler
+from model.engine.sampler import Draw, Drawn, SequenceSampler, draw
+
+VOCAB_SIZE = 60
 
 
-def params(**values: float | int | None) -> SamplingParams:
+def params(**values: object) -> SamplingParams:
     return SamplingParams(max_tokens=1, **values)  # type: ignore[arg-type]
 
 
-def frequencies(sampler: Sampler, logits: torch.Tensor, count: int = 4000) -> dict[int, float]:
-    drawn = Counter(sampler.draw(logits) for _ in range(count))
-    return {token: number / count for token, number in drawn.items()}
+def sampler(prompt: Sequence[int] = (), choice: int = 0, **values: object) -> SequenceSampler:
+    return SequenceSampler(params(**values), prompt, choice)
+
+
+def one(logits: Tensor, drawing: SequenceSampler, allowed: Sequence[int] | None = None) -> Drawn:
+    (found,) = draw(logits[None], [Draw(drawing, allowed)])
+    assert isinstance(found, Drawn)
+    return found
+
+
+def ids(logits: Tensor, drawing: SequenceSampler, count: int, allowed: Sequence[int] | None = None) -> list[int]:
+    return [one(logits, drawing, allowed).token_id for _ in range(count)]
+
+
+def frequencies(logits: Tensor, drawing: SequenceSampler, count: int = 4000) -> dict[int, float]:
+    return {token: number / count for token, number in Counter(ids(logits, drawing, count)).items()}
 
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+# Four standard deviations of 4000 draws.
+SPREAD = 0.032
 
 
 def test_greedy_takes_the_largest_and_the_lower_id_of_equals() -> None:
-    sampler = Sampler(params(temperature=0.0))
-    assert sampler.draw(torch.tensor([0.0, 3.0, 3.0, 1.0])) == 1
-    assert sampler.draw(torch.tensor([0.0, 3.0, 3.0, 1.0]), [0, 2, 3]) == 2
-    assert sampler.draw(torch.tensor([-math.inf, -5.0])) == 1
+    assert one(torch.tensor([0.0, 3.0, 3.0, 1.0]), sampler(temperature=0.0)).token_id == 1
+    assert one(torch.tensor([0.0, 3.0, 3.0, 1.0]), sampler(temperature=0.0), [0, 2, 3]).token_id == 2
+    assert one(torch.tensor([-math.inf, -5.0]), sampler(temperature=0.0)).token_id == 1
 
 
-def test_temperature_one_draws_the_softmax() -> None:
-    drawn = frequencies(Sampler(params(seed=1)), LOGITS)
-    # Four standard deviations of 4000 draws are 0.032 at most.
+def test_temperature_one_draws_the_softmax_and_a_lower_one_sharpens() -> None:
+    drawn = frequencies(LOGITS, sampler(seed=1))
+    squared = frequencies(LOGITS, sampler(seed=2, temperature=0.5))
     for token, probability in enumerate([0.5, 0.3, 0.15, 0.05]):
-        assert drawn[token] == pytest.approx(probability, abs=0.032)
-
-
-def test_temperature_sharpens() -> None:
-    squares = [0.25, 0.09, 0.0225, 0.0025]
-    drawn = frequencies(Sampler(params(seed=2, temperature=0.5)), LOGITS)
-    for token, square in enumerate(squares):
-        assert drawn.get(token, 0) == pytest.approx(square / sum(squares), abs=0.032)
-    assert set(frequencies(Sampler(params(seed=2, temperature=1e-9)), LOGITS, 100)) == {0}
-
-
-def test_top_k_keeps_the_most_probable() -> None:
-    drawn = frequencies(Sampler(params(seed=3, top_k=2)), LOGITS)
-    assert set(drawn) == {0, 1}
-    assert drawn[0] == pytest.approx(0.625, abs=0.032)
-    assert set(frequencies(Sampler(params(seed=3, top_k=1)), LOGITS, 50)) == {0}
+        assert drawn[token] == pytest.approx(probability, abs=SPREAD)
+        assert squared.get(token, 0) == pytest.approx(probability**2 / 0.365, abs=SPREAD)
+    assert set(ids(LOGITS, sampler(seed=2, temperature=1e-9), 100)) == {0}
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.0, {0}), (0.45, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})]
+    ("values", "kept"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1}, {0}),
+        ({"top_p": 0.0}, {0}),
+        ({"top_p": 0.45}, {0}),
+        ({"top_p": 0.6}, {0, 1}),
+        ({"top_p": 0.9}, {0, 1, 2}),
+        ({"min_p": 0.25}, {0, 1, 2}),
+        ({"min_p": 1.0}, {0}),
+        ({"top_k": 3, "top_p": 0.8, "min_p": 0.1}, {0, 1}),
+        ({"logit_bias": ((3, 100.0),)}, {3}),
+        ({"logit_bias": ((0, -100.0), (1, -100.0))}, {2, 3}),
+    ],
 )
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
-    assert set(frequencies(Sampler(params(seed=4, top_p=top_p)), LOGITS, 1500)) == kept
+def test_what_is_left_out_is_never_drawn(values: dict[str, object], kept: set[int]) -> None:
+    assert set(ids(LOGITS, sampler(seed=4, **values), 800)) == kept
 
 
-def test_a_seed_repeats_and_others_differ() -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    draws = {
-        seed: [
-            [sampler.draw(logits) for _ in range(20)]
-            for sampler in (Sampler(params(seed=seed)), Sampler(params(seed=seed)))
-        ]
-        for seed in (0, 1, -7, 2**63 - 1)
-    }
-    for first, second in draws.values():
-        assert first == second
-    assert len({tuple(first) for first, _ in draws.values()}) == 4
-    unseeded = [[sampler.draw(logits) for _ in range(20)] for sampler in (Sampler(params()), Sampler(params()))]
-    assert unseeded[0] != unseeded[1]
+def expected_distribution(logits: Tensor, wanted: SamplingParams, prompt: list[int], said: list[int]) -> list[float]:
+    """The definitions, one number at a time."""
+    values = [float(value) for value in logits.double()]
+    if wanted.repetition_penalty != 1:
+        for token in {*prompt, *said}:
+            factor = wanted.repetition_penalty
+            values[token] = values[token] / factor if values[token] > 0 else values[token] * factor
+    for token, count in Counter(said).items():
+        values[token] -= count * wanted.frequency_penalty + wanted.presence_penalty
+    for token, bias in wanted.logit_bias:
+        values[token] += bias
+    ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    weights = {token: math.exp((values[token] - values[ranked[0]]) / wanted.temperature) for token in ranked}
+    kept = ranked[: wanted.top_k or len(ranked)]
+    total, cumulative, nucleus = sum(weights[token] for token in kept), 0.0, []
+    for token in kept:
+        if not nucleus or cumulative < wanted.top_p * total or wanted.top_p == 1:
+            nucleus.append(token)
+        cumulative += weights[token]
+    kept = [token for token in nucleus if weights[token] >= wanted.min_p * weights[nucleus[0]]]
+    total = sum(weights[token] for token in kept)
+    return [weights[token] / total if token in kept else 0.0 for token in range(len(values))]
 
 
-def test_a_sampler_does_not_hear_the_others() -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    alone = Sampler(params(seed=5))
-    expected = [alone.draw(logits) for _ in range(10)]
-    torch.manual_seed(9)
-    first, other = Sampler(params(seed=5)), Sampler(params(seed=6))
-    got = []
-    for _ in range(10):
-        got.append(first.draw(logits))
-        other.draw(logits)
-        torch.rand(3)
-    assert got == expected
+WANTED = [
+    params(seed=1),
+    params(seed=1, temperature=0.6, top_k=12),
+    params(seed=1, temperature=1.4, top_p=0.7),
+    params(seed=1, min_p=0.15, presence_penalty=1.1, frequency_penalty=0.4),
+    params(seed=1, repetition_penalty=1.6, logit_bias=((3, 1.5), (7, -4.0))),
+    params(seed=1, temperature=0.9, top_k=30, top_p=0.9, min_p=0.03, presence_penalty=-0.5, repetition_penalty=0.8),
+]
 
 
+@pytest.mark.parametrize("wanted", WANTED)
+def test_the_distribution_is_that_of_the_definitions(wanted: SamplingParams) -> None:
+    logits = 2 * torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(5))
+    prompt, said = [1, 2, 3, 3], [3, 9, 9, 20]
+    drawn = Counter[int]()
+    for seed in range(3000):
+        drawing = SequenceSampler(SamplingParams(**{**vars_of(wanted), "seed": seed}), prompt)
+        for token in said:
+            drawing.record(token)
+        drawn[one(logits, drawing).token_id] += 1
+    expected = expected_distribution(logits, wanted, prompt, said)
+    assert {token for token in drawn if expected[token] == 0} == set()
+    chi_square = sum((drawn[t] - 3000 * p) ** 2 / (3000 * p) for t, p in enumerate(expected) if p > 0)
+    degrees = sum(p > 0 for p in expected) - 1
+    assert chi_square < degrees + 5 * math.sqrt(2 * max(1, degrees)), "five standard deviations of a chi-square"
+
+
+def vars_of(wanted: SamplingParams) -> dict[str, object]:
+    return {name: getattr(wanted, name) for name in SamplingParams.__slots__}
+
+
+@pytest.mark.parametrize(
+    ("values", "warpers"),
+    [
+        ({"temperature": 0.7, "top_k": 9}, [TemperatureLogitsWarper(0.7), TopKLogitsWarper(9)]),
+        ({"top_p": 0.75}, [TopPLogitsWarper(0.75)]),
+        ({"temperature": 1.3, "min_p": 0.2}, [TemperatureLogitsWarper(1.3), MinPLogitsWarper(0.2)]),
+        (
+            {"repetition_penalty": 1.4, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+            [
+                RepetitionPenaltyLogitsProcessor(1.4),
+                TopKLogitsWarper(20),
+                TopPLogitsWarper(0.9),
+                MinPLogitsWarper(0.05),
+            ],
+        ),
+    ],
+)
+def test_the_definitions_are_those_of_transformers(values: dict[str, object], warpers: list[object]) -> None:
+    prompt = [4, 8, 15, 16, 23, 42]
+    for seed in range(5):
+        logits = 2 * torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
+        scores = logits[None].double()
+        for warper in warpers:
+            scores = warper(torch.tensor([prompt]), scores)  # type: ignore[operator]
+        expected = torch.softmax(scores, dim=1)[0]
+        found = torch.tensor(expected_distribution(logits, params(**values), prompt, []), dtype=torch.float64)
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
+anything = st.builds(
+    params,
+    temperature=st.sampled_from([0.0, 1e-6, 0.5, 1.0, 2.0]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    top_k=st.sampled_from([0, 1, 7]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    presence_penalty=st.sampled_from([0.0, 1.0]),
+    frequency_penalty=st.sampled_from([0.0, -0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    logit_bias=st.sampled_from([(), ((3, 5.0),)]),
+    logprobs=st.sampled_from([None, 0, 3]),
+    seed=st.integers(0, 5),
+)
+allowances = st.one_of(st.none(), st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, unique=True).map(sorted))
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    allowed=st.sets(st.integers(0, 29), min_size=1).map(sorted),
-    seed=st.integers(0, 100),
-    temperature=st.sampled_from([0.0, 0.7, 5.0]),
-    top_k=st.integers(0, 3),
-    top_p=st.floats(0, 1),
+    rows=st.lists(st.tuples(anything, allowances, st.integers(0, 2)), min_size=1, max_size=6),
+    num_steps=st.integers(1, 4),
+    seed=st.integers(0, 99),
 )
-@settings(deadline=None)
-def test_only_allowed_tokens_are_drawn(
-    allowed: list[int], seed: int, temperature: float, top_k: int, top_p: float
+def test_a_row_draws_the_same_alone_and_in_any_batch(
+    rows: list[tuple[SamplingParams, list[int] | None, int]], num_steps: int, seed: int
 ) -> None:
-    logits = torch.randn(30, generator=torch.Generator().manual_seed(seed))
-    sampler = Sampler(params(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p))
-    token = sampler.draw(logits, allowed)
-    assert token in allowed
-    if temperature == 0 or top_k == 1:
-        assert token == max(allowed, key=lambda token: float(logits[token]))
+    generator = torch.Generator().manual_seed(seed)
+    together = [SequenceSampler(wanted, [1, 2], choice) for wanted, _, choice in rows]
+    alone = [SequenceSampler(wanted, [1, 2], choice) for wanted, _, choice in rows]
+    for _ in range(num_steps):
+        logits = 3 * torch.randn(len(rows), VOCAB_SIZE, generator=generator)
+        before = logits.clone()
+        found = draw(logits, [Draw(each, allowed) for each, (_, allowed, _) in zip(together, rows, strict=True)])
+        for row, (each, (_, allowed, _)) in enumerate(zip(alone, rows, strict=True)):
+            assert found[row] == one(logits[row], each, allowed)
+            assert allowed is None or found[row].token_id in allowed  # type: ignore[union-attr]
+        assert torch.equal(logits, before), "the logits are left as they are"
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
-    with pytest.raises(ArithmeticError, match="NaN"):
-        Sampler(params(temperature=0.0)).draw(torch.tensor([0.0, bad, 1.0]))
+def test_choices_have_generators_of_their_own_and_the_first_is_that_of_the_seed() -> None:
+    logits = torch.zeros(VOCAB_SIZE)
+    plain = ids(logits, sampler(seed=3), 20)
+    choices = [ids(logits, sampler(seed=3, choice=choice), 20) for choice in range(3)]
+    assert choices[0] == plain
+    assert len({tuple(each) for each in choices}) == 3
+    assert choices == [ids(logits, sampler(seed=3, choice=choice), 20) for choice in range(3)]
+    assert ids(logits, sampler(), 20) != ids(logits, sampler(), 20), "without a seed nothing repeats"
+    assert ids(logits, sampler(seed=2**64 - 1), 3) and ids(logits, sampler(seed=-(2**63)), 3)
+
+
+def test_penalties_look_at_the_completion_and_repetition_at_the_prompt_too() -> None:
+    logits = torch.tensor([1.0, 0.9, 0.8])
+    frequent = sampler([0, 0, 0], temperature=0.0, frequency_penalty=0.15)
+    assert ids(logits, frequent, 5) == [0, 1, 0, 2, 1]
+    assert ids(logits, sampler([0], temperature=0.0, repetition_penalty=1.2), 3) == [1, 0, 0]
+    assert ids(logits, sampler([0], temperature=0.0, presence_penalty=1.0), 4) == [0, 1, 2, 0]
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    found = one(LOGITS, sampler(temperature=0.0, logprobs=2, logit_bias=((2, 100.0),)))
+    assert found.token_id == 2 and found.logprob is not None
+    assert found.logprob.logprob == pytest.approx(math.log(0.15))
+    assert [token for token, _ in found.logprob.top] == [0, 1]
+    assert [value for _, value in found.logprob.top] == pytest.approx([math.log(0.5), math.log(0.3)])
+    bare = one(LOGITS, sampler(temperature=0.0, logprobs=0)).logprob
+    assert bare is not None and bare.top == ()
+    assert one(LOGITS, sampler(temperature=0.0)).logprob is None
+    ties = one(torch.zeros(5), sampler(temperature=0.0, logprobs=3)).logprob
+    assert ties is not None and [token for token, _ in ties.top] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_row_of_no_numbers_is_an_error_in_its_place(poison: float) -> None:
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = poison
+    found = draw(logits, [Draw(sampler(temperature=0.0)), Draw(sampler(seed=1)), Draw(sampler(seed=1))])
+    assert isinstance(found[1], ArithmeticError)
+    assert isinstance(found[0], Drawn) and isinstance(found[2], Drawn)
+    lone = draw(torch.full((1, 4), -math.inf), [Draw(sampler(temperature=0.0))])
+    assert isinstance(lone[0], ArithmeticError)
