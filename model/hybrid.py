@@ -63,7 +63,18 @@ class HybridLM(Parameterised):
         return torch.cat((drawn, self._read(batch.prompts(), states, blocks)))
 
     def _read(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
-        """All layers, one after another, over all tokens at once."""
+        """All layers, one after another, over all tokens at once.
+
+        Only here does torch use more than one thread: its threads spin for a while after each operation, on the core
+        that a decode step wants.
+        """
+        torch.set_num_threads(self.kernels.num_threads)
+        try:
+            return self._through_layers(batch, states, blocks)
+        finally:
+            torch.set_num_threads(1)
+
+    def _through_layers(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
         x = F.embedding(batch.input_ids, self.embedding).float()
         num_mamba = num_attention = 0
         for layer in self.layers:

@@ -65,7 +65,7 @@ class LoadReport:
 def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engine, LoadReport]:
     """Load a checkpoint and take all the memory the engine will ever hold.
 
-    Sets the number of threads of this process's torch. Raises ``CheckpointNotFound``,
+    Keeps torch on one thread but while it reads prompts. Raises ``CheckpointNotFound``,
     ``ConfigInvalid`` or ``WeightsMismatch``.
     """
     started = time.perf_counter()
@@ -73,7 +73,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     model_config = ModelConfig.from_pretrained(directory)
     policy = config.policy_for(model_config)
     _require_device(config.device)
-    torch.set_num_threads(config.num_threads)
+    torch.set_num_threads(1)
     kernels, kernels_reason = _kernels(config)
     tokenizer = Tokenizer(directory)
     if tokenizer.vocab_size > model_config.vocab_size:

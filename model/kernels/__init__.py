@@ -5,7 +5,7 @@ specification. Callers hold a :class:`Kernels` and never ask which one it is.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -48,19 +48,24 @@ def choose(device: str, num_threads: int) -> tuple[Kernels, str]:
 
     Raises nothing for a missing or broken native library: the reference twins answer then, and the reason says so.
     """
+    twins = _reference(num_threads)
     if device != "cpu":
-        return REFERENCE, f"there are no fast kernels for device {device!r}"
+        return twins, f"there are no fast kernels for device {device!r}"
     from model.kernels.native import load_native
 
     kernels, reason = load_native(num_threads)
-    return kernels or REFERENCE, reason
+    return kernels or twins, reason
 
 
 def forced(name: str, num_threads: int = 1) -> Kernels:
     """The kernels called ``name``: ``reference`` or ``native``. Raises ValueError where they are not to be had."""
     if name == REFERENCE.name:
-        return REFERENCE
+        return _reference(num_threads)
     kernels, reason = choose("cpu", num_threads)
     if kernels.name.split("-")[0] != name:
         raise ValueError(f"kernels {name!r} were asked for, expected one that works on this machine: {reason}")
     return kernels
+
+
+def _reference(num_threads: int) -> Kernels:
+    return REFERENCE if num_threads == REFERENCE.num_threads else replace(REFERENCE, num_threads=num_threads)
