@@ -25,9 +25,10 @@ class BlockPool:
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: Dtype, device: str = "cpu") -> None:
         shape = (config.num_attention_layers, num_blocks, BLOCK_TOKENS, config.num_kv_heads, config.head_width)
-        # Zeros, not uninitialised memory: the unused tail of a block must not hold NaN.
-        self.keys = torch.zeros(shape, dtype=TORCH_DTYPES[dtype], device=device)
-        self.values = torch.zeros(shape, dtype=TORCH_DTYPES[dtype], device=device)
+        # Zeros, not uninitialised memory: the unused tail of a block must not hold NaN. Written and not only promised:
+        # pages that are touched later could be refused later.
+        self.keys = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device).zero_()
+        self.values = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device).zero_()
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks))
         self._references = [0] * num_blocks

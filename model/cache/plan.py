@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.config import FLOAT32_BYTES, EngineConfig, ModelConfig
+from model.errors import ConfigInvalid
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import (
     DECODE_GAP_FLOATS,
@@ -72,6 +73,17 @@ class MemoryPlan:
     def total_bytes(self) -> int:
         """Bytes of all pools on the device."""
         return sum(self.pool_bytes.values())
+
+    def require(self, available: int | None) -> None:
+        """Raise ConfigInvalid where the device pools do not fit into ``available`` bytes; None is taken for enough."""
+        if available is not None and self.total_bytes > available:
+            pools = ", ".join(f"{pool} {size}" for pool, size in self.pool_bytes.items())
+            raise ConfigInvalid(
+                "the memory plan",
+                f"{self.total_bytes} bytes ({pools})",
+                f"at most the {available} bytes that are available",
+                "lower FANO_MAX_SEQUENCES or FANO_MAX_CONTEXT_TOKENS, or choose FANO_POLICY=window",
+            )
 
     @property
     def bytes_per_slot(self) -> int:

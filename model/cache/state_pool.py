@@ -15,8 +15,9 @@ class StatePool:
 
     def __init__(self, config: ModelConfig, num_slots: int, device: str = "cpu") -> None:
         layers, inner = config.num_mamba_layers, config.inner_size
-        self.ssm = torch.zeros(layers, num_slots, config.state_size, inner, device=device)
-        self.conv = torch.zeros(layers, num_slots, config.conv_width - 1, inner, device=device)
+        # Written and not only promised zeros: pages that are touched later could be refused later.
+        self.ssm = torch.empty(layers, num_slots, config.state_size, inner, device=device).zero_()
+        self.conv = torch.empty(layers, num_slots, config.conv_width - 1, inner, device=device).zero_()
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._used: set[int] = set()

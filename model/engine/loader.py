@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from model.cache.available import available_bytes
 from model.cache.block_pool import BlockPool
 from model.cache.plan import MemoryPlan
 from model.cache.state_pool import StatePool
@@ -82,6 +83,8 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
             "vocab_size", model_config.vocab_size, expected, "config and tokenizer do not belong together"
         )
     plan = MemoryPlan.of(model_config, config)
+    if config.device == "cpu":
+        plan.require(available_bytes())
     model = HybridLM(model_config, kernels, config.dtype, config.device)
     load_weights(model, directory)
     runner = ModelRunner(
