@@ -117,7 +117,8 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) 
     if model.num_expert_layers:
         parts.append(_expert_bytes(model, num_tokens, cast))
     num_logits = num_padded_rows(engine.num_slots + PROMPT_LOGPROB_ROWS)
-    logits = num_logits * (model.vocab_size * (cast + FLOAT32_BYTES) + width * (FLOAT32_BYTES + 2 * cast))
+    narrow = 0 if cast == FLOAT32_BYTES else cast
+    logits = num_logits * (model.vocab_size * (narrow + FLOAT32_BYTES) + width * (FLOAT32_BYTES + 2 * cast))
     return max(stream + max(*parts, logits), logits + _decode_bytes(model, engine, num_blocks))
 
 

@@ -20,7 +20,7 @@ NUM_SLOTS, NUM_BLOCKS = 4, 14
 POLICIES = st.sampled_from([AttentionPolicy(), AttentionPolicy(PolicyName.WINDOW, sinks=64, window=64)])
 
 
-@dataclass
+@dataclass(eq=False)
 class Remembered:
     """What one sequence holds, and what it should read there: the mark written last at each position."""
 
