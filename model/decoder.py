@@ -11,7 +11,7 @@ from model.batch import Batch
 from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
 from model.kernels import Decode
-from model.kernels.arguments import DecodedLayer, DecodedModel, DecodedSequence, DecodedStep
+from model.kernels.arguments import DecodedLayer, DecodedModel, DecodedSequence, DecodedStep, as_array
 from model.kernels.crew import CrewSize
 from model.layers.feed_forward import GatedFeedForward
 from model.layers.mamba import MambaMixer
@@ -70,7 +70,7 @@ class Decoder:
         config = self._model.config
         num_sequences, num_logits = batch.num_tokens, batch.logits_rows.shape[0]
         logits = torch.empty((num_logits, config.vocab_size))
-        tables = [array("q", table) for table in batch.block_tables]
+        tables = [as_array(table) for table in batch.block_tables]
         sequences = (DecodedSequence * num_sequences)(*map(_sequence, batch.first_positions, batch.policies, tables))
         step = DecodedStep(
             num_sequences=num_sequences,

@@ -1,6 +1,7 @@
 """Key/value blocks, reference counted, and the table that maps a sequence's positions to them."""
 
 import heapq
+from array import array
 from collections.abc import Iterable
 
 import torch
@@ -113,7 +114,8 @@ class BlockTable:
 
     def __init__(self, pool: BlockPool, blocks: Iterable[int] = ()) -> None:
         """``blocks`` are entries whose references become this table's."""
-        self.blocks: list[int] = list(blocks)
+        # 64-bit integers in one piece, which a native step reads where they lie: a step must not cost the length.
+        self.blocks = array("q", blocks)
         self.num_held = len(self.blocks) - self.blocks.count(RELEASED)
         self.pool = pool
         self._num_scanned = 0
@@ -150,7 +152,7 @@ class BlockTable:
             self.pool.copy(self.blocks[place], block)
             self.pool.free((self.blocks[place],))
             self.blocks[place] = block
-        self.blocks += taken[len(shared) :]
+        self.blocks.extend(taken[len(shared) :])
         self.num_held += len(taken) - len(shared)
 
     def release_hidden(self, policy: AttentionPolicy, next_position: int) -> int:
@@ -161,7 +163,7 @@ class BlockTable:
         stop = min(policy.window_start(next_position) // BLOCK_TOKENS, len(self.blocks))
         hidden = [block for block in self.blocks[start:stop] if block != RELEASED]
         self.pool.free(hidden)
-        self.blocks[start:stop] = [RELEASED] * max(0, stop - start)
+        self.blocks[start:stop] = array("q", [RELEASED]) * max(0, stop - start)
         self._num_scanned = max(start, stop)
         self.num_held -= len(hidden)
         return len(hidden)
@@ -169,7 +171,7 @@ class BlockTable:
     def free(self) -> None:
         """Give back every block; the table is then that of an empty sequence."""
         self.pool.free(block for block in self.blocks if block != RELEASED)
-        self.blocks.clear()
+        self.blocks = array("q")
         self.num_held = 0
         self._num_scanned = 0
 

@@ -4,12 +4,19 @@ Addresses are those of contiguous tensors that outlive the structure.
 """
 
 import ctypes
+from array import array
+from collections.abc import Sequence
 from typing import ClassVar
 
 ADDRESS, INT64 = ctypes.c_void_p, ctypes.c_int64
 
 LAYER_MATRICES = ("in_proj", "out_proj", "gate_up", "down", "x_proj")
 LAYER_VECTORS = ("conv_weight", "conv_bias", "dt_norm", "b_norm", "c_norm", "dt_weight", "dt_bias", "a", "d")
+
+
+def as_array(table: Sequence[int]) -> "array[int]":
+    """A block table that a native kernel can read: the table itself where it is one already."""
+    return table if isinstance(table, array) else array("q", table)
 
 
 class DecodedLayer(ctypes.Structure):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.kernels import Kernels
-from model.kernels.arguments import Attended, AttendedSpan, DecodedModel, DecodedStep
+from model.kernels.arguments import Attended, AttendedSpan, DecodedModel, DecodedStep, as_array
 from model.kernels.build import find_library
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
@@ -171,7 +171,7 @@ class NativeKernels:
         assert block_tokens == BLOCK_TOKENS and queries.stride()[1:] == (width, 1), f"{keys.shape} {queries.stride()}"
         num_sequences = len(policies)
         out = torch.empty(queries.shape, dtype=queries.dtype)
-        tables = [array("q", table) for table in block_tables]
+        tables = [as_array(table) for table in block_tables]
         spans = (AttendedSpan * num_sequences)(*map(_span, tables, first_positions, policies))
         workspace = torch.empty(
             self.library.fano_attend_workspace(num_heads, num_kv_heads, width, self.num_threads), dtype=torch.float32

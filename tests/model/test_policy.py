@@ -153,4 +153,4 @@ def test_released_blocks_are_those_no_later_token_sees() -> None:
     assert table.release_hidden(WINDOW, 640) == 0
     pool.check([table])
     table.free()
-    assert (pool.num_free, table.blocks) == (12, [])
+    assert (pool.num_free, list(table.blocks)) == (12, [])
