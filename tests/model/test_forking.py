@@ -57,7 +57,7 @@ class Memory(RuleBasedStateMachine):
         if sequence is None or sequence.table is None:
             return
         table, start = sequence.table, len(sequence.marks)
-        missing, before = table.num_missing(start, start + num_tokens), list(table.blocks)
+        missing, before = table.num_missing(start, start + num_tokens), table.blocks[:]
         free = self.blocks.num_free
         try:
             table.prepare(start, start + num_tokens)
