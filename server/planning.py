@@ -111,7 +111,7 @@ def print_bill(bill: Bill, name: str, console: Console) -> None:
         console.print(f"under policy full it would be {_readable(full)} ({per_token:,} bytes a token), {times}")
     else:
         console.print(f"that grows with the length, by {per_token:,} bytes a token")
-    console.print(f"in host memory, for requests that make way for others: at most {_readable(bill.plan.saved_bytes)}")
+    console.print(f"in host memory, for preempted requests: at most {_readable(bill.plan.saved_bytes)}")
 
 
 def _under(engine: EngineConfig, policy: AttentionPolicy) -> EngineConfig:
