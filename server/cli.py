@@ -106,6 +106,7 @@ def plan(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Type of weights and keys/values.")
     ] = "bfloat16",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the server [default: all cores].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bill as one JSON object.")] = False,
 ) -> None:
     """Print the memory bill of a model before anything is loaded; its config.json is enough.
@@ -113,6 +114,7 @@ def plan(
     Device memory is allocated at the start, exactly as planned, and never grows.
     """
     import json
+    import os
 
     from rich.console import Console
 
@@ -125,7 +127,9 @@ def plan(
     with errors_as_one_line(ModelError, ValueError):
         path = embedded_checkpoint() if model is None else model
         chosen = None if policy is None else PolicyName(policy)
-        bill = plan_bill(path, parse_size(context), sessions, Dtype(dtype), chosen, sinks=sinks, window=window)
+        num_threads = threads or len(os.sched_getaffinity(0))
+        size = parse_size(context)
+        bill = plan_bill(path, size, sessions, Dtype(dtype), chosen, num_threads, sinks=sinks, window=window)
     if as_json:
         typer.echo(json.dumps(bill.as_json(), indent=2))
     else:

@@ -59,7 +59,13 @@ class Bill:
 
 
 def plan_bill(
-    path: Path, context_tokens: int, num_sessions: int, dtype: Dtype, policy: PolicyName | None, **numbers: int | None
+    path: Path,
+    context_tokens: int,
+    num_sessions: int,
+    dtype: Dtype,
+    policy: PolicyName | None,
+    num_threads: int = 1,
+    **numbers: int | None,
 ) -> Bill:
     """The bill of the checkpoint in the directory ``path``, or of the config.json it names.
 
@@ -76,7 +82,9 @@ def plan_bill(
         )
     except ValueError as error:
         raise ConfigInvalid("policy", f"sinks {sinks}, window {window}", str(error), "round them") from error
-    engine = EngineConfig(num_slots=num_sessions, max_context_tokens=context_tokens, dtype=dtype, policy=chosen)
+    engine = EngineConfig(
+        num_slots=num_sessions, max_context_tokens=context_tokens, dtype=dtype, policy=chosen, num_threads=num_threads
+    )
     return Bill.of(model, engine)
 
 
@@ -84,7 +92,9 @@ def parse_size(text: str) -> int:
     """``4096``, ``32K`` or ``1M`` as a number. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KM]?)", text.strip().upper())
     if match is None or not (size := round(float(match[1]) * UNITS[match[2]])):
-        raise ValueError(f"{text!r} is not a size; expected a number of tokens such as 4096, 32K or 1M")
+        raise ValueError(
+            f"context is {text!r}, which is not a size; expected a number of tokens such as 4096, 32K or 1M"
+        )
     return size
 
 
@@ -120,6 +130,7 @@ def _under(engine: EngineConfig, policy: AttentionPolicy) -> EngineConfig:
         max_context_tokens=engine.max_context_tokens,
         dtype=engine.dtype,
         policy=policy,
+        num_threads=engine.num_threads,
     )
 
 

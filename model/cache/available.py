@@ -5,6 +5,7 @@ from pathlib import Path
 MEMINFO = Path("/proc/meminfo")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+CGROUP_PARTS = Path("/sys/fs/cgroup/memory.stat")
 
 
 def available_bytes() -> int | None:
@@ -24,8 +25,11 @@ def _machine_bytes() -> int | None:
 
 def _container_bytes() -> int | None:
     try:
-        limit, used = CGROUP_LIMIT.read_text(encoding="ascii").strip(), CGROUP_USED.read_text(encoding="ascii").strip()
+        limit, used = CGROUP_LIMIT.read_text(encoding="ascii").strip(), int(CGROUP_USED.read_text(encoding="ascii"))
+        parts = dict(line.split() for line in CGROUP_PARTS.read_text(encoding="ascii").splitlines())
     except OSError:
         return None
+    # Pages of files that nobody looked at of late are counted as used, but given up when memory is asked for.
+    reclaimable = int(parts.get("inactive_file", 0))
     # Without a limit the file says "max".
-    return max(0, int(limit) - int(used)) if limit.isdigit() else None
+    return max(0, int(limit) - used + reclaimable) if limit.isdigit() else None

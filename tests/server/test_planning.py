@@ -63,8 +63,8 @@ def test_the_bill_is_for_people_too(config_file: Path) -> None:
     ("arguments", "told"),
     [
         (("/no/such/place",), "/no/such/place/config.json does not exist"),
-        (("--context", "many"), "'many' is not a size"),
-        (("--context", "0"), "'0' is not a size"),
+        (("--context", "many"), "context is 'many', which is not a size"),
+        (("--context", "0"), "context is '0', which is not a size"),
         (("--policy", "window", "--window", "100"), "multiple of 64"),
     ],
 )
