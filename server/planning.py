@@ -10,7 +10,6 @@ from rich.table import Table
 
 from model.cache.plan import MemoryPlan
 from model.config import Dtype, EngineConfig, ModelConfig
-from model.errors import ConfigInvalid
 from model.policy import AttentionPolicy, PolicyName
 
 # Sizes are decimal, as the numbers of tokens in the names of models and limits are.
@@ -69,19 +68,17 @@ def plan_bill(
 ) -> Bill:
     """The bill of the checkpoint in the directory ``path``, or of the config.json it names.
 
-    ``numbers`` are ``sinks`` and ``window``. Raises ``CheckpointNotFound`` and ``ConfigInvalid``.
+    ``numbers`` are ``sinks`` and ``window``. Raises ``CheckpointNotFound``, ``ConfigInvalid``, and ValueError
+    for numbers that are no whole blocks.
     """
     model = ModelConfig.from_pretrained(path.parent if path.name == "config.json" else path)
     own = model.policy
     sinks, window = numbers.get("sinks"), numbers.get("window")
-    try:
-        chosen = AttentionPolicy(
-            own.name if policy is None else policy,
-            own.sinks if sinks is None else sinks,
-            own.window if window is None else window,
-        )
-    except ValueError as error:
-        raise ConfigInvalid("policy", f"sinks {sinks}, window {window}", str(error), "round them") from error
+    chosen = AttentionPolicy(
+        own.name if policy is None else policy,
+        own.sinks if sinks is None else sinks,
+        own.window if window is None else window,
+    )
     engine = EngineConfig(
         num_slots=num_sessions, max_context_tokens=context_tokens, dtype=dtype, policy=chosen, num_threads=num_threads
     )
