@@ -24,6 +24,7 @@ class SamplingParams:
     ``frequency_penalty`` are subtracted once, and once per occurrence, from the logits of tokens of the completion
     (OpenAI); ``repetition_penalty`` divides positive and multiplies negative logits of every token of prompt or
     completion (arXiv 1909.05858, section 4.1). ``logit_bias`` are pairs of token id and what is added to its logit.
+    Every ``seed`` from -2**63 to 2**64 - 1 has draws of its own; None draws anew each time.
 
     ``logprobs`` of None returns no log probabilities; k returns those of each drawn token and of the k most probable
     ones, of the model's own distribution before any of the above. ``prompt_logprobs`` does the same for the prompt.

@@ -5,31 +5,34 @@ temperature, top-k, top-p and min-p, each on what the one before left, as transf
 sequence draws depends on its own row, parameters and generator alone, whatever else is in the batch.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.engine.logprobs import token_logprobs
 from model.engine.request import SamplingParams, TokenLogprob
 
+# At this temperature the nearest two float32 are so far apart that the lower is never drawn, and the farthest two
+# still have a finite distance.
+LOWEST_TEMPERATURE = 1e-60
+
 
 class SequenceSampler:
     """What the drawing of one choice remembers: a generator of its own, and the tokens that penalties look at.
 
-    The same seed and logits give the same tokens. Choice 0 draws what the request draws that asks for one choice; the
-    others' generators are derived from seed and choice. Without a seed they start from the operating system's entropy.
+    The same seed and logits give the same tokens; every other seed and every other choice has a generator of its own.
+    Choice 0 draws what the request draws that asks for one choice. Without a seed a generator starts from the operating
+    system's entropy.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], choice: int = 0) -> None:
         self.params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(_derived(params.seed, choice))
+        # Seeds from -2**63 to 2**64 - 1 take 65 bits. Of torch.Generator's seed only 32 would count.
+        key = None if params.seed is None else choice << 65 | params.seed % 2**65
+        self._generator = np.random.Philox(key=key)
         self._counts: _Counts | None = None
         if params.presence_penalty or params.frequency_penalty:
             self._counts = _Counts()
@@ -63,9 +66,11 @@ class SequenceSampler:
         params, device = self.params, row.device
         if self._seen is not None and self._seen.size:
             ids = self._seen.ids.to(device)
-            values = row[ids]
+            # A penalty may be any double, and what it makes of a logit more than float32 can hold.
+            values = row[ids].double()
             penalty = params.repetition_penalty
-            row[ids] = torch.where(values > 0, values / penalty, values * penalty)
+            most = torch.finfo(row.dtype).max
+            row[ids] = torch.where(values > 0, values / penalty, values * penalty).clamp(-most, most).to(row.dtype)
         if self._counts is not None and self._counts.size:
             counts = self._counts.counts.to(device)
             row[self._counts.ids.to(device)] -= params.frequency_penalty * counts + params.presence_penalty
@@ -74,7 +79,7 @@ class SequenceSampler:
 
     def uniform(self) -> float:
         """The next number of this choice's generator, from [0, 1)."""
-        return float(torch.rand(1, generator=self._generator, dtype=torch.float64))
+        return (int(self._generator.random_raw()) >> 11) * 2.0**-53
 
     def record(self, token_id: int) -> None:
         """A token was drawn."""
@@ -166,40 +171,44 @@ def _of(logits: Tensor, rows: list[int]) -> Tensor:
 
 def _sample(logits: Tensor, samplers: Sequence[SequenceSampler], truncates: bool) -> list[int]:
     """A place in each row of ``logits`` [R, V], by the inverse of its distribution function."""
-    device = logits.device
+    device, size = logits.device, logits.shape[1]
     places: Tensor | None = None
     if truncates:
         logits, places = torch.sort(logits, dim=1, descending=True, stable=True)
         peaks = logits[:, :1]
     else:
         peaks = logits.amax(dim=1, keepdim=True)
-    temperatures = torch.tensor([[each.params.temperature] for each in samplers], device=device)
-    # From the maximum down, so that a temperature near zero gives zeros and not infinities.
-    probabilities = torch.softmax((logits - peaks) / temperatures, dim=1, dtype=torch.float64)
+    temperatures = torch.tensor(
+        [[max(each.params.temperature, LOWEST_TEMPERATURE)] for each in samplers], dtype=torch.float64, device=device
+    )
+    # Whole numbers, of which V fit 63 bits: their sums do not depend on the order, and that of floating-point numbers
+    # depends on the number of rows and threads.
+    unit = 2.0 ** (62 - size.bit_length())
+    weights = torch.exp((logits.double() - peaks) / temperatures).mul_(unit).round_().long()
     if truncates:
-        probabilities = _truncate(probabilities, [each.params for each in samplers])
-    cumulative = probabilities.cumsum(dim=1)
+        weights = _truncate(weights, [each.params for each in samplers])
+    cumulative = weights.cumsum(dim=1)
+    totals = cumulative[:, -1:]
     uniforms = torch.tensor([[each.uniform()] for each in samplers], dtype=torch.float64, device=device)
-    found = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    # Rounding may lead past the end, or to a token that was left out behind the last that was not.
-    last = probabilities.shape[1] - 1 - (probabilities > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    found = torch.minimum(found, last)
+    # The product of a number just below one may be rounded up to the total.
+    targets = torch.minimum((uniforms * totals).long(), totals - 1)
+    found = torch.searchsorted(cumulative, targets, right=True)
     return (found if places is None else places.gather(1, found))[:, 0].tolist()
 
 
-def _truncate(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """The probabilities [R, V], descending, with zeros for what top-k, top-p and min-p leave out."""
-    device, size = probabilities.device, probabilities.shape[1]
+def _truncate(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """The weights [R, V] int64, descending, with zeros for what top-k, top-p and min-p leave out."""
+    device, size = weights.device, weights.shape[1]
     most = torch.tensor([[each.top_k or size] for each in params], device=device)
-    probabilities = probabilities.masked_fill(torch.arange(size, device=device) >= most, 0.0)
+    weights = weights.masked_fill(torch.arange(size, device=device) >= most, 0)
     top_p = torch.tensor([[each.top_p] for each in params], dtype=torch.float64, device=device)
-    total = probabilities.sum(dim=1, keepdim=True)
+    cumulative = weights.cumsum(dim=1)
     # The token that crosses the border belongs to the set.
-    is_beyond = (probabilities.cumsum(dim=1) - probabilities) >= top_p * total
+    is_beyond = (cumulative - weights) >= top_p * cumulative[:, -1:]
     is_beyond &= top_p < 1
     is_beyond[:, 0] = False
     min_p = torch.tensor([[each.min_p] for each in params], dtype=torch.float64, device=device)
-    return probabilities.masked_fill(is_beyond | (probabilities < min_p * probabilities[:, :1]), 0.0)
+    return weights.masked_fill(is_beyond | (weights < min_p * weights[:, :1]), 0)
 
 
 class _Counts:
@@ -229,10 +238,3 @@ class _Counts:
             self._counts = torch.cat((self._counts, torch.zeros_like(self._counts)))
         self._ids[place] = token_id
         self._counts[place] += 1
-
-
-def _derived(seed: int, choice: int) -> int:
-    if choice == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed} {choice}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

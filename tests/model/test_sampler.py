@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from model.engine.logprobs import token_logprobs
 from model.engine.request import SamplingParams
 from model.engine.sampler import Draw, Drawn, SequenceSampler, draw
 
@@ -63,6 +65,20 @@ def test_temperature_one_draws_the_softmax_and_a_lower_one_sharpens() -> None:
         assert drawn[token] == pytest.approx(probability, abs=SPREAD)
         assert squared.get(token, 0) == pytest.approx(probability**2 / 0.365, abs=SPREAD)
     assert set(ids(LOGITS, sampler(seed=2, temperature=1e-9), 100)) == {0}
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-46, 1e-50, 1e-300, 5e-324])
+@pytest.mark.parametrize("values", [{}, {"top_p": 0.9}, {"top_k": 2, "min_p": 0.1}])
+def test_the_limit_of_a_small_temperature_is_the_greedy_choice(temperature: float, values: dict[str, object]) -> None:
+    near = torch.nextafter(torch.tensor(1e4), torch.tensor(0.0)).item()
+    for logits in ([0.0, 1.0, 0.5, -1.0], [-1e4, near, 1e4, 0.0], [-1e4, -near, -1e4, -1e4], [-math.inf, -1e4, 1e4]):
+        row = torch.tensor(logits)
+        expected = int(row.argmax())
+        assert ids(row, sampler(seed=6, temperature=temperature, **values), 20) == [expected] * 20
+
+
+def test_a_temperature_without_bound_draws_from_all() -> None:
+    assert set(ids(torch.tensor([1e4, -1e4, 0.0]), sampler(seed=6, temperature=1e308), 100)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +223,72 @@ def test_a_row_draws_the_same_alone_and_in_any_batch(
         assert torch.equal(logits, before), "the logits are left as they are"
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 16384, 65536])
+def test_a_row_of_any_width_draws_the_same_for_any_number_of_rows_and_threads(vocab_size: int) -> None:
+    logits = 3 * torch.randn(17, vocab_size, generator=torch.Generator().manual_seed(8))
+    kinds: list[dict[str, object]] = [{"temperature": 0.0}, {"temperature": 1.2}, {"top_p": 0.7}, {"top_k": 99}]
+    told = token_logprobs(logits, range(17), 3)
+    alone = [one(row, sampler(seed=index, **kinds[index % 4])) for index, row in enumerate(logits)]
+    for number in (1, 2):
+        for num_rows in (1, 2, 3, 8, 17):
+            draws = [Draw(sampler(seed=index, **kinds[index % 4])) for index in range(num_rows)]
+            with threads(number):
+                assert draw(logits[:num_rows], draws) == alone[:num_rows]
+                assert token_logprobs(logits[:num_rows], range(num_rows), 3) == told[:num_rows]
+
+
+def test_the_border_of_top_p_is_the_same_for_any_number_of_rows_and_threads() -> None:
+    generator = torch.Generator().manual_seed(9)
+    two = torch.tensor([10.0, 10.0])
+    seed = next(seed for seed in range(99) if one(two, sampler(seed=seed)).token_id == 1)
+    for _ in range(8):
+        # Eighths, whose differences are exact: the border is near what is computed here.
+        row = torch.cat((two, torch.randint(-24, 24, (65534,), generator=generator) / 8))
+        # The second token is drawn if it is kept, and top_p decides that: the two nearest that decide otherwise.
+        border = float(torch.softmax(row.double(), dim=0)[0])
+        without, kept = border * (1 - 1e-9), border * (1 + 1e-9)
+        while without < (middle := (without + kept) / 2) < kept:
+            if one(row, sampler(seed=seed, top_p=middle)).token_id == 1:
+                kept = middle
+            else:
+                without = middle
+        for top_p, expected in ((without, 0), (kept, 1)):
+            for number, num_rows in ((1, 1), (1, 3), (2, 1), (2, 3)):
+                with threads(number):
+                    draws = [Draw(sampler(seed=seed, top_p=top_p)) for _ in range(num_rows)]
+                    assert draw(row.repeat(num_rows, 1), draws) == [Drawn(expected)] * num_rows
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    seeds = [3, -3, -1, 2**64 - 1, -(2**63), 2**63, 0, *(3 + 2**bit for bit in range(2, 64))]
+    drawn = {
+        (seed, choice): tuple(ids(torch.zeros(VOCAB_SIZE), sampler(seed=seed, choice=choice), 12))
+        for seed in seeds
+        for choice in range(3)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+
+
+@pytest.mark.parametrize("values", [{}, {"top_p": 0.999}])
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (1 - 2**-53, 4)])
+def test_the_ends_of_the_unit_interval_are_the_first_and_the_last_that_can_be_drawn(
+    values: dict[str, object], uniform: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = sampler(seed=1, **values)
+    monkeypatch.setattr(drawing, "uniform", lambda: uniform)
+    assert one(torch.tensor([-math.inf, 0.3, 0.2, 0.1, 0.05, -math.inf]), drawing).token_id == expected
+
+
 def test_choices_have_generators_of_their_own_and_the_first_is_that_of_the_seed() -> None:
     logits = torch.zeros(VOCAB_SIZE)
     plain = ids(logits, sampler(seed=3), 20)
@@ -224,6 +306,14 @@ def test_penalties_look_at_the_completion_and_repetition_at_the_prompt_too() -> 
     assert ids(logits, frequent, 5) == [0, 1, 0, 2, 1]
     assert ids(logits, sampler([0], temperature=0.0, repetition_penalty=1.2), 3) == [1, 0, 0]
     assert ids(logits, sampler([0], temperature=0.0, presence_penalty=1.0), 4) == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("penalty", "expected"), [(5e-324, 1), (1e-50, 1), (1e50, 2), (1e308, 2)])
+def test_a_repetition_penalty_without_bound_leaves_numbers(temperature: float, penalty: float, expected: int) -> None:
+    logits = torch.tensor([0.0, 1e4, 30.0, -1e4])
+    drawing = sampler([0, 1, 3], seed=1, temperature=temperature, repetition_penalty=penalty)
+    assert one(logits, drawing).token_id == expected
 
 
 def test_log_probabilities_are_the_models_own() -> None:
