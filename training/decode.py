@@ -44,12 +44,12 @@ class Decoder:
                 block: Attention = layer.self_attn
                 cache.keys[index] = block.k_proj(inputs).view(len(ids), block.kv_heads, block.width)
                 cache.values[index] = block.v_proj(inputs).view(len(ids), block.kv_heads, block.width)
-                y, _ = block(inputs, forest.places)
+                y, _ = block(inputs, forest, index)
             else:
                 mixer: Mamba = layer.mamba
                 u = F.linear(inputs[-3:], mixer.in_proj.weight[: mixer.in_proj.weight.shape[0] // 2])
                 cache.tail[index] = u
-                y = mixer(inputs, forest.segments)
+                y = mixer(inputs, forest, index)
                 cache.state[index] = forest.segments.finals[0].t().clone()
             x = x + y
             x = x + layer.feed_forward(layer.pre_ff_layernorm(x))

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from training.scan import Segments
+from training.model import Losses
+from training.scan import Segments, causal_conv, selective_scan
 
 SMALL_ROOT = 320  # up to here one masked product for the whole tree is faster than a causal one beside it
 
@@ -115,6 +117,26 @@ class Forest:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def conv(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG002
+        return causal_conv(x.float(), weight, bias, self.segments)
+
+    def scan(
+        self, layer: int, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor  # noqa: ARG002
+    ) -> Tensor:  # fmt: skip
+        return selective_scan(u, dt, a, b, c, d, self.segments)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, supervise: str | None) -> tuple[Tensor, Losses]:  # noqa: ARG002
+        out: list[Tensor] = []
+        losses: Losses = []
+        for place in self.places:
+            if place.hidden is None or place.asking > place.start:
+                out.append(_causal(q, k, v, slice(place.start, place.end)))
+            if place.hidden is not None:
+                branch, loss = _branches(q, k, v, place, place.hidden, supervise)
+                out.append(branch)
+                losses += loss
+        return torch.cat(out), losses
+
     def _answer_mask(self, trees: list[Tree]) -> Tensor:
         mask = torch.zeros(len(self.ids), dtype=torch.bool)
         at = 0
@@ -133,3 +155,37 @@ def _hidden(tree: Tree) -> Tensor:
     position = torch.arange(len(owner))
     foreign = (owner[:, None] != owner) & (owner != 0)
     return foreign | (position[:, None] < position)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, span: slice) -> Tensor:
+    """Attention [n, heads, E] within one run of tokens."""
+    repeat = q.shape[1] // k.shape[1]
+    key, value = (t[span].transpose(0, 1).repeat_interleave(repeat, 0)[None] for t in (k, v))
+    y = F.scaled_dot_product_attention(q[span].transpose(0, 1)[None], key, value, is_causal=True)
+    return y[0].transpose(0, 1)
+
+
+def _branches(
+    q: Tensor, k: Tensor, v: Tensor, place: Place, hidden: Tensor, supervise: str | None
+) -> tuple[Tensor, Losses]:
+    """Attention [asking, heads, E] of a tree's tokens under its mask, and the loss of where they look."""
+    keys, values = (t[place.start : place.last].transpose(0, 1) for t in (k, v))  # [G, T, E]
+    g, width = k.shape[1:]
+    tokens, root = place.last - place.asking, place.end - place.start
+    asked = (q[place.asking : place.last] * width**-0.5).view(tokens, g, -1, width)
+    asked = asked.permute(1, 2, 0, 3).reshape(g, -1, width)  # [G, repeat * asking, E]
+    scores = torch.bmm(asked, keys.transpose(1, 2)).float().view(g, -1, tokens, place.last - place.start)
+    p = scores.masked_fill_(hidden, -1e9).softmax(-1)
+    y = torch.bmm(p.view(g, -1, p.shape[-1]).to(values.dtype), values).view(g, -1, tokens, width)
+    y = y.permute(2, 0, 1, 3).reshape(tokens, -1, width)
+    losses: Losses = []
+    rows, targets = {
+        "pointer": (place.pointer_rows, place.pointer_targets),
+        "evidence": (place.evidence_rows, place.evidence_targets),
+    }.get(supervise or "", (None, None))
+    if rows is not None:
+        looked = p[:, 0, rows, :root]  # the first query head of each key/value head
+        mass = (looked * targets).sum(-1)
+        weights = place.pointer_weights if supervise == "pointer" else torch.ones(len(rows))
+        losses.append(((-torch.log(mass + 1e-5).mean(0) * weights).sum(), weights.sum()))
+    return y, losses

@@ -1,23 +1,41 @@
-"""A compact Jamba for training on forests (Mamba-1 and attention without positions, no experts, tied embeddings).
+"""A compact Jamba for training (Mamba-1 and attention without positions, no experts, tied embeddings).
 
-Parameter names are those of the Hugging Face JambaForCausalLM, so that the state dict is the checkpoint.
+Parameter names are those of the Hugging Face JambaForCausalLM, so that the state dict is the checkpoint. How tokens
+follow one another is the layout's business: a `Forest` of questions that share their passages, or `Rows` of packed
+documents whose state is carried from chunk to chunk.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.forest import Forest, Place
-from training.scan import Segments, causal_conv, selective_scan
-
 EMBEDDING_RMS = 0.3  # large beside what the layers add, so that a token's identity survives in the residual stream
 FINAL_SCALE = 0.13  # the last norm takes that back, or the tied output matrix would begin with far too sharp logits
 OUTPUT_SCALE = 0.2
+
+
+Losses = list[tuple[Tensor, Tensor]]  # sums of added losses on attention, each with its weight
+
+
+class Layout(Protocol):
+    """Which tokens precede which. `...` are the layout's axes of tokens: [T] in a forest, [B, T] in rows."""
+
+    ids: Tensor
+
+    def conv(self, layer: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """silu of the depthwise causal convolution of x [..., I]; weight [4, I], bias [I]."""
+
+    def scan(self, layer: int, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        """The selective scan: y [..., I] of u, dt [..., I], a [I, 16], b, c [..., 16], d [I]."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, supervise: str | None) -> tuple[Tensor, Losses]:
+        """Causal attention [..., heads, E] of q [..., heads, E], k, v [..., kv_heads, E], and the added losses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +106,17 @@ class Mamba(nn.Module):
         self.dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))
         self.dt_proj.weight.data.mul_(0.5)
 
-    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, layer: int) -> Tensor:
         u, gate = self.in_proj(x).chunk(2, dim=-1)
-        u = causal_conv(u.float(), self.conv1d.weight[:, 0].t(), self.conv1d.bias, segments)
+        u = layout.conv(layer, u, self.conv1d.weight[:, 0].t(), self.conv1d.bias)
         dt, b, c = self.x_proj(u).float().split([self.rank, 16, 16], dim=-1)
         dt = F.softplus(self.dt_proj(self.dt_layernorm(dt)).float())
-        y = selective_scan(u, dt, -torch.exp(self.A_log), self.b_layernorm(b), self.c_layernorm(c), self.D, segments)
+        y = layout.scan(layer, u, dt, -torch.exp(self.A_log), self.b_layernorm(b), self.c_layernorm(c), self.D)
         return self.out_proj(y * F.silu(gate))
 
 
 class Attention(nn.Module):
-    """Causal within the root and within a branch; a branch also sees its root. Returns extra losses on attention."""
+    """Grouped-query attention without positions. Returns the layout's added losses beside the output."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -112,21 +130,12 @@ class Attention(nn.Module):
         tied = self.k_proj.weight.data.view(shape.kv_heads, self.width, -1).repeat_interleave(repeat, 0)
         self.q_proj.weight.data.copy_(tied.reshape(shape.hidden, -1))
 
-    def forward(
-        self, x: Tensor, places: list[Place], supervise: str | None = None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        q = self.q_proj(x).view(-1, self.heads, self.width)
-        k = self.k_proj(x).view(-1, self.kv_heads, self.width)
-        v = self.v_proj(x).view(-1, self.kv_heads, self.width)
-        out, losses = [], []
-        for place in places:
-            if place.hidden is None or place.asking > place.start:
-                out.append(self._causal(q, k, v, slice(place.start, place.end)))
-            if place.hidden is not None:
-                branch, loss = self._branches(q, k, v, place, supervise)
-                out.append(branch)
-                losses += loss
-        return self.o_proj(torch.cat(out).reshape(len(x), -1)), losses
+    def forward(self, x: Tensor, layout: Layout, layer: int, supervise: str | None = None) -> tuple[Tensor, Losses]:
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.width))
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.width))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.width))
+        y, losses = layout.attend(layer, q, k, v, supervise)
+        return self.o_proj(y.flatten(-2)), losses
 
     def begin_as_copy(self) -> None:
         """The first query head of each key/value head writes what it attends to into the residual stream."""
@@ -135,36 +144,6 @@ class Attention(nn.Module):
         for group, value in enumerate(self.v_proj.weight.data.split(self.width)):
             first = group * repeat * self.width
             self.o_proj.weight.data[:, first : first + self.width] = 0.5 * value.t()
-
-    def _causal(self, q: Tensor, k: Tensor, v: Tensor, span: slice) -> Tensor:
-        repeat = self.heads // self.kv_heads
-        key, value = (t[span].transpose(0, 1).repeat_interleave(repeat, 0)[None] for t in (k, v))
-        return F.scaled_dot_product_attention(q[span].transpose(0, 1)[None], key, value, is_causal=True)[0].transpose(
-            0, 1
-        )
-
-    def _branches(
-        self, q: Tensor, k: Tensor, v: Tensor, place: Place, supervise: str | None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        keys, values = (t[place.start : place.last].transpose(0, 1) for t in (k, v))  # [G, T, E]
-        g, tokens, root = self.kv_heads, place.last - place.asking, place.end - place.start
-        asked = (q[place.asking : place.last] * self.width**-0.5).view(tokens, g, -1, self.width)
-        asked = asked.permute(1, 2, 0, 3).reshape(g, -1, self.width)  # [G, repeat * asking, E]
-        scores = torch.bmm(asked, keys.transpose(1, 2)).float().view(g, -1, tokens, place.last - place.start)
-        p = scores.masked_fill_(place.hidden, -1e9).softmax(-1)
-        y = torch.bmm(p.view(g, -1, p.shape[-1]).to(values.dtype), values).view(g, -1, tokens, self.width)
-        y = y.permute(2, 0, 1, 3).reshape(tokens, -1, self.width)
-        losses = []
-        rows, targets = {
-            "pointer": (place.pointer_rows, place.pointer_targets),
-            "evidence": (place.evidence_rows, place.evidence_targets),
-        }.get(supervise or "", (None, None))
-        if rows is not None:
-            looked = p[:, 0, rows, :root]  # the first query head of each key/value head
-            mass = (looked * targets).sum(-1)
-            weights = place.pointer_weights if supervise == "pointer" else torch.ones(len(rows))
-            losses.append(((-torch.log(mass + 1e-5).mean(0) * weights).sum(), weights.sum()))
-        return y, losses
 
 
 class FeedForward(nn.Module):
@@ -192,7 +171,7 @@ class Layer(nn.Module):
 
 
 class Reader(nn.Module):
-    """forward(forest) -> (hidden rows after the final norm [T, hidden], extra attention losses by name)."""
+    """forward(layout) -> (hidden rows after the final norm [..., hidden], added attention losses by name)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -205,22 +184,22 @@ class Reader(nn.Module):
         self.model.final_layernorm.weight.data.fill_(FINAL_SCALE)
         [layer.self_attn for layer in self.model.layers if hasattr(layer, "self_attn")][-1].begin_as_copy()
 
-    def forward(self, forest: Forest) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
         attention = [i for i in range(self.shape.layers) if self.shape.is_attention(i)]
         supervised = {attention[-1]: "pointer"}
         if len(attention) > 1:
             supervised[attention[-2]] = "evidence"
-        x = self.model.embed_tokens(forest.ids)
+        x = self.model.embed_tokens(layout.ids)
         extra: dict[str, Tensor] = {}
         for index, layer in enumerate(self.model.layers):
             inputs = layer.input_layernorm(x)
             if self.shape.is_attention(index):
                 name = supervised.get(index)
-                y, losses = layer.self_attn(inputs, forest.places, name)
+                y, losses = layer.self_attn(inputs, layout, index, name)
                 if losses and name is not None:
                     extra[name] = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
             else:
-                y = layer.mamba(inputs, forest.segments)
+                y = layer.mamba(inputs, layout, index)
             x = x + y
             x = x + layer.feed_forward(layer.pre_ff_layernorm(x))
         return self.model.final_layernorm(x), extra
