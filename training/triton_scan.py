@@ -146,7 +146,7 @@ def _outputs(
             tl.store(y + ((t + k) * inner + i), ys[k], mask=i < _width(t + k, tokens, inner))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _gradients(
     u: tl.tensor, dt: tl.tensor, a2: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor, reset: tl.tensor,
     dy: tl.tensor, begins: tl.tensor, scratch: tl.tensor, dends: tl.tensor, du: tl.tensor, ddt: tl.tensor,
