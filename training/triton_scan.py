@@ -223,7 +223,8 @@ class _Scan(torch.autograd.Function):
         a2, d, h0 = (x.float().contiguous() for x in ((a * LOG2_E).clamp(max=-SLOWEST), d, h0))
         grid = triton.cdiv(inner, BLOCK), triton.cdiv(tokens, CHUNK), rows
         sizes = {"CHUNK": CHUNK, "TILE": TILE, "BLOCK": BLOCK, "num_warps": WARPS}
-        decays, begins = a2.new_empty(2, rows, grid[1], inner, STATES.value)
+        begins = a2.new_empty(rows, grid[1], inner, STATES.value)
+        decays = torch.empty_like(begins)
         y, final = torch.empty_like(u), torch.empty_like(h0)
         _ends[grid](u, dt, a2, b, reset, decays, begins, tokens, inner, REVERSE=False, **sizes)
         _chain(decays, begins, h0, final, reverse=False)
