@@ -155,7 +155,7 @@ class TreeSampler:
             self.by_title[context.title].append(index)
         self.sources = [source for source in SHARES if self.by_source[source]]
         self.weights = [SHARES[source] for source in self.sources]
-        self.markers = [encoder.marker(number) for number in range(1, 10)]
+        self.markers: dict[int, list[int]] = {}
         self.queues: dict[str, list[int]] = defaultdict(list)
 
     def sample(self, progress: float) -> Tree:
@@ -167,9 +167,19 @@ class TreeSampler:
             title = next((self.contexts[p.context].title for p in pieces if p.context >= 0), "")
             near = rng.sample(self.by_title[title], min(number, len(self.by_title[title])))
             pieces = [self._cut(self.contexts[i], i, short) for i in near] + pieces[len(near) :]
-        return self._tree(pieces, 0.05 if progress < 0.3 else 0.1, 8 if number == 1 else 24)
+        return self.tree(pieces, 0.05 if progress < 0.3 else 0.1, 8 if number == 1 else 24)
 
-    def _next_context(self) -> int:
+    def marker(self, number: int) -> list[int]:
+        if number not in self.markers:
+            self.markers[number] = self.encoder.marker(number)
+        return self.markers[number]
+
+    def contexts_like(self, index: int) -> list[int]:
+        """Contexts of the same article, this one among them, in random order."""
+        alike = self.by_title[self.contexts[index].title]
+        return self.rng.sample(alike, len(alike))
+
+    def next_context(self) -> int:
         source = self.rng.choices(self.sources, self.weights)[0]
         if not self.queues[source]:
             self.queues[source] = self.rng.sample(self.by_source[source], len(self.by_source[source]))
@@ -178,8 +188,8 @@ class TreeSampler:
     def _piece(self, short: bool) -> Piece:
         draw = self.rng.random()
         if draw < 0.09:
-            return self._made()
-        index = self._next_context()
+            return self.made()
+        index = self.next_context()
         piece = self._cut(self.contexts[index], index, short)
         return self._with_needle(piece) if draw < 0.2 else piece
 
@@ -219,11 +229,9 @@ class TreeSampler:
         question.pointers = [p + at for p in question.pointers]
         return context.ids, question
 
-    def _made(self) -> Piece:
+    def made(self) -> Piece:
         rng = self.rng
         kind = rng.random()
-        ids: list[int] = []
-        questions, cuts = [], []
         header = ""
         if kind < 0.5:
             statements, newline = synthetic.sentences(rng, rng.randint(2, 7)), False
@@ -232,20 +240,21 @@ class TreeSampler:
         else:
             header, statements = synthetic.table_rows(rng)
             newline = True
-        text = header
-        for made in statements:
-            text += ("\n" if newline else " ") if text else ""
-            text += made.text
+        return self.piece_of(statements, "\n" if newline else " ", header, 4)
+
+    def piece_of(self, statements: list[synthetic.Made], between: str, header: str = "", most: int = 24) -> Piece:
+        """One passage of made-up statements, with at most `most` of their questions."""
+        text = between.join([header] * bool(header) + [made.text for made in statements])
         context, starts = self.encoder.context("", "", text)
         at = len(header) + 1 if header else 0
+        questions = []
         for made in statements:
-            value = made.text[made.start : made.end]
-            question = self.encoder.question(context, starts, rng.choice(made.questions), value, at + made.start)
+            value, asked = made.text[made.start : made.end], self.rng.choice(made.questions)
+            question = self.encoder.question(context, starts, asked, value, at + made.start)
             if question:
                 questions.append(question)
             at += len(made.text) + 1
-        ids, cuts = context.ids, context.cuts
-        return Piece(ids, rng.sample(questions, min(4, len(questions))), cuts)
+        return Piece(context.ids, self.rng.sample(questions, min(most, len(questions))), context.cuts)
 
     def _with_needle(self, piece: Piece) -> Piece:
         at = self.rng.choice([*piece.cuts, len(piece.ids)])
@@ -262,20 +271,20 @@ class TreeSampler:
         cuts = [c for c in piece.cuts if c <= at] + [at + shift] + [c + shift for c in piece.cuts if c > at]
         return Piece(piece.ids[:at] + ids + piece.ids[at:], questions, cuts, piece.context)
 
-    def _tree(self, pieces: list[Piece], unanswerable: float, most: int) -> Tree:
+    def tree(self, pieces: list[Piece], unanswerable: float, most: int) -> Tree:
         rng, encoder = self.rng, self.encoder
         rng.shuffle(pieces)
         root = list(encoder.begin)
         branches: list[Branch] = []
         for number, piece in enumerate(pieces):
-            root += self.markers[number]
+            root += self.marker(number + 1)
             base = len(root)
             root += piece.ids
             for q in piece.questions:
                 low = max((c for c in piece.cuts if c <= q.start), default=0)
                 high = min((c for c in piece.cuts if c >= q.end), default=len(piece.ids))
                 pointers = [[base + p] for p in q.pointers]
-                branches.append(self._branch(q.ids, q.answer, pointers, (base + low, base + high)))
+                branches.append(self.branch(q.ids, q.answer, pointers, (base + low, base + high)))
         branches = rng.sample(branches, min(most, len(branches)))
         wanted = sum(rng.random() < unanswerable for _ in range(len(branches) or 1))
         for _ in range(wanted):
@@ -296,9 +305,9 @@ class TreeSampler:
         q = rng.choice(self.contexts[other].questions)
         if any(q.answer_text.lower() in self.contexts[i].text.lower() for i in used):
             return None
-        return self._branch(q.ids, encoder_not_found(self.encoder), [], None)
+        return self.branch(q.ids, self.encoder.not_found, [], None)
 
-    def _branch(
+    def branch(
         self, question: list[int], answer: list[int], pointers: list[list[int]], evidence: tuple[int, int] | None
     ) -> Branch:
         encoder = self.encoder
@@ -318,7 +327,3 @@ class TreeSampler:
 
     def rng_for_rows(self) -> np.random.Generator:
         return np.random.default_rng(self.rng.getrandbits(63))
-
-
-def encoder_not_found(encoder: Encoder) -> list[int]:
-    return encoder.not_found

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 EMBEDDING_RMS = 0.3  # large beside what the layers add, so that a token's identity survives in the residual stream
 FINAL_SCALE = 0.13  # the last norm takes that back, or the tied output matrix would begin with far too sharp logits
 OUTPUT_SCALE = 0.2
-
+SINKS, WINDOW = 64, 2048  # the attention policy a checkpoint is made for: the first and the last tokens in sight
 
 Losses = list[tuple[Tensor, Tensor]]  # sums of added losses on attention, each with its weight
 
@@ -67,7 +67,7 @@ class Shape:
             "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "max_position_embeddings": 262_144,
             "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "bos_token_id": 1,
             "eos_token_id": [2, 263], "pad_token_id": 0,
-            "fano": {"policy": "window", "sinks": 64, "window": 2048, "reads": "sentence"},
+            "fano": {"policy": "window", "sinks": SINKS, "window": WINDOW, "reads": "sentence"},
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, int]:
