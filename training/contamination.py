@@ -9,13 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
+
+from training.corpus import records
 
 LENGTH = 12
 WORD = re.compile(r"[^\W_]+")
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+def evaluation_texts(data: Path) -> Iterator[str]:
+    """Every text that a figure is taken on: contexts and questions of qa_eval, and the books of the haystack."""
+    seen: set[str] = set()
+    for record in records(data / "qa_eval.jsonl.xz"):
+        if record["context"] not in seen:
+            seen.add(record["context"])
+            yield record["context"]
+        yield record["question"]
+    for book in sorted((data / "haystack").glob("*.txt")):
+        yield book.read_text(encoding="utf-8")
 
 
 class Words:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 import pickle
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from training import synthetic
+from training.contamination import Evaluation, evaluation_texts
 from training.corpus import records
 from training.forest import Branch, Tree
 
@@ -26,6 +26,10 @@ SHARES = {
     "wikitablequestions": 0.04, "afriqa": 0.03, "nq-gold": 0.02, "nq-qed": 0.003, "fairytaleqa": 0.05,
     "openstax-keyterms": 0.007,
 }  # fmt: skip
+# How much of a context is read, in tokens, and how often: the sentences around an answer, where most questions a second
+# are learnt; a short passage; most of a paragraph.
+BOUNDS = {"sentence": (12, 70), "short": (30, 110), "paragraph": (120, 260)}
+LENGTHS = {"sentence": 0.6, "short": 0.32, "paragraph": 0.08}
 
 
 @dataclass(slots=True)
@@ -104,38 +108,42 @@ class Encoder:
         return Question(self(question), ids, answer, first, last, pointers)
 
 
-def fingerprint(context: str) -> str:
-    return hashlib.sha256(" ".join(context.lower().split()).encode()).hexdigest()
-
-
-def load_contexts(data: Path, encoder: Encoder, cache: Path) -> list[Context]:
-    """All training contexts that do not occur in qa_eval, tokenised; kept in `cache` (our own pickle)."""
-    if cache.exists():
-        with cache.open("rb") as file:
-            return pickle.load(file)
-    held_out = {fingerprint(r["context"]) for r in records(data / "qa_eval.jsonl.xz")}
-    found: dict[str, tuple[Context, list[int]]] = {}
-    dropped = 0
+def load_contexts(data: Path, encoder: Encoder, evaluation: Evaluation) -> tuple[list[Context], Counter[str]]:
+    """All training contexts that share no run of words with the evaluation texts, and how many of each source do."""
+    found: dict[str, tuple[Context, list[int]] | None] = {}
+    dropped: Counter[str] = Counter()
     for name in ("qa_train.jsonl.xz", "qa_train_synth.jsonl.xz"):
         for r in records(data / name):
             places = r["answer_start"] or []
             usable = [(a, s) for a, s in zip(r["answers"], places, strict=False) if s >= 0]
             if r["source"] not in SHARES or not usable:
                 continue
-            key = fingerprint(r["context"])
-            if key in held_out:
-                dropped += 1
-                continue
+            key = " ".join(r["context"].lower().split())
             if key not in found:
-                found[key] = encoder.context(r["source"], r["title"], r["context"])
-            context, starts = found[key]
+                shared = r["context"] in evaluation
+                dropped[r["source"]] += shared
+                found[key] = None if shared else encoder.context(r["source"], r["title"], r["context"])
+            entry = found[key]
+            if entry is None:
+                continue
+            context, starts = entry
             answer, at = usable[0]
             if context.text[at : at + len(answer)] == answer:
                 question = encoder.question(context, starts, r["question"], answer, at)
                 if question:
                     context.questions.append(question)
-    contexts = [context for context, _ in found.values() if context.questions]
-    print(f"{len(contexts)} contexts, {sum(len(c.questions) for c in contexts)} questions; in qa_eval: {dropped}")
+    contexts = [entry[0] for entry in found.values() if entry is not None and entry[0].questions]
+    return contexts, +dropped
+
+
+def cached_contexts(data: Path, encoder: Encoder, cache: Path) -> list[Context]:
+    """`load_contexts`, kept in `cache` (our own pickle), which must be deleted when the tokenizer changes."""
+    if cache.exists():
+        with cache.open("rb") as file:
+            return pickle.load(file)
+    contexts, dropped = load_contexts(data, encoder, Evaluation(evaluation_texts(data)))
+    num_questions = sum(len(context.questions) for context in contexts)
+    print(f"{len(contexts)} contexts, {num_questions} questions; dropped, shared with evaluation: {dict(dropped)}")
     with cache.open("wb") as file:
         pickle.dump(contexts, file)
     return contexts
@@ -161,12 +169,13 @@ class TreeSampler:
     def sample(self, progress: float) -> Tree:
         rng = self.rng
         number = 1 if progress < 0.1 else rng.choice([1, 1, 1, 1, 1, 2, 2, 3, 4, 5])
-        short = rng.random() < (1.0 if progress < 0.1 else 0.75)
-        pieces = [self._piece(short) for _ in range(number)]
+        lengths = ["sentence"] if progress < 0.1 else list(LENGTHS)
+        length = rng.choices(lengths, [LENGTHS[kind] for kind in lengths])[0]
+        pieces = [self._piece(length) for _ in range(number)]
         if number > 1 and rng.random() < 0.4:
             title = next((self.contexts[p.context].title for p in pieces if p.context >= 0), "")
             near = rng.sample(self.by_title[title], min(number, len(self.by_title[title])))
-            pieces = [self._cut(self.contexts[i], i, short) for i in near] + pieces[len(near) :]
+            pieces = [self._cut(self.contexts[i], i, length) for i in near] + pieces[len(near) :]
         return self.tree(pieces, 0.05 if progress < 0.3 else 0.1, 8 if number == 1 else 24)
 
     def marker(self, number: int) -> list[int]:
@@ -185,32 +194,36 @@ class TreeSampler:
             self.queues[source] = self.rng.sample(self.by_source[source], len(self.by_source[source]))
         return self.queues[source].pop()
 
-    def _piece(self, short: bool) -> Piece:
+    def _piece(self, length: str) -> Piece:
         draw = self.rng.random()
         if draw < 0.09:
             return self.made()
         index = self.next_context()
-        piece = self._cut(self.contexts[index], index, short)
+        piece = self._cut(self.contexts[index], index, length)
         return self._with_needle(piece) if draw < 0.2 else piece
 
-    def _cut(self, context: Context, index: int, short: bool) -> Piece:
+    def _cut(self, context: Context, index: int, length: str) -> Piece:
         """The whole context, or a window at sentence borders around one question's answer and every other inside."""
         rng, size = self.rng, len(context.ids)
-        whole = rng.randint(30, 110) if short else 260
+        least, most = BOUNDS[length]
         if len(context.questions) == 1:
-            whole = rng.randint(50, 90 if short else 200)
+            most = max(least, most // 2 + 30)  # what is read for one question alone is dear
+        whole = rng.randint(least, most)
         if size <= whole:
             low, high = 0, size
         else:
             anchor = rng.choice(context.questions)
-            spare = max(10, whole - (anchor.end - anchor.start))
-            left = rng.randint(0, spare)
-            low = context.cuts[max(0, bisect.bisect_right(context.cuts, max(0, anchor.start - left)) - 1)]
+            spare = max(4, whole - (anchor.end - anchor.start))
+            before = max(0, anchor.start - rng.randint(0, spare))
+            low = context.cuts[bisect.bisect_right(context.cuts, before) - 1]
             if anchor.start - low > 2 * whole:
                 low = max((c for c in context.cuts if c <= anchor.start), default=0)
             borders = [*context.cuts[1:], size]
-            high = borders[min(len(borders) - 1, bisect.bisect_left(borders, max(anchor.end, low + whole)))]
-            high = max(anchor.end, min(high, low + 2 * whole))
+            wanted = max(anchor.end, low + whole)
+            place = min(len(borders) - 1, bisect.bisect_left(borders, wanted))
+            if borders[place] - wanted > whole and place and borders[place - 1] >= anchor.end:
+                place -= 1
+            high = max(anchor.end, min(borders[place], low + 3 * whole))
         kept = []
         for q in context.questions:
             if low <= q.start and q.end <= high and all(low <= p < high for p in q.pointers):

@@ -20,25 +20,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from training.contamination import Evaluation
+from training.contamination import Evaluation, evaluation_texts
 from training.corpus import data_directory, is_held_out, records
-from training.examples import Context, Encoder, load_contexts
+from training.examples import Encoder, load_contexts
 from training.readings import Readings
 from training.shards import Document, ShardWriter, write_manifest
 
 BATCH = 256
-
-
-def evaluation_texts(data: Path) -> Iterator[str]:
-    """Every text that a figure is taken on: contexts and questions of qa_eval, and the books of the haystack."""
-    seen: set[str] = set()
-    for record in records(data / "qa_eval.jsonl.xz"):
-        if record["context"] not in seen:
-            seen.add(record["context"])
-            yield record["context"]
-        yield record["question"]
-    for book in sorted((data / "haystack").glob("*.txt")):
-        yield book.read_text(encoding="utf-8")
 
 
 class Prose:
@@ -68,7 +56,9 @@ class Prose:
                 open_files[file] = itertools.chain([following], open_files[file])
 
 
-def write_prose(prose: Prose, tokenizer: Tokenizer, kept: ShardWriter, held: ShardWriter, tokens: int) -> dict[str, int]:
+def write_prose(
+    prose: Prose, tokenizer: Tokenizer, kept: ShardWriter, held: ShardWriter, tokens: int
+) -> dict[str, int]:
     """Tokenises in batches, each document after the begin token, until `tokens` are written; the held-out bytes."""
     counts = {"prose_bytes": 0, "held_out_bytes": 0, "prose_tokens": 0}
     documents = iter(prose)
@@ -86,19 +76,11 @@ def write_prose(prose: Prose, tokenizer: Tokenizer, kept: ShardWriter, held: Sha
     return counts
 
 
-def clean_contexts(contexts: list[Context], evaluation: Evaluation) -> list[Context]:
-    return [context for context in contexts if context.text not in evaluation]
-
-
-def write_readings(readings: Readings, writer: ShardWriter, tokens: int) -> Counter[str]:
-    """Documents until `tokens` are together; tokens by kind."""
-    kinds: Counter[str] = Counter()
-    while kinds.total() < tokens:
-        kind, document = readings.document()
-        kinds[kind] += len(document)
-        writer.add(document)
+def write_readings(readings: Readings, writer: ShardWriter, tokens: int) -> None:
+    """Documents until `tokens` are together."""
+    while readings.tokens.total() < tokens:
+        writer.add(readings.document())
     writer.flush()
-    return kinds
 
 
 def prepare(arguments: argparse.Namespace) -> dict[str, object]:
@@ -108,20 +90,20 @@ def prepare(arguments: argparse.Namespace) -> dict[str, object]:
     evaluation = Evaluation(evaluation_texts(data))
     print(f"{len(evaluation.runs):,} runs of twelve words in the evaluation sets", flush=True)
     encoder = Encoder(tokenizer)
-    contexts = load_contexts(data, encoder, out / "contexts.pickle")
-    usable = clean_contexts(contexts, evaluation)
-    print(f"{len(contexts) - len(usable)} contexts share a run and are dropped", flush=True)
+    contexts, dropped = load_contexts(data, encoder, evaluation)
+    print(f"contexts that share a run, dropped: {dict(dropped)}", flush=True)
     prose = Prose(data, evaluation, arguments.seed)
     writers = {kind: ShardWriter(out, kind, arguments.shard_tokens) for kind in ("prose", "held", "reading")}
-    readings = Readings(usable, encoder, arguments.seed, arguments.longest)
-    kinds = write_readings(readings, writers["reading"], arguments.reading_tokens)
-    print(f"readings: {dict(kinds)}", flush=True)
+    readings = Readings(contexts, encoder, arguments.seed, arguments.longest)
+    write_readings(readings, writers["reading"], arguments.reading_tokens)
+    kinds = dict(readings.tokens)
+    print(f"readings: {kinds}", flush=True)
     counts = write_prose(prose, tokenizer, writers["prose"], writers["held"], arguments.prose_tokens)
     facts: dict[str, object] = {
         "tokenizer_sha256": hashlib.sha256(arguments.tokenizer.read_bytes()).hexdigest(), "seed": arguments.seed,
-        "vocab": tokenizer.get_vocab_size(), "contexts": len(usable), "longest": arguments.longest,
-        "questions": sum(len(context.questions) for context in usable), "reading_tokens_by_kind": dict(kinds),
-        "dropped": {"contexts": len(contexts) - len(usable), "paragraphs": prose.dropped["paragraphs"]}, **counts,
+        "vocab": tokenizer.get_vocab_size(), "contexts": len(contexts), "longest": arguments.longest,
+        "questions": sum(len(context.questions) for context in contexts), "reading_tokens_by_kind": kinds,
+        "dropped": {"contexts": dict(dropped), "paragraphs": prose.dropped["paragraphs"]}, **counts,
     }  # fmt: skip
     write_manifest(out, writers.values(), facts)
     return facts

@@ -8,6 +8,7 @@ look-alikes by the dozen; the first sentence as a summary. Every kind has questi
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from training.examples import Context, Encoder, Piece, TreeSampler
 from training.forest import Branch, Tree
 from training.shards import FULL, Document, look_row
 
-SHARES = {"turns": 0.5, "conversation": 0.12, "long": 0.18, "lookalikes": 0.12, "summary": 0.08}
+SHARES = {"turns": 0.44, "conversation": 0.12, "long": 0.28, "lookalikes": 0.12, "summary": 0.04}  # of the tokens
 QUESTION_WEIGHT, PASSAGE_WEIGHT = 15, 10  # percent: words are learnt from prose, this is to learn reading
 SUMMARIES = (
     "Summarise the passage in one sentence.", "What is this about?", "What does the passage say in short?",
@@ -31,20 +32,24 @@ class Readings:
         self.sampler = TreeSampler(contexts, encoder, seed)
         self.encoder, self.longest = encoder, longest
         self.rng: random.Random = self.sampler.rng
+        self.tokens: Counter[str] = Counter()
         self.user = encoder.begin[1]
         self.asked_first = encoder("Question:")
         first_sentences = ("wiki-synth", "simplewiki-synth")
         self.summarised = [c for c in contexts if c.source in first_sentences and _opens_with_title(c)]
 
-    def document(self) -> tuple[str, Document]:
-        """A kind and a document of that kind."""
+    def document(self) -> Document:
+        """A document of the kind that has the fewest tokens for its share; `tokens` counts them."""
+        kinds = [kind for kind in SHARES if kind != "summary" or self.summarised]
         while True:
-            kind = self.rng.choices(list(SHARES), list(SHARES.values()))[0]
+            kind = min(kinds, key=lambda kind: self.tokens[kind] / SHARES[kind])
             tree = self._tree(kind)
-            if tree is not None and tree.branches:
-                return kind, self._conversation(tree) if kind == "conversation" else self._turns(tree)
+            if tree.branches:
+                document = self._conversation(tree) if kind == "conversation" else self._turns(tree)
+                self.tokens[kind] += len(document)
+                return document
 
-    def _tree(self, kind: str) -> Tree | None:
+    def _tree(self, kind: str) -> Tree:
         rng, sampler = self.rng, self.sampler
         if kind == "long":
             return self._long()
@@ -80,9 +85,7 @@ class Readings:
             statements = statements[number:]
         return pieces
 
-    def _summary(self) -> Tree | None:
-        if not self.summarised:
-            return None
+    def _summary(self) -> Tree:
         encoder, context = self.encoder, self.rng.choice(self.summarised)
         root = [*encoder.begin, *encoder.marker(1)]
         base = len(root)

@@ -109,7 +109,7 @@ class Rows:
         y = bias + weight[-1] * x
         for back in range(1, TAPS):
             y = y + weight[-1 - back] * path[:, TAPS - 1 - back : TAPS - 1 - back + tokens] * self.taps[back - 1]
-        return F.silu(y)
+        return F.silu(y).to(x.dtype)  # weights are fp32: the sum is, what is kept of it has the width of its input
 
     def scan(self, layer: int, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
         begin = self.before.states.get(layer)

@@ -9,6 +9,7 @@ the document).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def shard_documents(path: Path) -> list[Document]:
         shard = {name: stored[name] for name in stored.files}
     ids, begins, weights, looks = shard["ids"], shard["begins"], shard.get("weights"), shard.get("looks")
     documents = []
-    for first, last in zip(begins, begins[1:], strict=False):
+    for first, last in itertools.pairwise(begins):
         own, counted = None, None
         if looks is not None and weights is not None:
             low, high = np.searchsorted(looks[:, 0], (first, last))

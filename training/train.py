@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from training.corpus import data_directory
-from training.examples import Encoder, TreeSampler, load_contexts
+from training.examples import Encoder, TreeSampler, cached_contexts
 from training.forest import Forest
 from training.model import EMBEDDING_RMS, Reader, Shape
 from training.muon import Muon
@@ -122,21 +123,24 @@ def train(arguments: argparse.Namespace) -> None:
     run.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
     encoder = Encoder(tokenizer)
-    contexts = load_contexts(data_directory(arguments.data), encoder, run.parent / "contexts.pickle")
+    contexts = cached_contexts(data_directory(arguments.data), encoder, run.parent / "contexts.pickle")
+    checkpoint = run / "last.pt"
+    source = checkpoint if checkpoint.exists() else arguments.start
+    saved = None if source is None else torch.load(source)
     shape = Shape(
         vocab=tokenizer.get_vocab_size(), hidden=arguments.hidden, layers=arguments.layers, period=arguments.period,
         offset=arguments.offset, heads=arguments.heads, kv_heads=arguments.kv_heads,
         feed_forward=arguments.feed_forward,
-    )  # fmt: skip
+    ) if saved is None else Shape(**saved["shape"])  # fmt: skip
     torch.manual_seed(arguments.seed)
     model = Reader(shape)
-    model.model.embed_tokens.weight.data.copy_(word_piece_embeddings(tokenizer, shape.hidden, EMBEDDING_RMS))
     opts = optimizers(model, arguments.matrix_rate, arguments.rate)
     state = {"step": 0, "tokens": 0, "answers": 0, "seconds": 0.0}
-    checkpoint = run / "last.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint)
+    if saved is None:
+        model.model.embed_tokens.weight.data.copy_(word_piece_embeddings(tokenizer, shape.hidden, EMBEDDING_RMS))
+    else:
         model.load_state_dict(saved["model"])
+    if saved is not None and source == checkpoint:
         for optimizer, kept in zip(opts, saved["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         state = saved["state"]
@@ -182,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data")
     parser.add_argument("--run", type=Path, default=Path("runs/reader"))
+    parser.add_argument("--start", type=Path, help="a checkpoint to begin from when the run has none")
     parser.add_argument("--tokenizer", type=Path, default=Path("weights/fano-reader/tokenizer.json"))
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--threads", type=int, default=2)
@@ -194,6 +199,8 @@ def main() -> None:
     parser.add_argument("--meeting", type=Path, default=Path("runs/meeting"), help="a file that is not there yet")
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-minutes", type=float, default=4)
+    # oneDNN keeps a program for every shape it has seen; steps differ in length, and memory would not end.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     for name, value in (("hidden", 256), ("layers", 6), ("period", 2), ("offset", 1), ("heads", 4), ("kv-heads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--feed-forward", type=int, default=512)

@@ -42,6 +42,7 @@ def word_piece_embeddings(tokenizer: Tokenizer, width: int, rms: float, noise: f
     rows[known] -= rows[known].mean(0)
     _, _, axes = torch.linalg.svd(rows[known], full_matrices=False)
     rows = rows @ axes[:width].T
+    rows = torch.nn.functional.pad(rows, (0, width - rows.shape[1]))  # a wider table than MiniLM's has noise there
     rows = rows / rows[known].pow(2).mean(1).sqrt().mean()
     generator = torch.Generator().manual_seed(0)
     result = rows + noise * torch.randn(rows.shape, generator=generator)

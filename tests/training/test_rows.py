@@ -96,7 +96,9 @@ def test_the_carried_keys_are_those_of_the_places_they_are_listed_under():
     reader = model()
     ids, documents = streams([37, 11, 5], 2, 1)
     read_at_once = read(reader, ids, documents, [], sinks=4, window=60)
-    assert torch.allclose(read(reader, ids, documents, [9, 10, 26, 41, 52], sinks=4, window=60), read_at_once, atol=2e-5)
+    assert torch.allclose(
+        read(reader, ids, documents, [9, 10, 26, 41, 52], sinks=4, window=60), read_at_once, atol=2e-5
+    )
     narrow = read(reader, ids, documents, [8, 16, 24, 32, 40, 48], sinks=4, window=8)
     other = read(reader, ids, documents, [5, 10, 15, 20, 25, 30, 35, 40, 45, 50], sinks=4, window=8)
     assert torch.allclose(narrow, other, atol=2e-5)

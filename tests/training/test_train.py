@@ -31,7 +31,7 @@ def directory(tmp_path, monkeypatch):
     rows = []
     for index in range(9):
         colour, gate = colours[index % 3], gates[index // 3]
-        context = f"The code of gate number {gate} is {colour} ."
+        context = f"The code of gate number {gate} is {colour} . What is not found in the passages ?"
         rows.append(
             {"source": "squad1.1", "title": gate, "context": context, "question": f"What is the code of gate {gate} ?",
              "answers": [colour], "answer_start": [context.index(colour)]}
@@ -48,7 +48,7 @@ def directory(tmp_path, monkeypatch):
 
 def arguments(directory, minutes):
     return argparse.Namespace(
-        data=str(directory), run=directory / "run", tokenizer=directory / "tokenizer.json", minutes=minutes, threads=1,
+        data=str(directory), run=directory / "run", start=None, tokenizer=directory / "tokenizer.json", minutes=minutes, threads=1,
         step_tokens=64, matrix_rate=1e-3, rate=1e-3, seed=0, workers=1, rank=0, log_every=1, save_minutes=1.0,
         hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def arguments(directory, minutes):
 
 def test_training_leaves_out_held_out_contexts_and_resumes_where_it_stopped(directory, capsys):
     train(arguments(directory, 0.01))
-    assert "7 contexts, 7 questions; in qa_eval: 1" in capsys.readouterr().out
+    assert "7 contexts, 7 questions; dropped, shared with evaluation: {'squad1.1': 1}" in capsys.readouterr().out
     first = torch.load(directory / "run" / "last.pt")["state"]
     train(arguments(directory, 0.02))
     second = torch.load(directory / "run" / "last.pt")["state"]
