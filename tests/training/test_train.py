@@ -48,9 +48,9 @@ def directory(tmp_path, monkeypatch):
 
 def arguments(directory, minutes):
     return argparse.Namespace(
-        data=str(directory), run=directory / "run", start=None, tokenizer=directory / "tokenizer.json", minutes=minutes, threads=1,
-        step_tokens=64, matrix_rate=1e-3, rate=1e-3, seed=0, workers=1, rank=0, log_every=1, save_minutes=1.0,
-        hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32,
+        data=str(directory), run=directory / "run", start=None, tokenizer=directory / "tokenizer.json", minutes=minutes,
+        threads=1, step_tokens=64, matrix_rate=1e-3, rate=1e-3, seed=0, workers=1, rank=0, log_every=1,
+        save_minutes=1.0, hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32,
     )  # fmt: skip
 
 
