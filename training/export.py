@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from training.model import Reader, Shape
 
@@ -37,6 +37,15 @@ def export(model: Reader, out: Path) -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
     (out / "config.json").write_text(json.dumps(model.shape.to_config(), indent=2) + "\n", encoding="utf-8")
+
+
+def load_directory(directory: Path) -> Reader:
+    """The model of an exported directory, in fp32; every weight is a bf16 value."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    model = Reader(Shape.from_config(config))
+    tensors = {name: value.float() for name, value in load_file(directory / "model.safetensors").items()}
+    model.load_state_dict(tensors)
+    return model.eval()
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ documents whose state is carried from chunk to chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,16 @@ class Shape:
             "eos_token_id": [2, 263], "pad_token_id": 0,
             "fano": {"policy": "window", "sinks": SINKS, "window": WINDOW, "reads": "sentence"},
         }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Shape:
+        """The shape whose `to_config` this is."""
+        return cls(
+            vocab=config["vocab_size"], hidden=config["hidden_size"], layers=config["num_hidden_layers"],
+            period=config["attn_layer_period"], offset=config["attn_layer_offset"],
+            heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"],
+            feed_forward=config["intermediate_size"],
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
