@@ -40,10 +40,12 @@ def server(checkpoint: Path, data_dir: Path) -> Iterator[httpx.Client]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     data_dir.mkdir(parents=True, exist_ok=True)
+    # The server refuses FANO_ variables that are not its settings, such as the one that names the training text.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FANO_")}
     with (data_dir / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(data_dir)],
-            stdout=log, stderr=log, env=os.environ | {"FANO_MODEL": str(checkpoint.resolve()), "OMP_NUM_THREADS": "1"},
+            stdout=log, stderr=log, env=environment | {"FANO_MODEL": str(checkpoint.resolve())},
         )  # fmt: skip
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:

@@ -54,7 +54,8 @@ def directory(tmp_path_factory):
     rows += [dict(row, source="squad2.0-dev-unanswerable", answers=[], answer_start=None) for row in rows]
     pairs = [[f"key-{n}", f"value-{n}"] for n in range(5)]
     files = {
-        "qa_train": rows[:1], "qa_eval": rows, "pretrain/wiki": [{"title": f"A {n}", "text": "It rains. " * 60} for n in range(600)],
+        "qa_train": rows[:1], "qa_eval": rows,
+        "pretrain/wiki": [{"title": f"A {n}", "text": "It rains. " * 60} for n in range(600)],
         "kv_retrieval_dev_75": [{"pairs": pairs, "key": "key-3", "value": "value-3"}],
     }  # fmt: skip
     (root / "pretrain").mkdir()

@@ -85,8 +85,10 @@ def test_every_command_of_the_recipe_works_on_what_the_one_before_it_made(data, 
     config = ModelConfig.from_dict(json.loads((out / "config.json").read_text()))
     assert config.num_layers == 4
     ids = Tokenizer(out).encode_chat([{"role": "user", "content": "[1] The gate is red.\n\nQuestion: Which gate?"}])
-    said = run("training.evaluate", "--data", data, "--checkpoint", out, "--out", tmp_path / "figures", "--number", 6,
-               "--positions", 600, "--prose-characters", 2000, "--suites", "prose", "position", "gold", "chat")  # fmt: skip
+    said = run(
+        "training.evaluate", "--data", data, "--checkpoint", out, "--out", tmp_path / "figures", "--number", 6,
+        "--positions", 600, "--prose-characters", 2000, "--suites", "prose", "position", "gold", "chat",
+    )  # fmt: skip
     assert said.count("## ") == 4
     assert "best sentence, no model" in (tmp_path / "figures" / "figures.md").read_text()
     theirs = transformers.JambaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
