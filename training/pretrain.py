@@ -127,9 +127,10 @@ def compiled(model: Reader) -> None:
 
 
 def save(path: Path, model: Reader, state: dict[str, float]) -> None:
-    """The weights alone, in fp32; whole or not at all."""
+    """The weights alone, in fp32 and on the CPU, so that any machine can read them; whole or not at all."""
     scratch = path.with_suffix(".partial")
-    torch.save({"model": model.state_dict(), "shape": model.shape.to_dict(), "state": state}, scratch)
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    torch.save({"model": weights, "shape": model.shape.to_dict(), "state": state}, scratch)
     scratch.replace(path)
 
 
