@@ -151,8 +151,15 @@ def begin(arguments: argparse.Namespace, shape: Shape, device: torch.device) -> 
     return model.to(device), {"step": 0, "tokens": 0, "seconds": 0.0}
 
 
+def used(state: dict[str, float], arguments: argparse.Namespace) -> float:
+    """The part of the run that is over."""
+    if arguments.steps:
+        return state["step"] / arguments.steps
+    return state["seconds"] / (60 * arguments.minutes)
+
+
 def pretrain(arguments: argparse.Namespace) -> dict[str, float]:
-    """Trains until `--minutes` of training time are used, over all starts; returns the last record."""
+    """Trains until `--minutes` of training time, or `--steps`, are used over all starts; returns the last record."""
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -183,9 +190,7 @@ def pretrain(arguments: argparse.Namespace) -> dict[str, float]:
     since_start, began = 0, time.monotonic() - state["seconds"]
     saved_at = logged_at = time.monotonic()
     logged_tokens, record = state["tokens"], dict(state)
-    limit = 60 * arguments.minutes
-    while state["seconds"] < limit:
-        progress = state["seconds"] / limit
+    while (progress := used(state, arguments)) < 1:
         reading = arguments.reading[0] + (arguments.reading[1] - arguments.reading[0]) * progress
         step = streams.step({"prose": 1 - reading, "reading": reading})
         loss, part, carried = step_loss(model, step, carried)
@@ -203,7 +208,7 @@ def pretrain(arguments: argparse.Namespace) -> dict[str, float]:
         state["step"] += 1
         state["tokens"] += step.ids.numel()
         state["seconds"] = time.monotonic() - began
-        over = state["seconds"] >= limit
+        over = used(state, arguments) >= 1
         if since_start % arguments.log_every == 0 or over:
             names = {name for part in parts for name in part}
             means = {name: float(torch.stack([p[name] for p in parts if name in p]).mean()) for name in sorted(names)}
@@ -233,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--start", type=Path, help="a checkpoint to begin from when the run has none")
     result.add_argument("--tokenizer", type=Path, default=Path("weights/fano-reader/tokenizer.json"))
     result.add_argument("--minutes", type=float, default=28)
+    result.add_argument("--steps", type=int, default=0, help="so many steps instead of --minutes")
     result.add_argument("--device", choices=("cpu", "cuda"))
     result.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves PyTorch's choice")
     result.add_argument("--compile", action="store_true")

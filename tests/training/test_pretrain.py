@@ -38,40 +38,38 @@ def packed(tmp_path):
     return tmp_path
 
 
-def arguments(packed, minutes, *more):
+def arguments(packed, steps, *more):
     return parser().parse_args(
-        ["--packed", str(packed / "packed"), "--run", str(packed / "run"), "--minutes", str(minutes), "--cold",
+        ["--packed", str(packed / "packed"), "--run", str(packed / "run"), "--steps", str(steps), "--cold",
          "--device", "cpu", "--rows", "2", "--row-tokens", "64", "--log-every", "5", "--threads", "1",
-         "--held-out-tokens", "300", *SMALL, *more]
+         "--held-out-tokens", "300", "--reading", "0.2", "0.2", *SMALL, *more]
     )  # fmt: skip
 
 
 def test_a_run_learns_writes_what_it_does_and_goes_on_from_its_weights(packed, capsys):
-    first = pretrain(arguments(packed, 0.08))
+    first = pretrain(arguments(packed, 120))
     log = [json.loads(line) for line in (packed / "run" / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["loss"] < log[0]["loss"] - 0.5
-    assert log[-1]["held_out_loss"] < np.log(50)
-    assert {"pointer", "tokens_per_second", "share_of_bf16_rate", "rate"} <= set(log[-1])
+    assert log[-1]["held_out_loss"] < np.log(50) - 1  # counting is learnt
+    assert {"pointer", "tokens_per_second", "share_of_bf16_rate", "rate"} <= set().union(*log)
     assert (packed / "run" / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert list((packed / "run" / "tensorboard").iterdir())
     kept = torch.load(packed / "run" / "last.pt")
     assert set(kept) == {"model", "shape", "state"}
-    second = pretrain(arguments(packed, 0.12))
+    second = pretrain(arguments(packed, 150))
     assert second["step"] > first["step"]
     log = [json.loads(line) for line in (packed / "run" / "log.jsonl").read_text().splitlines()]
-    again = next(r for r in log if r["step"] > first["step"])
-    assert again["rate"] <= 0.12  # warmed up anew
-    assert again["loss"] < log[0]["loss"]
-    other = pretrain(arguments(packed, 0.01, "--start", str(packed / "run" / "last.pt"), "--run", str(packed / "b")))
-    assert other["loss"] < log[0]["loss"]
-    assert other["step"] < first["step"]
+    assert [r["step"] for r in log] == list(range(5, 155, 5))
+    assert log[24]["rate"] == pytest.approx(5 / 50)  # warmed up anew
+    other = pretrain(arguments(packed, 10, "--start", str(packed / "run" / "last.pt"), "--run", str(packed / "b")))
+    assert other["loss"] < log[0]["loss"] - 0.5
+    assert other["step"] == 10
 
 
 def test_a_run_over_an_empty_pack_says_what_is_missing(packed):
     for shard in (packed / "packed").glob("*.npz"):
         shard.unlink()
     with pytest.raises(SystemExit, match="prepare them, or copy them"):
-        pretrain(arguments(packed, 0.01))
+        pretrain(arguments(packed, 1))
 
 
 def small():

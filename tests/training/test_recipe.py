@@ -74,7 +74,7 @@ def test_every_command_of_the_recipe_works_on_what_the_one_before_it_made(data, 
     assert "held_out_bytes" in said
     manifest = json.loads((packed / "manifest.json").read_text())
     assert {entry["kind"] for entry in manifest["shards"]} == {"prose", "held", "reading"}
-    run("training.pretrain", "--packed", packed, "--run", reader, *tokenizer, "--minutes", 0.15, "--rows", 2,
+    run("training.pretrain", "--packed", packed, "--run", reader, *tokenizer, "--steps", 25, "--rows", 2,
         "--row-tokens", 128, "--hidden", 64, "--layers", 4, "--period", 2, "--offset", 1, "--heads", 2, "--kv-heads", 1,
         "--feed-forward", 64, "--threads", 1, "--log-every", 5, "--held-out-tokens", 500)  # fmt: skip
     log = [json.loads(line) for line in (reader / "log.jsonl").read_text().splitlines()]
