@@ -45,6 +45,7 @@ class Readings:
             kind = min(kinds, key=lambda kind: self.tokens[kind] / SHARES[kind])
             tree = self._tree(kind)
             if tree.branches:
+                self.rng.shuffle(tree.branches)  # or what the passages do not answer would always come last
                 document = self._conversation(tree) if kind == "conversation" else self._turns(tree)
                 self.tokens[kind] += len(document)
                 return document
@@ -58,7 +59,7 @@ class Readings:
         if kind == "summary":
             return self._summary()
         tree = sampler.sample(1.0)
-        tree.branches = tree.branches[: rng.choice([1, 1, 2, 3, 4, 6])]
+        tree.branches = rng.sample(tree.branches, min(len(tree.branches), rng.choice([1, 1, 2, 3, 4, 6])))
         return tree
 
     def _long(self) -> Tree:
