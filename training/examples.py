@@ -97,7 +97,7 @@ class Encoder:
         first = bisect.bisect_right(starts, at) - 1
         last = bisect.bisect_left(starts, at + len(answer))
         span, before = context.ids[first:last], context.ids[max(first - 1, 0) : last]
-        if ids == before:
+        if first and ids == before:
             pointers = list(range(first - 1, last))
         elif ids == span or ids[1:] == span[1:]:
             pointers = list(range(first, last))

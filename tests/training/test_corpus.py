@@ -123,6 +123,13 @@ def contexts(encoder):
     return found
 
 
+def test_an_answer_at_the_begin_of_its_context_is_read_there_and_not_before(shipped):
+    encoder = Encoder(shipped)
+    context, starts = encoder.context("", "", "Anders Brandt leads the project.")
+    question = encoder.question(context, starts, "Who leads it?", "Anders Brandt", 0)
+    assert [context.ids[place] for place in question.pointers] == question.answer
+
+
 def test_readings_have_the_servers_prompt_format_and_point_at_what_is_copied(shipped):
     from server.prompt import document_question
 
