@@ -168,7 +168,7 @@ def gold(bench: Bench) -> list[Row]:
 def sources(bench: Bench) -> list[Row]:
     rows = []
     for source in OTHER_SOURCES:
-        chosen = cases.gold(bench.data, source, max(1, bench.number // 3))
+        chosen = cases.gold(bench.data, source, max(1, bench.number // 6))
         if chosen:
             rows += bench.answered(source, chosen)
     return rows
