@@ -54,8 +54,15 @@ class BestSentence:
         from sentence_transformers import SentenceTransformer
 
         self.encoder = SentenceTransformer(str(minilm_directory()), device="cpu")
+        self.chosen: dict[tuple[str, ...], str] = {}  # several ways to answer ask for the same sentence
 
     def __call__(self, passages: list[str], question: str) -> str:
+        key = (question, *passages)
+        if key not in self.chosen:
+            self.chosen[key] = self._choose(passages, question)
+        return self.chosen[key]
+
+    def _choose(self, passages: list[str], question: str) -> str:
         sentences = [s for passage in passages for s in SENTENCE_END.split(passage) if s.strip()]
         vectors = self.encoder.encode([question, *sentences], normalize_embeddings=True, show_progress_bar=False)
         return sentences[int((vectors[1:] @ vectors[0]).argmax())]
