@@ -287,10 +287,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, list[Row]]:
     )  # fmt: skip
     file = arguments.out / "figures.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    asked = {name: getattr(arguments, name) for name in ("number", "positions", "prose_characters")}
-    asked |= {"sha256": checkpoint.sha256(), "previous": previous and previous.sha256(), "span": str(arguments.span)}
+    weights = {"sha256": checkpoint.sha256(), "previous": previous and previous.sha256(), "span": str(arguments.span)}
+    own = {"position": "positions", "prose": "prose_characters"}
     results: dict[str, list[Row]] = {}
     for suite in arguments.suites:
+        size = own.get(suite, "number")
+        asked = weights | {size: getattr(arguments, size)}
         entry = kept.get(suite)
         if entry is None or entry["asked"] != asked:
             print(f"-- {suite}", flush=True)
