@@ -37,7 +37,9 @@ from training.warm_start import minilm_directory
 
 Row = dict[str, object]
 CHATS = ("Hello!", "Thank you very much.", "Who are you?", "What is the capital of France?", "Tell me a joke.")
-OTHER_SOURCES = ("fairytaleqa", "qamr", "wikitablequestions", "nq-gold", "tatqa-dev", "afriqa")
+OTHER_SOURCES = (
+    "fairytaleqa-val", "qamr", "wikitablequestions-test", "nq-gold-eval", "tatqa-dev", "afriqa-dev", "factbook-templ-eval",
+)  # fmt: skip
 
 
 def prompt(encoder: Encoder, passages: list[str], question: str) -> list[int]:
