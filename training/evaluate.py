@@ -38,7 +38,8 @@ from training.warm_start import minilm_directory
 Row = dict[str, object]
 CHATS = ("Hello!", "Thank you very much.", "Who are you?", "What is the capital of France?", "Tell me a joke.")
 OTHER_SOURCES = (
-    "fairytaleqa-val", "qamr", "wikitablequestions-test", "nq-gold-eval", "tatqa-dev", "afriqa-dev", "factbook-templ-eval",
+    "fairytaleqa-val", "qamr", "wikitablequestions-test", "nq-gold-eval", "tatqa-dev", "afriqa-dev",
+    "factbook-templ-eval",
 )  # fmt: skip
 
 
