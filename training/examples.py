@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from training import synthetic
+from training import cloze, synthetic
 from training.contamination import Evaluation, evaluation_texts
 from training.corpus import records
 from training.forest import Branch, Tree
@@ -29,6 +29,7 @@ SHARES = {
 # How much of a context is read, in tokens, and how often: the sentences around an answer, where most questions a second
 # are learnt; a short passage; most of a paragraph.
 BOUNDS = {"sentence": (12, 70), "short": (30, 110), "paragraph": (120, 260)}
+CLOZES = 3
 LENGTHS = {"sentence": 0.6, "short": 0.32, "paragraph": 0.08}
 
 
@@ -149,10 +150,21 @@ def cached_contexts(data: Path, encoder: Encoder, cache: Path) -> list[Context]:
     return contexts
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What trees are made of: shares of the sources and of the lengths, and how often what is added to them."""
+
+    shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
+    lengths: dict[str, float] = field(default_factory=lambda: dict(LENGTHS))
+    unanswerable: float = 0.1  # questions of other passages for each of the passages' own
+    cloze: float = 0.0  # of the contexts: questions made from their sentences, CLOZES at most
+
+
 class TreeSampler:
     """Endless question trees; after a tenth of the way (`progress`) half of them have several passages."""
 
-    def __init__(self, contexts: list[Context], encoder: Encoder, seed: int) -> None:
+    def __init__(self, contexts: list[Context], encoder: Encoder, seed: int, mixture: Mixture | None = None) -> None:
+        self.mixture = mixture or Mixture()
         self.rng = random.Random(seed)
         self.encoder = encoder
         self.contexts = contexts
@@ -161,22 +173,24 @@ class TreeSampler:
         for index, context in enumerate(contexts):
             self.by_source[context.source].append(index)
             self.by_title[context.title].append(index)
-        self.sources = [source for source in SHARES if self.by_source[source]]
-        self.weights = [SHARES[source] for source in self.sources]
+        shares = self.mixture.shares
+        self.sources = [source for source in shares if shares[source] and self.by_source[source]]
+        self.weights = [shares[source] for source in self.sources]
         self.markers: dict[int, list[int]] = {}
         self.queues: dict[str, list[int]] = defaultdict(list)
 
     def sample(self, progress: float) -> Tree:
         rng = self.rng
         number = 1 if progress < 0.1 else rng.choice([1, 1, 1, 1, 1, 2, 2, 3, 4, 5])
-        lengths = ["sentence"] if progress < 0.1 else list(LENGTHS)
-        length = rng.choices(lengths, [LENGTHS[kind] for kind in lengths])[0]
+        lengths = {"sentence": 1.0} if progress < 0.1 else self.mixture.lengths
+        length = rng.choices(list(lengths), list(lengths.values()))[0]
         pieces = [self._piece(length) for _ in range(number)]
         if number > 1 and rng.random() < 0.4:
             title = next((self.contexts[p.context].title for p in pieces if p.context >= 0), "")
             near = rng.sample(self.by_title[title], min(number, len(self.by_title[title])))
             pieces = [self._cut(self.contexts[i], i, length) for i in near] + pieces[len(near) :]
-        return self.tree(pieces, 0.05 if progress < 0.3 else 0.1, 8 if number == 1 else 24)
+        unanswerable = self.mixture.unanswerable * (0.5 if progress < 0.3 else 1)
+        return self.tree(pieces, unanswerable, 8 if number == 1 else 24)
 
     def marker(self, number: int) -> list[int]:
         if number not in self.markers:
@@ -225,12 +239,26 @@ class TreeSampler:
                 place -= 1
             high = max(anchor.end, min(borders[place], low + 3 * whole))
         kept = []
-        for q in context.questions:
+        made = self._clozes(context, low, high) if rng.random() < self.mixture.cloze else []
+        for q in [*context.questions, *made]:
             if low <= q.start and q.end <= high and all(low <= p < high for p in q.pointers):
                 kept.append(
                     Question(q.ids, q.answer, q.answer_text, q.start - low, q.end - low, [p - low for p in q.pointers])
                 )
         return Piece(context.ids[low:high], kept, [c - low for c in context.cuts if low <= c < high], index)
+
+    def _clozes(self, context: Context, low: int, high: int) -> list[Question]:
+        """Questions about the tokens from `low` to `high` that their own sentences make; places in the context."""
+        starts = [start for start, _ in self.encoder.tokenizer.encode(context.text, add_special_tokens=False).offsets]
+        first, last = starts[low], starts[high] if high < len(starts) else len(context.text)
+        made = cloze.clozes(self.rng, context.text[first:last], CLOZES)
+        found = (
+            self.encoder.question(
+                context, starts, c.question, context.text[first + c.start : first + c.end], first + c.start
+            )
+            for c in made
+        )
+        return [question for question in found if question is not None]
 
     def _question_of(self, made: synthetic.Made, at: int) -> tuple[list[int], Question]:
         """Ids of the statement as they stand after a space, and its question with places shifted by `at`."""

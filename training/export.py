@@ -48,6 +48,11 @@ def load_directory(directory: Path) -> Reader:
     return model.eval()
 
 
+def starting_point(path: Path) -> Reader:
+    """The model of a training checkpoint, or of an exported directory: what a newcomer has."""
+    return load_directory(path) if path.is_dir() else load(path)[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/reader"))

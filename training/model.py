@@ -187,6 +187,7 @@ class Reader(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.dropout = 0.0  # of what each layer adds, in training only
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         nn.init.normal_(self.model.embed_tokens.weight, std=EMBEDDING_RMS)
@@ -200,7 +201,7 @@ class Reader(nn.Module):
         supervised = {attention[-1]: "pointer"}
         if len(attention) > 1:
             supervised[attention[-2]] = "evidence"
-        x = self.model.embed_tokens(layout.ids)
+        x = self._dropped(self.model.embed_tokens(layout.ids))
         extra: dict[str, Tensor] = {}
         for index, layer in enumerate(self.model.layers):
             inputs = layer.input_layernorm(x)
@@ -211,9 +212,12 @@ class Reader(nn.Module):
                     extra[name] = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
             else:
                 y = layer.mamba(inputs, layout, index)
-            x = x + y
-            x = x + layer.feed_forward(layer.pre_ff_layernorm(x))
+            x = x + self._dropped(y)
+            x = x + self._dropped(layer.feed_forward(layer.pre_ff_layernorm(x)))
         return self.model.final_layernorm(x), extra
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
     def logits(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.model.embed_tokens.weight)

@@ -18,11 +18,13 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from training.corpus import data_directory
-from training.examples import Encoder, TreeSampler, cached_contexts
+from training.distil import Distiller
+from training.examples import LENGTHS, SHARES, Encoder, Mixture, TreeSampler, cached_contexts
+from training.export import starting_point
 from training.forest import Forest
 from training.model import EMBEDDING_RMS, Reader, Shape
 from training.muon import Muon
-from training.warm_start import word_piece_embeddings
+from training.warm_start import grown, word_piece_embeddings
 
 
 def optimizers(model: Reader, matrix_rate: float, rate: float) -> list[torch.optim.Optimizer]:
@@ -117,6 +119,32 @@ def save(path: Path, model: Reader, opts: list[torch.optim.Optimizer], state: di
     scratch.replace(path)
 
 
+def mixture(arguments: argparse.Namespace) -> Mixture:
+    return Mixture(
+        SHARES | dict(arguments.share), dict(zip(LENGTHS, arguments.lengths, strict=True)), arguments.unanswerable,
+        arguments.cloze,
+    )  # fmt: skip
+
+
+def share(text: str) -> tuple[str, float]:
+    """`squad1.1=0.9`"""
+    source, _, value = text.partition("=")
+    if source not in SHARES:
+        raise argparse.ArgumentTypeError(f"{source!r} is none of {', '.join(SHARES)}")
+    return source, float(value)
+
+
+def from_nothing(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Reader:
+    shape = Shape(
+        vocab=tokenizer.get_vocab_size(), hidden=arguments.hidden, layers=arguments.layers, period=arguments.period,
+        offset=arguments.offset, heads=arguments.heads, kv_heads=arguments.kv_heads,
+        feed_forward=arguments.feed_forward,
+    )  # fmt: skip
+    model = Reader(shape)
+    model.model.embed_tokens.weight.data.copy_(word_piece_embeddings(tokenizer, shape.hidden, EMBEDDING_RMS))
+    return model
+
+
 def train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     run: Path = arguments.run
@@ -125,39 +153,48 @@ def train(arguments: argparse.Namespace) -> None:
     encoder = Encoder(tokenizer)
     contexts = cached_contexts(data_directory(arguments.data), encoder, run.parent / "contexts.pickle")
     checkpoint = run / "last.pt"
-    source = checkpoint if checkpoint.exists() else arguments.start
-    saved = None if source is None else torch.load(source)
-    shape = Shape(
-        vocab=tokenizer.get_vocab_size(), hidden=arguments.hidden, layers=arguments.layers, period=arguments.period,
-        offset=arguments.offset, heads=arguments.heads, kv_heads=arguments.kv_heads,
-        feed_forward=arguments.feed_forward,
-    ) if saved is None else Shape(**saved["shape"])  # fmt: skip
+    saved = torch.load(checkpoint) if checkpoint.exists() else None
     torch.manual_seed(arguments.seed)
-    model = Reader(shape)
+    if saved is not None:
+        model = Reader(Shape(**saved["shape"]))
+        model.load_state_dict(saved["model"])
+    elif arguments.start is not None:
+        model = grown(starting_point(arguments.start), arguments.grow).train()
+    else:
+        model = from_nothing(arguments, tokenizer)
+    model.dropout = arguments.dropout
+    distiller = Distiller(model, tokenizer) if arguments.distil else None
     opts = optimizers(model, arguments.matrix_rate, arguments.rate)
     state = {"step": 0, "tokens": 0, "answers": 0, "seconds": 0.0}
-    if saved is None:
-        model.model.embed_tokens.weight.data.copy_(word_piece_embeddings(tokenizer, shape.hidden, EMBEDDING_RMS))
-    else:
-        model.load_state_dict(saved["model"])
-    if saved is not None and source == checkpoint:
+    if saved is not None:
         for optimizer, kept in zip(opts, saved["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         state = saved["state"]
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {shape}, from step {state['step']}")
-    sampler = TreeSampler(contexts, encoder, arguments.seed + int(state["step"]) + 7919 * arguments.rank)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {model.shape}, from step {state['step']}"
+    )
+    if distiller is not None:  # its map starts anew with every call
+        opts.append(torch.optim.AdamW(distiller.parameters(), lr=1e-3, weight_decay=0.0))
+        opts[-1].param_groups[0]["peak"] = 1e-3
+    sampler = TreeSampler(
+        contexts, encoder, arguments.seed + int(state["step"]) + 7919 * arguments.rank, mixture(arguments)
+    )
     join(arguments)
-    began, saved_at, log = time.monotonic() - state["seconds"], time.monotonic(), []
+    clock = time.process_time if arguments.processor else time.monotonic
+    began, saved_at, log = clock() - state["seconds"], time.monotonic(), []
     while (progress := state["seconds"] / (60 * arguments.minutes)) < 1:
-        forest = Forest(
-            sampler.step(arguments.step_tokens, progress), sampler.rng_for_rows(), root_rate=0.03, question_rate=0.15
-        )
+        trees = sampler.step(arguments.step_tokens, progress)
+        forest = Forest(trees, sampler.rng_for_rows(), root_rate=0.03, question_rate=0.15)
         loss, parts = losses(model, forest, 0 if progress > 0.8 else 2048)
+        if distiller is not None:
+            foretold = distiller.loss(trees)
+            loss = loss + arguments.distil * foretold
+            parts["distil"] = foretold.item()
         for optimizer in opts:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         tokens, answers, seconds = average(
-            model, (len(forest), forest.num_answers, 0.0 if arguments.rank else time.monotonic() - began)
+            model, (len(forest), forest.num_answers, 0.0 if arguments.rank else clock() - began)
         )
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         factor = rate_factor(int(state["step"]), progress)
@@ -176,24 +213,36 @@ def train(arguments: argparse.Namespace) -> None:
             print(json.dumps(record), flush=True)
             log = []
         if time.monotonic() - saved_at > 60 * arguments.save_minutes and arguments.rank == 0:
-            save(checkpoint, model, opts, state)
+            save(checkpoint, model, opts[:2], state)
             saved_at = time.monotonic()
     if arguments.rank == 0:
-        save(checkpoint, model, opts, state)
+        save(checkpoint, model, opts[:2], state)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data")
     parser.add_argument("--run", type=Path, default=Path("runs/reader"))
-    parser.add_argument("--start", type=Path, help="a checkpoint to begin from when the run has none")
+    parser.add_argument(
+        "--start", type=Path, help="what to begin from when the run has nothing: an exported directory or a .pt"
+    )
+    parser.add_argument("--grow", type=int, default=0, help="layers to put into the middle of what --start names")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--distil", type=float, default=0.0, help="weight of foretelling MiniLM's hidden states")
     parser.add_argument("--tokenizer", type=Path, default=Path("weights/fano-reader/tokenizer.json"))
     parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--processor", action="store_true",
+                        help="count the time of the processor, so that runs beside other work compare")  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--step-tokens", type=int, default=3072)
     parser.add_argument("--matrix-rate", type=float, default=3e-3)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=share, nargs="*", default=[], metavar="SOURCE=SHARE")
+    parser.add_argument("--lengths", type=float, nargs=len(LENGTHS), default=list(LENGTHS.values()), metavar="SHARE",
+                        help=f"of {', '.join(LENGTHS)}")  # fmt: skip
+    parser.add_argument("--unanswerable", type=float, default=0.1)
+    parser.add_argument("--cloze", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--meeting", type=Path, default=Path("runs/meeting"), help="a file that is not there yet")

@@ -1,13 +1,17 @@
-"""First token embeddings from MiniLM's word pieces (all-MiniLM-L6-v2, Apache-2.0): words that are alike start alike."""
+"""What a model begins with: token embeddings from MiniLM's word pieces (all-MiniLM-L6-v2, Apache-2.0), so that words
+that are alike start alike; or a smaller model, with layers put in that add nothing at first."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from training.model import Reader
 
 
 def minilm_directory() -> Path:
@@ -48,3 +52,25 @@ def word_piece_embeddings(tokenizer: Tokenizer, width: int, rms: float, noise: f
     result = rows + noise * torch.randn(rows.shape, generator=generator)
     result[~known] = torch.randn(int((~known).sum()), width, generator=generator)
     return result / result.pow(2).mean(1, keepdim=True).sqrt() * rms
+
+
+def grown(model: Reader, layers: int) -> Reader:
+    """The same function with so many more layers (a multiple of the period) in the middle; they add nothing yet."""
+    if layers == 0:
+        return model
+    if layers % model.shape.period:
+        raise ValueError(f"{layers} more layers would not be whole periods of {model.shape.period}")
+    result = Reader(replace(model.shape, layers=model.shape.layers + layers))
+    middle = model.shape.layers // 2 // model.shape.period * model.shape.period
+    state = result.state_dict()
+    for name, value in model.state_dict().items():
+        parts = name.split(".")
+        if parts[1] == "layers" and int(parts[2]) >= middle:
+            parts[2] = str(int(parts[2]) + layers)
+        state[".".join(parts)] = value
+    for index in range(middle, middle + layers):
+        for last in ("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"):
+            if f"model.layers.{index}.{last}.weight" in state:
+                state[f"model.layers.{index}.{last}.weight"].zero_()
+    result.load_state_dict(state)
+    return result

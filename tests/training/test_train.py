@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from training import warm_start
+from training.examples import LENGTHS
+from training.export import export, rounded, starting_point
 from training.forest import Branch, Forest, Tree
 from training.model import Reader, Shape
 from training.muon import orthogonalised
@@ -49,7 +51,8 @@ def arguments(directory, minutes):
     return argparse.Namespace(
         data=str(directory), run=directory / "run", start=None, tokenizer=directory / "tokenizer.json", minutes=minutes,
         threads=1, step_tokens=64, matrix_rate=1e-3, rate=1e-3, seed=0, workers=1, rank=0, log_every=1,
-        save_minutes=1.0, hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32,
+        save_minutes=1.0, hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32, grow=0,
+        dropout=0.0, distil=0.0, share=[], lengths=list(LENGTHS.values()), unanswerable=0.1, cloze=0.0, processor=False,
     )  # fmt: skip
 
 
@@ -62,6 +65,42 @@ def test_training_leaves_out_held_out_contexts_and_resumes_where_it_stopped(dire
     assert f"from step {first['step']}" in capsys.readouterr().out
     assert second["step"] > first["step"] > 0
     assert second["tokens"] > first["tokens"]
+
+
+def test_training_begins_from_an_exported_directory(directory, capsys):
+    shape = Shape(vocab=44, hidden=32, layers=4, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32)
+    model = rounded(Reader(shape))
+    export(model, directory / "shipped")
+    begun = starting_point(directory / "shipped")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), begun.parameters(), strict=True))
+    chosen = arguments(directory, 0.005)
+    chosen.start, chosen.dropout, chosen.grow, chosen.processor = directory / "shipped", 0.1, 2, True
+    train(chosen)
+    assert "layers=6" in capsys.readouterr().out
+    saved = torch.load(directory / "run" / "last.pt")
+    assert not torch.equal(saved["model"]["model.layers.0.mamba.in_proj.weight"], model.state_dict()[
+        "model.layers.0.mamba.in_proj.weight"])  # fmt: skip
+
+
+def test_a_grown_model_is_the_same_function_at_first():
+    torch.manual_seed(0)
+    model = Reader(Shape(vocab=50, hidden=32, layers=4, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32))
+    more = warm_start.grown(model, 2)
+    forest = Forest([Tree(list(range(30)), [])], np.random.default_rng(0))
+    assert more.shape.layers == 6
+    assert torch.equal(model(forest)[0], more(forest)[0])
+    with pytest.raises(ValueError, match="whole periods"):
+        warm_start.grown(model, 3)
+
+
+def test_dropout_is_for_training_alone():
+    torch.manual_seed(0)
+    model = Reader(Shape(vocab=50, hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32))
+    forest = Forest([Tree(list(range(30)), [])], np.random.default_rng(0))
+    plain = model.eval()(forest)[0]
+    model.dropout = 0.5
+    assert torch.equal(model(forest)[0], plain)
+    assert not torch.allclose(model.train()(forest)[0], plain)
 
 
 def test_a_softmax_over_a_sample_that_holds_every_token_is_the_full_one():
