@@ -7,7 +7,10 @@ and its directory have been synchronised (fsync(2), NOTES).
 import hashlib
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+
+TEMPORARY_SUFFIX = ".part"
 
 
 def sync_directory(directory: Path) -> None:
@@ -36,12 +39,29 @@ def make_directory(directory: Path) -> None:
         sync_directory(path.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a crash leaves the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that nobody else uses, for what is to be renamed to ``path`` once it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+
+
+def write_new(path: Path, pieces: Iterable[bytes | memoryview], mode: int = 0o666) -> None:
+    """Create ``path`` with these bytes and put them on the disk. After a failure a part may stand there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        temporary.write_bytes(content)
-        sync_file(temporary)
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write ``content`` to ``path`` so that a crash leaves the old file or the new one, never a part."""
+    temporary = temporary_name(path)
+    try:
+        write_new(temporary, (content,), mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

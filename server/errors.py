@@ -27,6 +27,15 @@ from model.errors import (
 )
 from retrieval.errors import DocumentNotReady, UnknownDocument, UnsupportedMediaType
 from retrieval.passage import DocumentStatus
+from server.sessions.errors import (
+    SessionChanged,
+    SessionDamaged,
+    SessionExists,
+    SessionStorageDenied,
+    SessionStorageFailed,
+    SessionStorageFull,
+    UnknownSession,
+)
 
 
 class RequestInvalid(Exception):
@@ -147,6 +156,9 @@ TABLE: Mapping[type[Exception], Row] = {
     HostRefused: Row(403, "permission_error", "host_not_allowed"),
     UnknownDocument: Row(404, INVALID, "document_not_found"),
     UnknownModel: Row(404, INVALID, "model_not_found"),
+    UnknownSession: Row(404, INVALID, "session_not_found"),
+    SessionExists: Row(409, INVALID, "session_exists"),
+    SessionChanged: Row(409, INVALID, "session_changed"),
     DocumentNotReady: Row(409, INVALID, "document_not_ready"),
     ReaderStalled: Row(408, INVALID, "reader_stalled"),
     BodyTooLarge: Row(413, INVALID, "too_large"),
@@ -154,12 +166,16 @@ TABLE: Mapping[type[Exception], Row] = {
     QueueFull: Row(429, "rate_limit_error", "queue_full"),
     ClientLeft: Row(499, INVALID, "client_left"),
     GenerationFailed: Row(500, "server_error", "generation_failed"),
+    SessionDamaged: Row(500, "server_error", "session_damaged"),
+    SessionStorageDenied: Row(500, "server_error", "session_storage_denied"),
+    SessionStorageFailed: Row(500, "server_error", "session_storage_failed"),
     NotReady: Row(503, "server_error", "not_ready"),
     EngineDraining: Row(503, "server_error", "draining"),
     EngineStopped: Row(503, "server_error", "engine_stopped"),
     AnswerAborted: Row(503, "server_error", "draining"),
     DeadlineExceeded: Row(504, "server_error", "deadline_exceeded"),
     StorageFull: Row(507, "server_error", "storage_full"),
+    SessionStorageFull: Row(507, "server_error", "session_storage_full"),
 }
 UNEXPECTED = Row(500, "server_error", "internal_error")
 

@@ -1,0 +1,1 @@
+"""Named sessions: what they are on the disk, and what may be done to them."""
