@@ -89,10 +89,7 @@ class Tokenizer:
 
     def encode(self, text: str, add_bos: bool = False) -> Encoding:
         """Encode plain text. Raises ``InvalidRequest`` for text that UTF-8 cannot carry (lone surrogates)."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("text", text[error.start : error.end], "text that UTF-8 can carry") from error
+        _check_carried(text)
         # Unlike encode, a batch lets other threads run meanwhile: a long text must not stop a whole server.
         encoded = self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
         ids, offsets = encoded.ids, encoded.offsets
@@ -102,9 +99,15 @@ class Tokenizer:
             ids, offsets = [self.bos_id, *ids], [(0, 0), *offsets]
         return Encoding(tuple(ids), tuple(offsets))
 
+    def encode_ids(self, text: str) -> list[int]:
+        """The ids that ``encode`` gives, without their places. Raises as ``encode`` does."""
+        _check_carried(text)
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
     def count(self, text: str) -> int:
         """Number of tokens of a plain text."""
-        return len(self.encode(text).ids)
+        return len(self.encode_ids(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the tokens; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
@@ -133,22 +136,34 @@ class Tokenizer:
     def encode_chat(
         self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
     ) -> tuple[int, ...]:
-        """The prompt as token ids. A control token typed inside a message stays text.
+        """The prompt as token ids: those of ``chat_parts``. Raises what that raises."""
+        ids: list[int] = []
+        for part in self.chat_parts(messages, add_generation_prompt):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(self.encode_ids(part))
+        return tuple(ids)
 
-        Each such text is one stand-in character while the template runs, so that only what the
-        template itself wrote is found as control tokens; the text is then put back.
-        Raises what ``render_chat`` raises, and ``InvalidRequest`` as ``encode`` does.
+    def chat_parts(
+        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
+    ) -> tuple[int | str, ...]:
+        """The prompt as the template wrote it: ids of control tokens, and the texts between them, none empty.
+
+        A control token typed inside a message stays text. Each such text is one stand-in character while the template
+        runs, so that only what the template itself wrote is found as control tokens; the text is then put back.
+        Raises what ``render_chat`` raises; a text may be one that ``encode`` refuses.
         """
         stand_ins = _StandIns(self._control_ids, json.dumps(messages, ensure_ascii=False, default=str))
         prompt = self.render_chat([stand_ins.hide_message(message) for message in messages], add_generation_prompt)
-        ids: list[int] = []
+        parts: list[int | str] = []
         # Splitting by a group puts the control tokens at the odd places.
         for place, part in enumerate(stand_ins.control_pattern.split(prompt)):
             if place % 2:
-                ids.append(self._control_ids[part])
+                parts.append(self._control_ids[part])
             elif text := stand_ins.restore(part):
-                ids.extend(self.encode(text).ids)
-        return tuple(ids)
+                parts.append(text)
+        return tuple(parts)
 
 
 class StreamDecoder:
@@ -266,6 +281,13 @@ class _TokenStyle:
             else:
                 table[token_id] = token.replace(SPACE_MARK, " ").encode("utf-8")
         return tuple(table)
+
+
+def _check_carried(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("text", text[error.start : error.end], "text that UTF-8 can carry") from error
 
 
 def _parts(spec: Mapping[str, Any], *keys: str) -> list[Mapping[str, Any]]:

@@ -11,18 +11,27 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from model.engine.request import GenerationRequest, TokenEvent
 from model.engine.stats import EngineStats
 from model.errors import EngineDraining, EngineStopped, ModelError
+from model.policy import AttentionPolicy
 from server.errors import ReaderStalled
 from server.mailbox import Mailbox
 
+if TYPE_CHECKING:
+    from model.cache.checkpoint import Checkpoint
+    from model.cache.snapshot import Snapshot
+    from model.fingerprint import Fingerprint
+
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STALLED_READER_SECONDS = 60.0
 # A thread cannot be told to wait for any number of seconds.
@@ -31,8 +40,67 @@ LONGEST_WAIT_SECONDS = 3600.0
 NO_ROOM_SECONDS = 0.01
 
 
+class Holding(Protocol):
+    """The deepest checkpoint on a path of tokens: where it is, after how many tokens, and bytes of its tensors."""
+
+    @property
+    def tier(self) -> str:
+        """``resident``, ``host``, or ``none`` where there is no checkpoint."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that need not be read again."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values."""
+
+    @property
+    def ssm_state_bytes(self) -> int:
+        """Bytes of the SSM state."""
+
+    @property
+    def conv_state_bytes(self) -> int:
+        """Bytes of the convolution state."""
+
+
+class KeptCheckpoints(Protocol):
+    """What named sessions need of ``model.cache.checkpoints.Checkpoints``; ``tree`` is tenant and policy."""
+
+    def anchor(self, key: Hashable, tree: Hashable, token_ids: Sequence[int]) -> None:
+        """Hold on to the deepest checkpoint on the path, and let go of the one before."""
+
+    def unanchor(self, key: Hashable) -> None:
+        """Let go of a path."""
+
+    def release(self, key: Hashable) -> None:
+        """The anchored checkpoint is on the disk too, and may be given up."""
+
+    def path(self, tree: Hashable, token_ids: Sequence[int]) -> "Sequence[Checkpoint]":
+        """The checkpoints on the way, shallow to deep."""
+
+    def snapshot(self, checkpoint: "Checkpoint") -> "Snapshot":
+        """A checkpoint as host tensors."""
+
+    def admit(self, tree: Hashable, token_ids: Sequence[int], snapshots: "Iterable[Snapshot]") -> int:
+        """Take snapshots into host memory. Raises HostBudgetExceeded."""
+
+
 class SteppedEngine(Protocol):
-    """What the bridge needs of an engine; every method is called on the engine thread, ``stats`` on any."""
+    """What the server needs of an engine; every method is called on the engine thread, ``stats`` on any."""
+
+    @property
+    def checkpoints(self) -> KeptCheckpoints:
+        """What was kept of texts that were read."""
+
+    def fingerprint(self, policy: AttentionPolicy) -> "Fingerprint":
+        """What states read under the policy depend on."""
+
+    def holding(self, tenant: str, policy: AttentionPolicy, token_ids: Sequence[int]) -> Holding:
+        """The deepest checkpoint on the path: its tier, tokens and bytes."""
+
+    def forget(self, tenant: str, policy: AttentionPolicy, token_ids: Sequence[int], num_general: int) -> int:
+        """Drop the checkpoints of texts with more than ``num_general`` tokens in common, but for anchored ways."""
 
     def submit(self, request: GenerationRequest) -> None:
         """Accept the request or raise ``RequestRefused``."""
@@ -112,7 +180,7 @@ class EngineThread:
         self._on_step = on_step
         self._on_event = on_event
         self._stalled_reader_seconds = stalled_reader_seconds
-        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Resume | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Resume | _Call | _Stop] = queue.SimpleQueue()
         self._mailboxes: dict[str, Mailbox] = {}
         self._paused: dict[str, Mailbox] = {}
         self._has_room = True
@@ -184,6 +252,34 @@ class EngineThread:
             with self._lock:
                 self._num_open -= 1
 
+    async def call(self, function: Callable[[SteppedEngine], T]) -> T:
+        """What ``function`` returns or raises, run on the engine's thread between two steps; also while draining.
+
+        A caller that is cancelled takes its call back if it has not begun; one that has begun is finished.
+        Raises ``EngineStopped`` when it was not run.
+        """
+        outcome: Future[T] = Future()
+
+        def run() -> None:
+            if not outcome.set_running_or_notify_cancel():
+                return
+            try:
+                result = function(self._engine)
+            except Exception as failure:  # noqa: BLE001  (raised again where the result is awaited)
+                outcome.set_exception(failure)
+            else:
+                outcome.set_result(result)
+
+        def refuse(refusal: EngineStopped) -> None:
+            if outcome.set_running_or_notify_cancel():
+                outcome.set_exception(refusal)
+
+        with self._lock:
+            if self._closed is not None:
+                raise EngineStopped(self._closed)
+            self._inbox.put(_Call(run, refuse))
+        return await asyncio.wrap_future(outcome)
+
     def _run(self) -> None:
         reason = "it was asked to"
         try:
@@ -231,6 +327,8 @@ class EngineThread:
                     self._abort(command)
                 case _Resume():
                     self._resume(command)
+                case _Call():
+                    command.run()
                 case _Stop():
                     return False
 
@@ -298,6 +396,8 @@ class EngineThread:
             command = self._inbox.get()
             if isinstance(command, _Submit):
                 command.mailbox.refuse(EngineStopped(reason))
+            elif isinstance(command, _Call):
+                command.refuse(EngineStopped(reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +416,12 @@ class _Abort:
 class _Resume:
     request_id: str
     mailbox: Mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    run: Callable[[], None]
+    refuse: Callable[[EngineStopped], None]
 
 
 @dataclass(frozen=True, slots=True)
