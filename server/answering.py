@@ -54,7 +54,7 @@ class Answering:
         self._tokenizer = tokenizer
         self._model = model
         self._metrics = metrics
-        self._limits = limits
+        self.limits = limits
 
     @asynccontextmanager
     async def answer(self, inquiry: Inquiry) -> AsyncIterator["Answer"]:
@@ -63,15 +63,27 @@ class Answering:
         Raises on entry whatever refuses it: ``UnknownDocument``, ``DocumentNotReady``,
         ``EvidenceTooLong``, and what the engine refuses.
         """
+        found = await self.groundwork(inquiry)
+        if inquiry.documents and not found.sources:
+            yield _Nothing(found, self._metrics)
+            return
+        async with self._bridge.generate(self.request(inquiry, found)) as events:
+            yield _Generated(inquiry, found, events, self._library, self._metrics)
+
+    async def groundwork(self, inquiry: Inquiry, is_asked: bool = True) -> Groundwork:
+        """What stands before the model is asked: documents are searched. Raises as ``answer``.
+
+        One that is not really asked is not counted among the questions, and may be longer than the context.
+        """
         if inquiry.documents:
-            found = await anyio.to_thread.run_sync(self._search, inquiry)
-            if not found.sources:
-                yield _Nothing(found, self._metrics)
-                return
-        else:
+            return await anyio.to_thread.run_sync(self._search, inquiry, is_asked)
+        if is_asked:
             self._metrics.retrieved("skipped", NO_DOCUMENTS, {})
-            found = await anyio.to_thread.run_sync(self._converse, inquiry)
-        request = GenerationRequest(
+        return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked)
+
+    def request(self, inquiry: Inquiry, found: Groundwork) -> GenerationRequest:
+        """What the engine is asked."""
+        return GenerationRequest(
             # Two clients may choose the same id for their requests.
             request_id=f"{inquiry.request_id}.{secrets.token_hex(4)}",
             prompt_ids=found.prompt.ids,
@@ -80,24 +92,23 @@ class Answering:
             policy=inquiry.policy,
             num_choices=inquiry.sampling.num_choices,
             tenant=inquiry.tenant,
-            max_seconds=self._limits.max_request_seconds,
+            max_seconds=self.limits.max_request_seconds,
+            measure_information=self.limits.measure_information,
         )
-        async with self._bridge.generate(request) as events:
-            yield _Generated(inquiry, found, events, self._library, self._metrics)
 
-    def _converse(self, inquiry: Inquiry) -> Groundwork:
+    def _converse(self, inquiry: Inquiry, is_asked: bool) -> Groundwork:
         """The groundwork of a plain chat."""
         prompt = build_chat(self._tokenizer, inquiry.turns)
         max_tokens = inquiry.sampling.max_tokens
         if max_tokens is None:
-            max_tokens = max(1, min(self._limits.chat_max_tokens, self._model.max_context_tokens - len(prompt.ids)))
-        if len(prompt.ids) + max_tokens > self._model.max_context_tokens:
+            max_tokens = max(1, min(self.limits.chat_max_tokens, self._model.max_context_tokens - len(prompt.ids)))
+        if is_asked and len(prompt.ids) + max_tokens > self._model.max_context_tokens:
             raise PromptTooLong(len(prompt.ids), max_tokens, self._model.max_context_tokens)
         return Groundwork(
             prompt, sampling_params(inquiry, max_tokens, 1.0), (), (), (), RetrievalBill(False, NO_DOCUMENTS), ""
         )
 
-    def _search(self, inquiry: Inquiry) -> Groundwork:
+    def _search(self, inquiry: Inquiry, is_asked: bool) -> Groundwork:
         """The groundwork of a document question: passages, numbered sources, prompt, evidence, bill."""
         begun = time.monotonic()
         documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
@@ -106,7 +117,8 @@ class Answering:
         seconds = time.monotonic() - begun
         decision = "retrieved" if result.found and result.passages else "nothing"
         finders = "+".join(result.passages[0].found_by) if result.passages else "none"
-        self._metrics.retrieved(decision, finders, {**result.seconds, "total": seconds})
+        if is_asked:
+            self._metrics.retrieved(decision, finders, {**result.seconds, "total": seconds})
         stats = self._library.stats()
         text_bytes = sum(document.num_bytes for document in documents)
         index_bytes = sum(stats.host_bytes.values())
@@ -115,7 +127,7 @@ class Answering:
             bill = RetrievalBill(True, result.reason, 0, result.num_facts, seconds, text_bytes, index_bytes)
             sampling = sampling_params(inquiry, 1, 0.0)
             return Groundwork(Prompt((), 0), sampling, (), (), (), bill, told)
-        max_tokens = inquiry.sampling.max_tokens or self._limits.answer_max_tokens
+        max_tokens = inquiry.sampling.max_tokens or self.limits.answer_max_tokens
         policy = inquiry.policy or self._model.policy
         sources = tuple(Source(number, passage) for number, passage in enumerate(result.passages, start=1))
         readings = (nearest_reading(sources),) if self._model.reads is ReadingUnit.SENTENCE else sources
@@ -209,7 +221,9 @@ class _Generated:
             ended[0] = replace(ended[0], text=text)
             yield ended[0]
         choices = tuple(ended[index] for index in range(len(pieces)))
-        self._metrics.finished(choices[0].finish_reason.value, last.usage, time.monotonic() - self._inquiry.started)
+        seconds, bill = time.monotonic() - self._inquiry.started, self._groundwork.bill
+        archive_bytes = bill.text_bytes + bill.index_bytes
+        self._metrics.finished(choices[0].finish_reason.value, last.usage, seconds, archive_bytes)
         yield AnswerDone(
             choices, found, tuple(citations), last.usage, self._groundwork.bill, self._first_text, self._prompt_logprobs
         )

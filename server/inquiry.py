@@ -12,7 +12,10 @@ from server.schemas import Recall
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What answers: its name, and what prompts must respect."""
+    """What answers: its name, and what prompts must respect.
+
+    ``state_recall_bits`` is what its state alone recalled when that was measured, else None.
+    """
 
     name: str
     created: int
@@ -20,6 +23,7 @@ class ServedModel:
     dtype: str
     max_context_tokens: int
     reads: ReadingUnit = ReadingUnit.PASSAGES
+    state_recall_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,12 @@ AnswerEvent = AnswerText | Citation | ChoiceDone | AnswerDone
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Tokens of an answer whose request names none, of a chat and from documents, and seconds that any may take."""
+    """Tokens of an answer whose request names none, of a chat and from documents, and seconds that any may take.
+
+    ``measure_information`` is whether the surprisal of prompts is summed up.
+    """
 
     chat_max_tokens: int
     answer_max_tokens: int
     max_request_seconds: float | None = None
+    measure_information: bool = False

@@ -4,10 +4,8 @@ A scrape touches neither the device nor the engine: it reads the engine's last p
 asks the library. Names follow Prometheus' conventions; a pool's bytes are its tensors' bytes.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -16,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from model.engine.request import RequestUsage, TokenEvent
 from model.engine.stats import EngineStats
+from server.bill import Bookkeeper, MemoryBill
 
 if TYPE_CHECKING:
     from retrieval.library import LibraryStats
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 REQUEST_BYTES = tuple(float(1 << power) for power in range(14, 41, 2))
+CONTEXT_TOKENS = tuple(float(1 << power) for power in range(6, 25, 2))
+INFORMATION_BITS = tuple(float(1 << power) for power in range(8, 43, 2))
 
 
 class Metrics:
@@ -53,6 +54,19 @@ class Metrics:
         self._state = _histogram(
             registry, "fano_request_state_bytes", "SSM and convolution state held at the end.", buckets=REQUEST_BYTES
         )
+        self._archive = _histogram(
+            registry, "fano_request_archive_bytes", "Text and index of the documents asked.", buckets=REQUEST_BYTES
+        )
+        self._context = _histogram(
+            registry, "fano_context_tokens", "Tokens of prompt and answer.", buckets=CONTEXT_TOKENS
+        )
+        self._capacity = _histogram(
+            registry, "fano_state_capacity_bits", "Bits of all memory held at the end.", buckets=INFORMATION_BITS
+        )
+        self._information = _histogram(
+            registry, "fano_context_information_bits", "Surprisal of the prompt, where it was measured.",
+            buckets=INFORMATION_BITS,
+        )  # fmt: skip
         self._finished = Counter(
             "fano_answers", "Answers that were completed, by finish reason.", ["reason"], registry=None
         )
@@ -80,12 +94,17 @@ class Metrics:
         if event.usage is not None:
             self._queue.observe(event.usage.queue_seconds)
 
-    def finished(self, reason: str, usage: RequestUsage, seconds: float) -> None:
-        """An answer is complete; ``reason`` is ``stop`` or ``length``."""
+    def finished(self, reason: str, usage: RequestUsage, seconds: float, archive_bytes: int = 0) -> None:
+        """An answer is complete; ``reason`` is ``stop`` or ``length``, ``archive_bytes`` are of text and index."""
         self._finished.labels(reason).inc()
         self._request.observe(seconds)
         self._kv.observe(usage.kv_bytes)
         self._state.observe(usage.ssm_state_bytes + usage.conv_state_bytes)
+        self._archive.observe(archive_bytes)
+        self._context.observe(usage.num_prompt_tokens + usage.num_completion_tokens)
+        self._capacity.observe(usage.state_capacity_bits)
+        if usage.information_bits is not None:
+            self._information.observe(usage.information_bits)
 
     def stepped(self, stats: EngineStats) -> None:
         """The engine made a step (called on its thread)."""
@@ -104,12 +123,10 @@ class Metrics:
 class MemoryCollector(Collector):
     """Gauges from the engine's and the library's own numbers, made when they are asked for."""
 
-    def __init__(
-        self, metrics: Metrics, engine_stats: Callable[[], EngineStats], library_stats: Callable[[], "LibraryStats"]
-    ) -> None:
+    def __init__(self, metrics: Metrics, bookkeeper: Bookkeeper, state_recall_bits: float | None = None) -> None:
         self._metrics = metrics
-        self._engine_stats = engine_stats
-        self._library_stats = library_stats
+        self._bookkeeper = bookkeeper
+        self._state_recall_bits = state_recall_bits
         self._version = version("fano")  # looked up on disk
 
     def describe(self) -> list[Metric]:
@@ -117,16 +134,18 @@ class MemoryCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All samples of one consistent engine snapshot and one library snapshot."""
-        engine, library = self._engine_stats(), self._library_stats()
-        yield from self._engine(engine)
-        yield from self._library(library)
-        host = dict(library.host_bytes)
-        host["sessions"] = host.get("sessions", 0) + engine.saved_bytes
-        pools = sum(host.values()) + (sum(engine.pool_bytes.values()) if _on_host(engine) else 0)
-        host["unaccounted"] = resident_set_bytes() - pools
+        """All samples of one bill."""
+        bill = self._bookkeeper.bill()
+        yield from self._engine(bill.engine)
+        yield from self._library(bill)
+        host = {**bill.host_pools, "unaccounted": bill.unaccounted_bytes}
         yield _gauge("fano_host_memory_bytes", "Host memory by pool; unaccounted is the process minus all pools.",
                      "pool", host)  # fmt: skip
+        yield _gauge("fano_sessions", "Sessions by the nearest tier that their state is in.",
+                     "status", bill.sessions.num_sessions)  # fmt: skip
+        if self._state_recall_bits is not None:
+            yield _plain("fano_state_recall_bits", "Bits that the state alone recalled when it was measured.",
+                         self._state_recall_bits)  # fmt: skip
 
     def _engine(self, stats: EngineStats) -> Iterator[Metric]:
         yield _gauge("fano_device_memory_bytes", "Bytes of the tensors held, by pool.", "pool", stats.pool_bytes)
@@ -146,6 +165,17 @@ class MemoryCollector(Collector):
         requests = {"running": stats.num_running, "waiting": waiting, "saved": stats.num_saved}
         yield _gauge("fano_requests", "Requests in the engine by status.", "status", requests)
         yield _counter("fano_tokens", "Tokens by kind.", "kind", stats.tokens_by_kind)
+        prefixes = CounterMetricFamily(
+            "fano_prefix", "Requests by whether their prompt's beginning was there.", labels=["result", "reason"]
+        )
+        for labels, count in stats.num_prefixes.items():
+            prefixes.add_metric(labels, count)
+        yield prefixes
+        yield _gauge("fano_checkpoints", "Checkpoints by tier.", "tier", stats.num_checkpoints)
+        yield CounterMetricFamily(
+            "fano_checkpoints_lost", "Unsaved checkpoints of sessions that had to be given up.",
+            value=stats.num_checkpoints_lost,
+        )  # fmt: skip
         # Aborts are the engine's own count, so that they show together with the request's leaving.
         finished = {reason: self._metrics.num_finished(reason) for reason in ("stop", "length")}
         finished |= {"abort": stats.num_aborted, "error": stats.num_failed}
@@ -161,23 +191,12 @@ class MemoryCollector(Collector):
         build.add_metric([self._version, info.model, info.device, info.kernels, info.dtype, info.policy], 1)
         yield build
 
-    def _library(self, stats: "LibraryStats") -> Iterator[Metric]:
-        yield _gauge("fano_disk_bytes", "Bytes on disk by pool.", "pool", stats.disk_bytes)
+    def _library(self, bill: MemoryBill) -> Iterator[Metric]:
+        stats: LibraryStats = bill.library
+        yield _gauge("fano_disk_bytes", "Bytes on disk by pool.", "pool", bill.disk_pools)
         yield _gauge("fano_documents", "Documents by status.", "status", stats.num_documents)
         yield _plain("fano_index_vectors", "Vectors in the index.", stats.num_vectors)
         yield _plain("fano_facts", "Facts in the key table.", stats.num_facts)
-
-
-def resident_set_bytes() -> int:
-    """Resident memory of this process as the kernel counts it; 0 where /proc does not tell."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return 0
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _on_host(stats: EngineStats) -> bool:
-    return stats.build.device.startswith("cpu")
 
 
 def _histogram(

@@ -42,7 +42,10 @@ class Bill:
             "policy": _policy(self.policy),
             "parameters": self.model.num_parameters(),
             "device_bytes": {**plan.pool_bytes, "total": plan.total_bytes},
-            "host_bytes": {"preempted_requests_at_most": plan.saved_bytes},
+            "host_bytes": {
+                "preempted_requests_at_most": plan.saved_bytes,
+                "checkpoints_and_sessions_at_most": plan.session_bytes,
+            },
             "session_bytes": {
                 "ssm_state": self.model.ssm_state_bytes,
                 "conv_state": self.model.conv_state_bytes,
@@ -53,6 +56,7 @@ class Bill:
             "kv_bytes_per_token_under_full": self.model.kv_bytes_per_token(self.engine.dtype),
             "state_capacity_bits": 8 * plan.bytes_per_sequence,
             "slots": plan.num_slots,
+            "checkpoint_slots": plan.num_checkpoint_slots,
             "blocks": plan.num_blocks,
         }
 
@@ -118,7 +122,15 @@ def print_bill(bill: Bill, name: str, console: Console) -> None:
         console.print(f"under policy full it would be {_readable(full)} ({per_token:,} bytes a token), {times}")
     else:
         console.print(f"that grows with the length, by {per_token:,} bytes a token")
-    console.print(f"in host memory, for preempted requests: at most {_readable(bill.plan.saved_bytes)}")
+    plan = bill.plan
+    console.print(
+        f"of the states, {plan.num_checkpoint_slots} are slots for checkpoints, {_readable(plan.bytes_per_slot)} each: "
+        "what was read of prompts and sessions"
+    )
+    console.print(
+        f"in host memory: at most {_readable(plan.saved_bytes)} for preempted requests, "
+        f"{_readable(plan.session_bytes)} for checkpoints and sessions"
+    )
 
 
 def _under(engine: EngineConfig, policy: AttentionPolicy) -> EngineConfig:

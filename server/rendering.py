@@ -11,6 +11,7 @@ from server.schemas import (
     DocumentView,
     ErrorView,
     FanoUsage,
+    PrefixView,
     ProgressView,
     PromptTokensDetails,
     ResidentBytes,
@@ -101,6 +102,9 @@ def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
             else ResidentBytes(),
             archive_bytes=ArchiveBytes(text=retrieval.text_bytes, index=retrieval.index_bytes),
             state_capacity_bits=usage.state_capacity_bits if usage else 0,
+            state_recall_bits=model.state_recall_bits,
+            context_information_bits=usage.information_bits if usage else None,
+            prefix=PrefixView(result=usage.prefix.result, reason=usage.prefix.reason) if usage else None,
             retrieval=RetrievalUsage(
                 used=retrieval.used,
                 reason=retrieval.reason,

@@ -166,15 +166,25 @@ class RetrievalUsage(BaseModel):
     seconds: float = 0.0
 
 
+class PrefixView(BaseModel):
+    """Whether the prompt's beginning was remembered; ``reason`` is where it was kept, or why it was not there."""
+
+    result: str
+    reason: str
+
+
 class FanoUsage(BaseModel):
-    """The request's bill."""
+    """The request's bill. ``state_capacity_bits`` is the size of all memory held, ``state_recall_bits`` what of it the
+    model's state alone recalled when that was measured, ``context_information_bits`` the surprisal of the prompt."""
 
     policy: dict[str, str | int]
     dtype: str
     resident_bytes: ResidentBytes
     archive_bytes: ArchiveBytes
     state_capacity_bits: int
+    state_recall_bits: float | None = None
     context_information_bits: float | None = None
+    prefix: PrefixView | None = None
     retrieval: RetrievalUsage
     ttft_seconds: float | None
 

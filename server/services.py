@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
 from server.answering import Answering
+from server.bill import Bookkeeper
 from server.bridge import EngineThread, SteppedEngine
+from server.forecast import Forecaster
 from server.ingesting import Ingestor
 from server.inquiry import Limits, ServedModel
 from server.logs import log_event
@@ -44,16 +46,21 @@ class Services:
         engine: SteppedEngine,
         tokenizer: ChatTokenizer,
         model: ServedModel,
+        forecaster: Forecaster,
     ) -> None:
         self.library = library
         self.model = model
+        self.forecaster = forecaster
         self.tokenizer = tokenizer
         self.bridge = EngineThread(engine, metrics.stepped, metrics.delivered, settings.stalled_reader_seconds)
         self.ingestor = Ingestor(library)
-        limits = Limits(settings.chat_max_tokens, settings.answer_max_tokens, settings.max_request_seconds)
+        limits = Limits(
+            settings.chat_max_tokens, settings.answer_max_tokens, settings.max_request_seconds, settings.information
+        )
         self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits)
         self.spool_dir = settings.data_dir / "uploads"
-        metrics.registry.register(MemoryCollector(metrics, self.bridge.stats, library.stats))
+        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats)
+        metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
 
     def start(self) -> None:
         """Start the engine's and the ingestion's threads; sweep away uploads that a crash cut off."""
@@ -79,7 +86,8 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
 
     directory = resolve_checkpoint(settings.model) if settings.model else embedded_checkpoint()
     checkpoint = ModelConfig.from_pretrained(directory)
-    engine, report = load_engine(directory, engine_config(settings, checkpoint))
+    config = engine_config(settings, checkpoint)
+    engine, report = load_engine(directory, config)
     log_event(logger, "model loaded", report=str(report))
     stats = engine.stats()
     model = ServedModel(
@@ -89,9 +97,10 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
         dtype=stats.build.dtype,
         max_context_tokens=stats.max_context_tokens,
         reads=checkpoint.reads,
+        state_recall_bits=checkpoint.state_recall_bits,
     )
     library = open_library(settings, engine.tokenizer.count)
-    return Services(settings, metrics, library, engine, engine.tokenizer, model)
+    return Services(settings, metrics, library, engine, engine.tokenizer, model, Forecaster(checkpoint, config))
 
 
 def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Library":

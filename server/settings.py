@@ -51,6 +51,10 @@ class Settings(BaseSettings):
         None, gt=0, description="How long a request may wait and generate, then it ends with a 504; default no limit."
     )
 
+    information: bool = Field(
+        False, description="Sum up the model's surprisal of all that is read; costs the head's work for each token."
+    )
+
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")

@@ -16,13 +16,14 @@ from fakes_engine import FakeEngine
 from fakes_library import FakeLibrary
 from fastapi import FastAPI
 
-from model.config import ReadingUnit
+from model.config import EngineConfig, ModelConfig, ReadingUnit
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 from server.app import create_app
+from server.forecast import Forecaster
 from server.inquiry import ServedModel
 from server.metrics import Metrics
-from server.services import Services
+from server.services import Services, embedded_checkpoint
 from server.settings import Settings
 
 MODEL = "fake-reader"
@@ -52,21 +53,22 @@ def make_world(
     settings = Settings(data_dir=data_dir, **changes)
     engine, library, metrics = FakeEngine(), FakeLibrary(), Metrics()
     model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens, reads)
-    services = Services(settings, metrics, library, engine, tokenizer, model)
+    forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig(policy=policy))
+    services = Services(settings, metrics, library, engine, tokenizer, model, forecaster)
     return World(create_app(settings, services, metrics), engine, library, settings)
 
 
 class open_client:
     """A client of the app in process, while its lifespan runs and once it is ready."""
 
-    def __init__(self, world: World, headers: dict[str, str] | None = None) -> None:
-        self.world = world
+    def __init__(self, world: "World | FastAPI", headers: dict[str, str] | None = None) -> None:
+        self.app = world if isinstance(world, FastAPI) else world.app
         self.headers = headers
 
     async def __aenter__(self) -> httpx.AsyncClient:
-        self._lifespan = self.world.app.router.lifespan_context(self.world.app)
+        self._lifespan = self.app.router.lifespan_context(self.app)
         await self._lifespan.__aenter__()
-        transport = httpx.ASGITransport(self.world.app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(
             transport=transport, base_url="http://localhost", headers=self.headers, timeout=30
         )
@@ -95,6 +97,14 @@ def serving(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+async def scrape(client: httpx.AsyncClient) -> dict[str, float]:
+    """The samples of /metrics by name and labels."""
+    reply = await client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    lines = [line for line in reply.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
 def sse(text: str) -> list[tuple[str | None, str]]:

@@ -12,16 +12,18 @@ from fakes_library import FakeLibrary
 from rich.console import Console
 from typer.testing import CliRunner
 
+from model.config import EngineConfig, ModelConfig
 from model.engine.request import EvidenceSpan
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 from retrieval.passage import DocumentError
 from server.cli import app
+from server.forecast import Forecaster
 from server.inquiry import ServedModel
 from server.metrics import Metrics
 from server.schemas import AnswerView
-from server.services import Services
+from server.services import Services, embedded_checkpoint
 from server.serving import AddressUnavailable, bind, url_of
 from server.settings import Settings
 from server.terminal import print_answer
@@ -40,7 +42,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> tuple[FakeEn
     def load(settings: Settings, metrics: Metrics) -> Services:
         assert settings.max_sequences == 1 and settings.data_dir.name == "ask"
         served = ServedModel("fake", 0, AttentionPolicy(), "float32", 100_000)
-        return Services(settings, metrics, library, engine, tokenizer, served)
+        forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig())
+        return Services(settings, metrics, library, engine, tokenizer, served, forecaster)
 
     monkeypatch.setattr("server.oneshot.load_services", load)
     monkeypatch.setattr("server.logs.configure_logging", lambda level: None)

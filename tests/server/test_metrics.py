@@ -4,22 +4,15 @@ import re
 
 import httpx
 import pytest
-from fakes_server import MODEL, World, WorldMaker, open_client
+from fakes_server import MODEL, World, WorldMaker, open_client, scrape
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.engine.stats import StepRecord
 from model.errors import QueueFull
-from server.metrics import resident_set_bytes
+from server.bill import resident_set_bytes
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
-
-
-async def scrape(client: httpx.AsyncClient) -> dict[str, float]:
-    reply = await client.get("/metrics")
-    assert reply.headers["content-type"].startswith("text/plain")
-    lines = [line for line in reply.text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
 async def test_pools_are_the_engines_and_the_librarys_own_numbers(client: httpx.AsyncClient) -> None:

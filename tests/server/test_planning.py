@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
-from model.config import Dtype, ModelConfig
+from model.config import Dtype, EngineConfig, ModelConfig
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE
 from server.cli import app
@@ -35,12 +35,14 @@ def test_the_bill_is_what_is_allocated(config_file: Path, policy: str, dtype: st
     bill = json.loads(run(str(config_file), *options, "--json"))
     config = ModelConfig.from_dict(TINY_CONFIG)
     model = HybridLM(config, REFERENCE, Dtype(dtype), device="meta")
-    states, blocks = StatePool(config, bill["slots"], "meta"), BlockPool(config, bill["blocks"], Dtype(dtype), "meta")
+    num_states = bill["slots"] + bill["checkpoint_slots"]
+    states, blocks = StatePool(config, num_states, "meta"), BlockPool(config, bill["blocks"], Dtype(dtype), "meta")
     device = bill["device_bytes"]
     assert (device["weights"], device["kv"]) == (model.nbytes, blocks.nbytes)
     assert (device["ssm_state"], device["conv_state"]) == (states.ssm_bytes, states.conv_bytes)
     assert device["total"] == sum(size for pool, size in device.items() if pool != "total")
-    assert bill["session_bytes"]["total"] * 3 == states.nbytes + blocks.nbytes
+    assert bill["slots"] == 3 and bill["checkpoint_slots"] == EngineConfig().num_checkpoint_slots
+    assert bill["session_bytes"]["total"] * 3 == states.nbytes // num_states * 3 + blocks.nbytes
     assert (bill["sessions"], bill["context_tokens"]) == (3, 4000)
 
 
@@ -55,7 +57,7 @@ def test_the_bill_is_for_people_too(config_file: Path) -> None:
     assert "fano-reader" in told and "64 sessions of 1,000,000 tokens" in told
     for pool in ("weights", "ssm_state", "conv_state", "kv", "workspace", "total"):
         assert pool in told
-    assert "under policy full it would be" in told
+    assert "under policy full it would be" in told and "16 are slots for checkpoints" in told
     assert "grows with the length" in run(str(config_file.parent))
 
 

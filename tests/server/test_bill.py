@@ -1,0 +1,180 @@
+"""Law 9 over HTTP with the embedded model: the plan of a request is its bill, and all bills tell the same bytes."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fakes_library import FakeLibrary
+from fakes_server import open_client, scrape
+
+from model.config import Dtype, EngineConfig, ModelConfig
+from model.engine.engine import Engine
+from model.engine.loader import load_engine
+from model.policy import AttentionPolicy, PolicyName
+from server.app import create_app
+from server.forecast import Forecaster
+from server.inquiry import ServedModel
+from server.metrics import Metrics
+from server.services import Services, embedded_checkpoint
+from server.settings import Settings
+
+CONFIG = EngineConfig(
+    num_slots=4,
+    num_checkpoint_slots=4,
+    max_context_tokens=4096,
+    dtype=Dtype.FLOAT32,
+    policy=AttentionPolicy(PolicyName.WINDOW, 64, 256),
+    session_bytes=1 << 24,
+)
+# Prompts end within a block, at its end and at its beginning, before and after the window fills.
+WORDS = "harbour winter lantern ledger orchard captain river market"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return load_engine(embedded_checkpoint(), CONFIG)[0]
+
+
+@pytest.fixture
+async def client(engine: Engine, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    checkpoint = ModelConfig.from_pretrained(embedded_checkpoint())
+    settings, metrics = Settings(data_dir=tmp_path, information=True), Metrics()
+    model = ServedModel("reader", 0, engine.policy, "float32", CONFIG.max_context_tokens, state_recall_bits=12.5)
+    services = Services(
+        settings, metrics, FakeLibrary(), engine, engine.tokenizer, model, Forecaster(checkpoint, CONFIG)
+    )
+    async with open_client(create_app(settings, services, metrics)) as client:
+        yield client
+
+
+def chat(num_words: int, max_tokens: int, n: int = 1, **fano: Any) -> dict[str, Any]:
+    content = " ".join(WORDS.split()[place % 8] for place in range(num_words))
+    body = {"model": "reader", "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, "n": n}
+    return {**body, "fano": fano}
+
+
+@pytest.mark.parametrize(
+    ("num_words", "max_tokens", "n", "policy"),
+    [
+        (3, 1, 1, None),
+        (3, 1, 3, None),
+        (60, 70, 2, None),
+        (200, 40, 3, None),
+        (200, 130, 1, None),
+        (90, 4, 4, {"name": "full"}),
+        (190, 66, 2, {"name": "window", "sinks": 0, "window": 64}),
+    ],
+)
+async def test_the_plan_of_a_request_is_its_bill(
+    client: httpx.AsyncClient, num_words: int, max_tokens: int, n: int, policy: dict[str, Any] | None
+) -> None:
+    body = chat(num_words, max_tokens, n, **({"policy": policy} if policy else {}))
+    plan = (await client.post("/v1/plan", json=body)).raise_for_status().json()
+    # No token ends the reply, so that it has as many as it may.
+    biases = {"logit_bias": {"2": -100, "263": -100}}
+    usage = (await client.post("/v1/chat/completions", json={**body, **biases})).raise_for_status().json()["usage"]
+    assert usage["completion_tokens"] == n * max_tokens
+    assert plan["resident_bytes"] == usage["fano"]["resident_bytes"]
+    assert plan["prompt_tokens"] == usage["prompt_tokens"]
+    assert plan["state_capacity_bits"] == usage["fano"]["state_capacity_bits"] == 8 * plan["total_bytes"]
+    assert plan["policy"] == usage["fano"]["policy"] and plan["dtype"] == usage["fano"]["dtype"]
+    assert plan["fits"] == {"now": True, "ever": True, "error": None}
+    by_number = {"prompt_tokens": plan["prompt_tokens"], "max_tokens": max_tokens, "n": n, "fano": body["fano"]}
+    assert (await client.post("/v1/plan", json=by_number)).json() == plan
+
+
+async def test_what_can_never_fit_is_told_with_the_reason(client: httpx.AsyncClient) -> None:
+    too_long = (await client.post("/v1/plan", json={"prompt_tokens": 4000, "max_tokens": 97})).json()
+    assert too_long["fits"]["ever"] is too_long["fits"]["now"] is False
+    assert (
+        too_long["fits"]["error"]["code"] == "context_length_exceeded"
+        and "4096" in too_long["fits"]["error"]["message"]
+    )
+    many = (await client.post("/v1/plan", json={"prompt_tokens": 10, "n": 5})).json()
+    assert many["fits"]["error"]["code"] == "never_fits"
+    both = await client.post("/v1/plan", json={**chat(3, 1), "prompt_tokens": 5})
+    assert both.status_code == 400 and "either messages or prompt_tokens" in both.json()["error"]["message"]
+
+
+async def test_a_refused_chat_is_a_plan_that_does_not_fit(client: httpx.AsyncClient) -> None:
+    body = chat(30, 4096)
+    plan = (await client.post("/v1/plan", json=body)).raise_for_status().json()
+    refusal = await client.post("/v1/chat/completions", json=body)
+    assert refusal.status_code == 400
+    assert plan["fits"]["error"] == {key: refusal.json()["error"][key] for key in ("code", "message")}
+
+
+async def test_usage_tells_information_and_prefix(client: httpx.AsyncClient) -> None:
+    # No other test begins like this one.
+    body = {**chat(0, 2), "messages": [{"role": "user", "content": f"Unheard of: {WORDS} {WORDS} {WORDS}"}]}
+    first, again = [(await client.post("/v1/chat/completions", json=body)).json()["usage"] for _ in range(2)]
+    assert first["fano"]["prefix"]["result"] == "miss" and first["fano"]["context_information_bits"] > 50
+    assert again["fano"]["prefix"] == {"result": "hit", "reason": "prompt"}
+    assert again["prompt_tokens_details"]["cached_tokens"] == again["prompt_tokens"]
+    assert again["fano"]["context_information_bits"] == pytest.approx(first["fano"]["context_information_bits"])
+    assert first["fano"]["state_recall_bits"] == 12.5
+
+
+async def test_all_bills_tell_the_same_bytes(client: httpx.AsyncClient, engine: Engine) -> None:
+    for num_words in (40, 80, 120, 160, 200, 240):
+        body = {**chat(0, 2), "messages": [{"role": "user", "content": f"{num_words} {WORDS * (num_words // 8)}"}]}
+        await client.post("/v1/chat/completions", json=body)
+    bill = (await client.get("/v1/memory")).raise_for_status().json()
+    samples = await scrape(client)
+    runner = engine._runner
+    held = {pool: sizes["held_bytes"] for pool, sizes in bill["device"]["pools"].items()}
+    planned = {pool: sizes["plan_bytes"] for pool, sizes in bill["device"]["pools"].items()}
+    tensors = [runner._states.ssm, runner._states.conv, runner._blocks.keys, runner._blocks.values]  # type: ignore[attr-defined]
+    ssm, conv, keys, values = (tensor.nbytes for tensor in tensors)
+    weights = sum(weight.nbytes for weight in runner._model.parameters())  # type: ignore[attr-defined]
+    assert held == {"weights": weights, "ssm_state": ssm, "conv_state": conv, "kv": keys + values, "workspace": 0}
+    assert {**planned, "workspace": 0} == held
+    for pool in held:
+        assert samples[f'fano_device_memory_bytes{{pool="{pool}"}}'] == held[pool]
+        assert samples[f'fano_device_memory_plan_bytes{{pool="{pool}"}}'] == planned[pool]
+    assert bill["device"]["held_bytes"] == sum(held.values()) and bill["device"]["plan_bytes"] == sum(planned.values())
+
+    # More prompts were read than there are slots for checkpoints, so that some stand in host memory.
+    checkpoints, host = engine.checkpoints, bill["host"]
+    snapshots = [each.snapshot for each in checkpoints._on_host if each.snapshot is not None]
+    assert bill["checkpoints"] == {"resident": checkpoints.num_resident, "host": len(snapshots), "lost": 0}
+    assert snapshots and checkpoints.num_resident
+    contents = {id(content): content.nbytes for each in snapshots for content in each.blocks.values()}
+    tokens = 4 * sum(tree.num_tokens for tree in checkpoints._trees.values())
+    assert host["checkpoint_bytes"] == sum(contents.values()) + sum(each.state_bytes for each in snapshots) + tokens
+    assert host["pools"]["sessions"] == host["checkpoint_bytes"] + host["preempted_bytes"]
+    assert samples['fano_host_memory_bytes{pool="sessions"}'] == host["pools"]["sessions"]
+    assert host["bytes"] == sum(host["pools"].values()) and bill["disk"]["bytes"] == sum(bill["disk"]["pools"].values())
+
+    for name, units, count in (("state_slots", "fano_state_slots", 8), ("kv_blocks", "fano_kv_blocks", None)):
+        view = bill["device"][name]
+        assert view["free"] + view["used"] + view["cached"] == view["total"] and count in (None, view["total"])
+        assert view["cached"] > 0
+        for status in ("free", "used", "cached"):
+            assert samples[f'{units}{{status="{status}"}}'] == view[status]
+    assert bill["device"]["kv_blocks"]["bytes_each"] * bill["device"]["kv_blocks"]["total"] == held["kv"]
+
+    total = bill["device"]["held_bytes"] + host["bytes"] + bill["unaccounted_bytes"]
+    assert total == bill["resident_set_bytes"] and bill["device_is_host"]
+    assert 0 < bill["unaccounted_bytes"] < 2 << 30
+
+
+async def test_metrics_tell_of_prefixes_and_contexts(client: httpx.AsyncClient) -> None:
+    before = await scrape(client)
+    body = {**chat(0, 3), "messages": [{"role": "user", "content": f"Twice asked {WORDS} {WORDS} {WORDS} {WORDS}"}]}
+    bills = [(await client.post("/v1/chat/completions", json=body)).json()["usage"] for _ in range(2)]
+    after = await scrape(client)
+
+    def more(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert more('fano_prefix_total{reason="prompt",result="hit"}') == 1
+    assert more('fano_tokens_total{kind="cached"}') == bills[1]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert more("fano_context_tokens_sum") == sum(bill["total_tokens"] for bill in bills)
+    assert more("fano_context_information_bits_count") == 2
+    assert more("fano_state_capacity_bits_sum") == sum(bill["fano"]["state_capacity_bits"] for bill in bills)
+    assert more("fano_request_archive_bytes_count") == 2
+    assert after["fano_state_recall_bits"] == 12.5
+    assert after['fano_sessions{status="saved"}'] == 0 and after['fano_disk_bytes{pool="sessions"}'] == 0
