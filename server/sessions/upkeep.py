@@ -1,0 +1,26 @@
+"""Work that a client's leaving must not cut off half-way."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns or raises; a caller that is cancelled meanwhile is told so when the work is done."""
+    working = asyncio.ensure_future(work)
+    was_cancelled = False
+    # The scope keeps anyio's cancellation away, the loop that of plain tasks.
+    with anyio.CancelScope(shield=True):
+        while not working.done():
+            try:
+                await asyncio.wait({working})
+            except asyncio.CancelledError:
+                was_cancelled = True
+    if was_cancelled:
+        working.exception()  # nobody is left to be told
+        raise asyncio.CancelledError
+    return working.result()
