@@ -214,6 +214,8 @@ def train(arguments: argparse.Namespace) -> None:
             log = []
         if time.monotonic() - saved_at > 60 * arguments.save_minutes and arguments.rank == 0:
             save(checkpoint, model, opts[:2], state)
+            if arguments.keep:
+                save(run / f"step-{state['step']:06.0f}.pt", model, [], state)
             saved_at = time.monotonic()
     if arguments.rank == 0:
         save(checkpoint, model, opts[:2], state)
@@ -247,6 +249,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--meeting", type=Path, default=Path("runs/meeting"), help="a file that is not there yet")
     parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--keep", action="store_true", help="keep the weights of each save, for training.soup")
     parser.add_argument("--save-minutes", type=float, default=4)
     # oneDNN keeps a program for every shape it has seen; steps differ in length, and memory would not end.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from training import warm_start
 from training.examples import LENGTHS
-from training.export import export, rounded, starting_point
+from training.export import export, load, rounded, starting_point
 from training.forest import Branch, Forest, Tree
 from training.model import Reader, Shape
 from training.muon import orthogonalised
@@ -52,7 +52,8 @@ def arguments(directory, minutes):
         data=str(directory), run=directory / "run", start=None, tokenizer=directory / "tokenizer.json", minutes=minutes,
         threads=1, step_tokens=64, matrix_rate=1e-3, rate=1e-3, seed=0, workers=1, rank=0, log_every=1,
         save_minutes=1.0, hidden=32, layers=2, period=2, offset=1, heads=2, kv_heads=1, feed_forward=32, grow=0,
-        dropout=0.0, distil=0.0, share=[], lengths=list(LENGTHS.values()), unanswerable=0.1, cloze=0.0, processor=False,
+        dropout=0.0, distil=0.0, share=[], lengths=list(LENGTHS.values()), unanswerable=0.1, cloze=0.0,
+        processor=False, keep=False,
     )  # fmt: skip
 
 
@@ -75,7 +76,9 @@ def test_training_begins_from_an_exported_directory(directory, capsys):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), begun.parameters(), strict=True))
     chosen = arguments(directory, 0.005)
     chosen.start, chosen.dropout, chosen.grow, chosen.processor = directory / "shipped", 0.1, 2, True
+    chosen.save_minutes, chosen.keep = 0.0, True
     train(chosen)
+    assert load(directory / "run" / "step-000001.pt")[1]["step"] == 1
     assert "layers=6" in capsys.readouterr().out
     saved = torch.load(directory / "run" / "last.pt")
     assert not torch.equal(saved["model"]["model.layers.0.mamba.in_proj.weight"], model.state_dict()[
