@@ -17,7 +17,7 @@ class SequenceChunk:
     ``state_slot`` and ``blocks``. ``blocks`` is the sequence's block table, long enough for these tokens.
     Logits are computed for the last ``num_logits`` tokens. ``is_decode``: the token was drawn and not given, so that
     it may take the fast path of decoding, whose rounding is its own. A prompt's token never does, however its prompt
-    is cut.
+    is cut. ``next_ids``: the tokens after the first ones of these, whose surprisal is wanted.
     """
 
     token_ids: Sequence[int]
@@ -27,6 +27,7 @@ class SequenceChunk:
     policy: AttentionPolicy
     num_logits: int = 1
     is_decode: bool = False
+    next_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Batch:
     ``state_slots`` [S], all different; ``kv_rows`` [T], the row ``block * P + offset`` of the key/value pool each
     token is written to; ``logits_rows``, the rows that need logits, ascending; ``first_positions``,
     ``block_tables`` and ``policies`` have one entry per sequence. The first ``num_decodes`` sequences have one token
-    each, and it was drawn.
+    each, and it was drawn. ``next_ids`` [T] is the token after each one, -1 where its surprisal is not wanted; None
+    where none is.
     """
 
     input_ids: Tensor
@@ -49,6 +51,7 @@ class Batch:
     block_tables: tuple[Sequence[int], ...]
     policies: tuple[AttentionPolicy, ...]
     num_decodes: int = 0
+    next_ids: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +69,7 @@ class Batch:
         starts = [0]
         kv_rows: list[int] = []
         logits_rows: list[int] = []
+        next_ids: list[int] = []
         for chunk in chunks:
             count = len(chunk.token_ids)
             assert 0 <= chunk.num_logits <= count > 0, f"{chunk.num_logits} logits of {count} tokens"
@@ -73,6 +77,8 @@ class Batch:
             kv_rows += _kv_rows(chunk)
             starts.append(len(ids))
             logits_rows += range(len(ids) - chunk.num_logits, len(ids))
+            told = [] if chunk.next_ids is None else [*chunk.next_ids]
+            next_ids += told + [-1] * (count - len(told))
         slots = [chunk.state_slot for chunk in chunks]
         assert len(set(slots)) == len(slots), f"two sequences of one step share a state slot: {slots}"
         return Batch(
@@ -85,6 +91,9 @@ class Batch:
             block_tables=tuple(chunk.blocks for chunk in chunks),
             policies=tuple(chunk.policy for chunk in chunks),
             num_decodes=num_decodes,
+            next_ids=None
+            if all(chunk.next_ids is None for chunk in chunks)
+            else torch.tensor(next_ids, dtype=torch.int64, device=device),
         )
 
     def decodes(self) -> "Batch":
@@ -114,6 +123,7 @@ class Batch:
             first_positions=self.first_positions[count:],
             block_tables=self.block_tables[count:],
             policies=self.policies[count:],
+            next_ids=None if self.next_ids is None else self.next_ids[count:],
         )
 
 

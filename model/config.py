@@ -1,6 +1,7 @@
 """What a checkpoint is (``ModelConfig``) and how an engine runs it (``EngineConfig``). No torch."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,7 +44,8 @@ class ModelConfig:
     """The architecture of a checkpoint in the Jamba layout, as its ``config.json`` states it.
 
     ``policy`` is the attention policy the checkpoint was made for and ``reads`` the evidence it reads best: what its
-    ``fano`` entry says, else ``full`` and passages.
+    ``fano`` entry says, else ``full`` and passages. ``state_recall_bits`` is what the state alone recalled when it was
+    measured, None where it was not.
     ``num_experts == 1`` means that no layer has experts.
     """
 
@@ -71,6 +73,7 @@ class ModelConfig:
     max_position_embeddings: int | None = None
     policy: AttentionPolicy = field(default_factory=AttentionPolicy)
     reads: ReadingUnit = ReadingUnit.PASSAGES
+    state_recall_bits: float | None = None
 
     @staticmethod
     def from_pretrained(directory: Path) -> "ModelConfig":
@@ -125,6 +128,7 @@ class ModelConfig:
             max_position_embeddings=_integer(values, "max_position_embeddings", default=0, least=0) or None,
             policy=policy,
             reads=reads,
+            state_recall_bits=_recall_bits(values),
         )
         config._require_consistency()
         return config
@@ -251,10 +255,12 @@ class EngineConfig:
 
     A step reads at most ``prefill_chunk_tokens`` of prompts. Beside streams it reads ``mixed_chunk_tokens`` at most,
     and no more often than leaves the streams all but ``prefill_share`` of the time. ``saved_bytes`` is the host memory
-    that preempted requests may take.
+    that preempted requests may take, ``session_bytes`` what checkpoints and named sessions may;
+    ``num_checkpoint_slots`` more state slots hold checkpoints on the device.
     """
 
     num_slots: int = 8
+    num_checkpoint_slots: int = 16
     max_context_tokens: int = 32768
     num_blocks: int | None = None
     dtype: Dtype = Dtype.FLOAT32
@@ -263,6 +269,7 @@ class EngineConfig:
     mixed_chunk_tokens: int = 64
     prefill_share: float = 0.5
     saved_bytes: int = 1 << 30
+    session_bytes: int = 1 << 30
     max_waiting: int = 64
     device: str = "cpu"
     num_threads: int = 1
@@ -284,7 +291,7 @@ class EngineConfig:
             raise ConfigInvalid("mixed_chunk_tokens", self.mixed_chunk_tokens, expected, "change one of them")
         if not 0 < self.prefill_share < 1:
             raise ConfigInvalid("prefill_share", self.prefill_share, "more than 0 and less than 1", "0.5 is fair")
-        for key in ("max_waiting", "saved_bytes"):
+        for key in ("max_waiting", "saved_bytes", "session_bytes", "num_checkpoint_slots"):
             if getattr(self, key) < 0:
                 raise ConfigInvalid(key, getattr(self, key), "at least 0", f"raise {key}")
         if self.num_blocks is not None and self.num_blocks < 1:
@@ -306,7 +313,7 @@ def _fano_entry(values: Mapping[str, object]) -> tuple[AttentionPolicy, ReadingU
         return AttentionPolicy(), ReadingUnit.PASSAGES
     if not isinstance(entry, Mapping):
         raise ConfigInvalid("fano", entry, "an object with policy, sinks, window and reads", "correct config.json")
-    unknown = sorted(set(entry) - {"policy", "sinks", "window", "reads"})
+    unknown = sorted(set(entry) - {"policy", "sinks", "window", "reads", "recall_bits"})
     if unknown:
         raise ConfigInvalid(f"fano.{unknown[0]}", entry[unknown[0]], "no such key", "remove it from config.json")
     name = entry.get("policy")
@@ -322,6 +329,17 @@ def _fano_entry(values: Mapping[str, object]) -> tuple[AttentionPolicy, ReadingU
         return AttentionPolicy(PolicyName(str(name)), sinks, window), ReadingUnit(str(reads))
     except ValueError as error:
         raise ConfigInvalid("fano", dict(entry), str(error), "correct config.json") from error
+
+
+def _recall_bits(values: Mapping[str, object]) -> float | None:
+    """What ``fano.recall_bits`` says, once ``_fano_entry`` has looked at the entry."""
+    entry = values.get("fano")
+    bits = entry.get("recall_bits") if isinstance(entry, Mapping) else None
+    if bits is None:
+        return None
+    if not isinstance(bits, int | float) or isinstance(bits, bool) or not 0 <= bits < math.inf:
+        raise ConfigInvalid("fano.recall_bits", bits, "a number of bits, 0 or more", "correct config.json")
+    return float(bits)
 
 
 def _integer(values: Mapping[str, object], key: str, default: int | None = None, least: int = 1) -> int:

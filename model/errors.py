@@ -137,3 +137,16 @@ class PoolExhausted(ModelError):
         self.needed = needed
         self.free = free
         self.total = total
+
+
+class HostBudgetExceeded(ModelError):
+    """Host memory for checkpoints is taken by named sessions whose state is nowhere else."""
+
+    def __init__(self, needed_bytes: int, budget_bytes: int, used_bytes: int) -> None:
+        super().__init__(
+            f"{needed_bytes} bytes of host memory were needed for session states, but {used_bytes} of "
+            f"{budget_bytes} are taken by sessions that are not saved; save or delete some, or raise FANO_SESSION_BYTES"
+        )
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        self.used_bytes = used_bytes

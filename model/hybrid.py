@@ -1,5 +1,8 @@
 """The hybrid language model: token ids and state in, logits and state out."""
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +17,17 @@ from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
 from model.layers.mamba import MambaMixer
 from model.layers.projection import Parameterised, RMSNorm, parameter, product
+from model.tiles import PROMPT_LOGPROB_ROWS
+
+
+class Reading(NamedTuple):
+    """What a step brought: ``logits`` [rows, V] float32 of ``batch.logits_rows``; ``hidden`` [prompt rows, D] float32,
+    the normed rows of those that are of prompts; ``surprisal`` [prompt tokens] float64, the bits of each one's
+    next token, 0 where they are not wanted, None where none are."""
+
+    logits: Tensor
+    hidden: Tensor
+    surprisal: Tensor | None = None
 
 
 class HybridLM(Parameterised):
@@ -47,7 +61,12 @@ class HybridLM(Parameterised):
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
-        """Logits [rows, V] float32 of ``batch.logits_rows``.
+        """The logits of :meth:`read`."""
+        return self.read(batch, states, blocks).logits
+
+    @torch.inference_mode()
+    def read(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Reading:
+        """Read the batch's tokens.
 
         Mutates the pools: the batch's slots hold the states after its tokens, its rows of the block pool their keys
         and values. Nothing else in the pools is touched, and no sequence's result depends on its neighbours.
@@ -56,13 +75,28 @@ class HybridLM(Parameterised):
             # At the first such step, when the weights are loaded: the decoder holds their addresses.
             self._decoder = self._decoder or Decoder.of(self)
         if self._decoder is None or not batch.num_decodes:
-            return self._read(batch, states, blocks)
-        if batch.num_decodes == batch.num_tokens:
-            return self._decoder(batch, states, blocks)
+            reading = self._read(batch, states, blocks)
+            return reading._replace(hidden=reading.hidden[batch.num_decodes :])
         drawn = self._decoder(batch.decodes(), states, blocks)
-        return torch.cat((drawn, self._read(batch.prompts(), states, blocks)))
+        if batch.num_decodes == batch.num_tokens:
+            return Reading(drawn, drawn.new_empty(0, self.config.hidden_size))
+        reading = self._read(batch.prompts(), states, blocks)
+        return reading._replace(logits=torch.cat((drawn, reading.logits)))
 
-    def _read(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [rows, V] float32 of normed rows ``hidden`` [rows, D] float32."""
+        head = self.embedding if self.head is None else self.head
+        return product(hidden.to(head.dtype), head).float()
+
+    @torch.inference_mode()
+    def surprisal(self, hidden: Tensor, next_ids: Tensor) -> Tensor:
+        """Bits [rows] float64 that ``next_ids`` [rows] tell after the normed rows ``hidden`` [rows, D] float32."""
+        logits = self.logits(hidden)
+        told = logits.gather(1, next_ids[:, None])[:, 0]
+        return (logits.logsumexp(1) - told).double() / math.log(2)
+
+    def _read(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Reading:
         """All layers, one after another, over all tokens at once.
 
         Only here does torch use more than one thread: its threads spin for a while after each operation, on the core
@@ -74,7 +108,7 @@ class HybridLM(Parameterised):
         finally:
             torch.set_num_threads(1)
 
-    def _through_layers(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
+    def _through_layers(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Reading:
         x = F.embedding(batch.input_ids, self.embedding).float()
         num_mamba = num_attention = 0
         for layer in self.layers:
@@ -86,8 +120,17 @@ class HybridLM(Parameterised):
                 num_attention += 1
             x = layer(x, memory, batch)
         rows = self.final_norm(x[batch.logits_rows])
-        head = self.embedding if self.head is None else self.head
-        return product(rows.to(head.dtype), head).float()
+        surprisal = None if batch.next_ids is None else self._surprisals(x, batch.next_ids)
+        return Reading(self.logits(rows), rows, surprisal)
+
+    def _surprisals(self, x: Tensor, next_ids: Tensor) -> Tensor:
+        """Bits [T] float64 of ``next_ids`` [T] after the rows ``x`` [T, D]; a tile of logits at a time."""
+        bits = torch.zeros(len(next_ids), dtype=torch.float64, device=x.device)
+        wanted = torch.nonzero(next_ids >= 0)[:, 0]
+        for start in range(0, len(wanted), PROMPT_LOGPROB_ROWS):
+            rows = wanted[start : start + PROMPT_LOGPROB_ROWS]
+            bits[rows] = self.surprisal(self.final_norm(x[rows]), next_ids[rows])
+        return bits
 
 
 class HybridLayer(Parameterised):

@@ -4,12 +4,17 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 import torch
+from fakes_model import TINY_CONFIG
 from torch import Tensor
 
+from model.cache.block_pool import BlockPool
+from model.cache.checkpoints import Checkpoints
+from model.cache.state_pool import StatePool
+from model.config import Dtype, ModelConfig
 from model.engine.admission import Admission
 from model.engine.books import Capacity
 from model.engine.engine import Engine, Runner
-from model.engine.request import GenerationRequest, SamplingParams, TokenEvent
+from model.engine.request import GenerationRequest, PrefixOutcome, SamplingParams, TokenEvent
 from model.engine.runner import HeldBytes
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.sequence import Sequence
@@ -40,6 +45,8 @@ class ScriptedRunner:
         self.held: set[Sequence] = set()
         self.saved: set[Sequence] = set()
         self.plans: list[StepPlan] = []
+        config = ModelConfig.from_dict(TINY_CONFIG)
+        self.checkpoints = Checkpoints(StatePool(config, 1), BlockPool(config, 1, Dtype.FLOAT32), 0)
 
     @property
     def slots(self) -> PoolCounts:
@@ -72,6 +79,9 @@ class ScriptedRunner:
         assert sequence in self.held
         self.held |= set(forks)
 
+    def begin(self, sequence: Sequence) -> None:
+        sequence.group.begin(PrefixOutcome("miss", "empty"), 0, CHUNK)
+
     def num_missing_blocks(self, sequence: Sequence, end: int) -> int:
         return 0
 
@@ -99,6 +109,9 @@ class ScriptedRunner:
     def close(self, sequence: Sequence) -> None:
         self.held.discard(sequence)
         self.saved.discard(sequence)
+
+    def retire(self, sequence: Sequence) -> None:
+        self.close(sequence)
 
     def check(self) -> None:
         assert len(self.held) <= NUM_SLOTS

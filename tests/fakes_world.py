@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from model.cache.state_pool import StatePool
 from model.config import EngineConfig, ModelConfig
 from model.engine.admission import Admission
 from model.engine.engine import Engine
-from model.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
+from model.engine.request import FinishReason, GenerationRequest, Keep, SamplingParams, TokenEvent, TokenLogprob
 from model.engine.runner import ModelRunner
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.stats import BuildInfo, EngineStats
@@ -50,11 +50,13 @@ class Said:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    information_bits: float | None = None
 
     def first(self, num_tokens: int) -> "Said":
         """What had been said after ``num_tokens``."""
         told = self.prompt_logprobs if num_tokens else None
-        return Said(self.token_ids[:num_tokens], self.logprobs[:num_tokens], told)
+        bits = self.information_bits if num_tokens == len(self.token_ids) else None
+        return Said(self.token_ids[:num_tokens], self.logprobs[:num_tokens], told, bits)
 
 
 class Times:
@@ -86,8 +88,14 @@ class World:
         """An engine of its own pools."""
         model = self.models[config.num_threads]
         plan = MemoryPlan.of(model.config, config)
-        states = StatePool(model.config, plan.num_slots)
-        runner = ModelRunner(model, states, BlockPool(model.config, plan.num_blocks, config.dtype))
+        runner = ModelRunner(
+            model,
+            StatePool(model.config, plan.num_states),
+            BlockPool(model.config, plan.num_blocks, config.dtype),
+            num_slots=plan.num_slots,
+            checkpoint_bytes=config.session_bytes,
+            chunk_tokens=config.prefill_chunk_tokens,
+        )
         stats = EngineStats(
             build=BuildInfo("tiny", "cpu", "any", config.dtype.value, "window"),
             slots=runner.slots,
@@ -124,6 +132,7 @@ class World:
 def hear(said: Said, event: TokenEvent) -> None:
     """Add what the event tells."""
     said.token_ids += event.token_ids
+    said.information_bits = event.usage.information_bits if event.usage else None
     said.logprobs += event.logprobs
     if event.prompt_logprobs is not None:
         assert said.prompt_logprobs is None, "the prompt is told once"
@@ -183,13 +192,17 @@ def make_world(directory: Path, kernels: dict[int, Kernels]) -> World:
     return World(models, model(REFERENCE), tokenizer, vocabulary)
 
 
-def drawn_request(name: str, dice: random.Random, world: World) -> GenerationRequest:
-    """A request of any length and sampling."""
+def drawn_request(name: str, dice: random.Random, world: World, numbers: Sequence[int]) -> GenerationRequest:
+    """A request of any length and sampling, one of some ``numbers`` below ``NUM_REQUESTS``."""
     # Some hundred different requests, so that most of what they say alone is known already.
-    number = dice.randrange(NUM_REQUESTS)
+    number = dice.choice(numbers)
     own = random.Random(number)
     length = own.choice([1, 2, 30, 63, 64, 65, 130, own.randint(1, 300), own.randint(100, 300)])
-    prompt = tuple(own.randrange(3, world.tokenizer.vocab_size) for _ in range(length))
+    # Some begin alike, as far as they go, so that one goes on from what another has read.
+    family = random.Random(own.choice([1, 2, number + 3]))
+    beginning = [family.randrange(3, world.tokenizer.vocab_size) for _ in range(own.choice([0, 40, 130, 300]))]
+    rest = [own.randrange(3, world.tokenizer.vocab_size) for _ in range(length)]
+    prompt = tuple([*beginning, *rest][:length])
     sampling = replace(own.choice(WANTED), max_tokens=own.choice([1, 2, 5, 12, 70]))
     return GenerationRequest(
         name,
@@ -197,5 +210,7 @@ def drawn_request(name: str, dice: random.Random, world: World) -> GenerationReq
         sampling,
         policy=own.choice([FULL, WINDOW, None]),
         num_choices=own.choice([1, 1, 1, 2, 3]),
-        tenant=dice.choice("abc"),
+        tenant=dice.choice("ab"),
+        keep=own.choice([Keep(), Keep(borders=(70, 200), tail=True), Keep(nothing=True)]),
+        measure_information=own.random() < 0.3,
     )

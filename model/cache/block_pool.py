@@ -1,11 +1,13 @@
 """Key/value blocks, reference counted, and the table that maps a sequence's positions to them."""
 
 import heapq
+import weakref
 from array import array
 from collections.abc import Iterable
 
 import torch
 
+from model.cache.snapshot import BlockContent
 from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
@@ -21,7 +23,8 @@ class BlockPool:
 
     ``keys`` and ``values`` [attention layers, num_blocks, P, G, E] in the weight dtype. All memory is taken at
     construction. The lowest free blocks are handed out first, which keeps the blocks of a sequence in long runs
-    that are read in place. ``num_shared`` blocks are held more than once.
+    that are read in place. ``num_shared`` blocks are held more than once; the ``num_cached`` are held by checkpoints
+    alone, which can be given up, and are neither free nor used.
     """
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: Dtype, device: str = "cpu") -> None:
@@ -33,7 +36,12 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks))
         self._references = [0] * num_blocks
+        # How many of the references are those of checkpoints.
+        self._kept = [0] * num_blocks
         self.num_shared = 0
+        self.num_cached = 0
+        # Host memory that holds the same as a full block, as long as somebody has it: it is copied once.
+        self._copies = weakref.WeakValueDictionary[int, BlockContent]()
 
     @property
     def num_free(self) -> int:
@@ -42,8 +50,8 @@ class BlockPool:
 
     @property
     def num_used(self) -> int:
-        """Blocks held at least once; a shared block counts once."""
-        return self.num_blocks - len(self._free)
+        """Blocks that sequences hold; a shared block counts once."""
+        return self.num_blocks - len(self._free) - self.num_cached
 
     @property
     def nbytes(self) -> int:
@@ -66,28 +74,66 @@ class BlockPool:
         taken = [heapq.heappop(self._free) for _ in range(num_blocks)]
         for block in taken:
             self._references[block] = 1
+            self._copies.pop(block, None)
         return taken
 
-    def share(self, blocks: Iterable[int]) -> None:
-        """Hold each of ``blocks`` once more. Whoever writes to a shared block must copy it first."""
+    def share(self, blocks: Iterable[int], is_cached: bool = False) -> None:
+        """Hold each of ``blocks`` once more, ``is_cached`` for a checkpoint. Whoever writes to a shared block must copy
+        it first."""
         for block in blocks:
             assert self._references[block] > 0, f"block {block} is free and cannot be shared"
+            self.num_cached -= self.is_cached(block)
             self._references[block] += 1
+            self._kept[block] += is_cached
+            self.num_cached += self.is_cached(block)
             self.num_shared += self._references[block] == 2
 
-    def free(self, blocks: Iterable[int]) -> None:
+    def free(self, blocks: Iterable[int], is_cached: bool = False) -> None:
         """Hold each of ``blocks`` once less; a block that nobody holds any more is free."""
         for block in blocks:
             assert self._references[block] > 0, f"block {block} was freed more often than it was held"
+            assert not is_cached or self._kept[block] > 0, f"block {block} is held by no checkpoint"
+            self.num_cached -= self.is_cached(block)
             self._references[block] -= 1
+            self._kept[block] -= is_cached
+            self.num_cached += self.is_cached(block)
             self.num_shared -= self._references[block] == 1
             if self._references[block] == 0:
                 heapq.heappush(self._free, block)
+
+    def is_cached(self, block: int) -> bool:
+        """Whether checkpoints alone hold the block."""
+        return 0 < self._kept[block] == self._references[block]
 
     def copy(self, source: int, target: int) -> None:
         """Overwrite the keys and values of block ``target`` with those of ``source``."""
         self.keys[:, target] = self.keys[:, source]
         self.values[:, target] = self.values[:, source]
+
+    def content(self, block: int, num_tokens: int = BLOCK_TOKENS) -> BlockContent:
+        """The keys and values of the first ``num_tokens`` of ``block`` in host memory, zeros behind them.
+
+        Those of a full block, which is not written to any more, are shared by all who ask.
+        """
+        is_full = num_tokens >= BLOCK_TOKENS
+        if is_full and (copy := self._copies.get(block)) is not None:
+            return copy
+        keys, values = (tensor[:, block].to("cpu", copy=True).contiguous() for tensor in (self.keys, self.values))
+        content = BlockContent(keys, values)
+        if is_full:
+            self._copies[block] = content
+        else:
+            # What an earlier holder left behind is nobody's business any more.
+            keys[:, num_tokens:] = 0
+            values[:, num_tokens:] = 0
+        return content
+
+    def fill(self, block: int, content: BlockContent, is_full: bool) -> None:
+        """Overwrite the keys and values of ``block`` with ``content``."""
+        self.keys[:, block] = content.keys.to(self.keys.device)
+        self.values[:, block] = content.values.to(self.values.device)
+        if is_full:
+            self._copies[block] = content
 
     def check(self, tables: Iterable["BlockTable"] = ()) -> None:
         """Assert conservation; with every table that holds blocks given, also that the counts are theirs."""
@@ -95,29 +141,37 @@ class BlockPool:
         assert len(free) == len(self._free), "a block was freed twice"
         for block, count in enumerate(self._references):
             assert (count == 0) == (block in free), f"block {block} is held {count} times and free is {block in free}"
+        assert self.num_cached == sum(map(self.is_cached, range(self.num_blocks))), (
+            "the number of cached blocks is wrong"
+        )
         held = [0] * self.num_blocks
+        kept = [0] * self.num_blocks
         assert self.num_shared == sum(count > 1 for count in self._references), "the number of shared blocks is wrong"
         listed = list(tables)
         for table in listed:
             for block in table.blocks:
                 if block != RELEASED:
                     held[block] += 1
+                    kept[block] += table.is_cached
         assert not listed or held == self._references, "reference counts differ from what the tables hold"
+        assert not listed or kept == self._kept, "checkpoints hold other blocks than is written"
 
 
 class BlockTable:
     """Where the keys and values of one sequence stand: ``blocks[position // P]`` is a block of the pool.
 
     Blocks that no later token can see are given back and leave ``RELEASED`` behind. Forked tables share blocks; who
-    writes to a shared one gets a copy of its own first. ``num_held`` blocks of ``pool`` are held now.
+    writes to a shared one gets a copy of its own first. ``num_held`` blocks of ``pool`` are held now. The table of a
+    checkpoint ``is_cached`` and is never written to.
     """
 
-    def __init__(self, pool: BlockPool, blocks: Iterable[int] = ()) -> None:
+    def __init__(self, pool: BlockPool, blocks: Iterable[int] = (), is_cached: bool = False) -> None:
         """``blocks`` are entries whose references become this table's."""
         # 64-bit integers in one piece, which a native step reads where they lie: a step must not cost the length.
         self.blocks = array("q", blocks)
         self.num_held = len(self.blocks) - self.blocks.count(RELEASED)
         self.pool = pool
+        self.is_cached = is_cached
         self._num_scanned = 0
 
     @property
@@ -130,10 +184,15 @@ class BlockTable:
         """Blocks that nobody else holds."""
         return sum(block != RELEASED and self.pool.references(block) == 1 for block in self.blocks)
 
-    def fork(self) -> "BlockTable":
-        """A table of the same tokens that shares every block."""
-        self.pool.share(block for block in self.blocks if block != RELEASED)
-        fork = BlockTable(self.pool, self.blocks)
+    @property
+    def num_cached(self) -> int:
+        """Blocks that checkpoints alone hold."""
+        return sum(block != RELEASED and self.pool.is_cached(block) for block in self.blocks)
+
+    def fork(self, is_cached: bool = False) -> "BlockTable":
+        """A table of the same tokens that shares every block, ``is_cached`` for a checkpoint."""
+        self.pool.share((block for block in self.blocks if block != RELEASED), is_cached)
+        fork = BlockTable(self.pool, self.blocks, is_cached)
         fork._num_scanned = self._num_scanned
         return fork
 
@@ -170,7 +229,7 @@ class BlockTable:
 
     def free(self) -> None:
         """Give back every block; the table is then that of an empty sequence."""
-        self.pool.free(block for block in self.blocks if block != RELEASED)
+        self.pool.free((block for block in self.blocks if block != RELEASED), self.is_cached)
         self.blocks = array("q")
         self.num_held = 0
         self._num_scanned = 0

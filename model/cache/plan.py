@@ -24,11 +24,12 @@ class MemoryPlan:
     Weights, states and keys/values equal what is allocated, to the byte. The workspace is an upper bound of the
     temporaries of one step: prompt chunks of ``prefill_chunk_tokens`` and one token of every slot, with the logits of
     every slot and of a chunk whose log probabilities are wanted. ``saved_bytes`` is not on the device: host memory for
-    preempted requests, taken when it is needed. ``bytes_per_sequence`` is what one sequence holds at the full context
-    under the engine's policy.
+    preempted requests, and ``session_bytes`` for checkpoints and sessions, taken when it is needed.
+    ``bytes_per_sequence`` is what one sequence holds at the full context under the engine's policy.
     """
 
     num_slots: int
+    num_checkpoint_slots: int
     num_blocks: int
     weight_bytes: int
     ssm_state_bytes: int
@@ -36,6 +37,7 @@ class MemoryPlan:
     kv_bytes: int
     workspace_bytes: int
     saved_bytes: int
+    session_bytes: int
     bytes_per_sequence: int
 
     @staticmethod
@@ -46,17 +48,25 @@ class MemoryPlan:
         )
         num_blocks = engine.num_slots * per_sequence if engine.num_blocks is None else engine.num_blocks
         block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype)
+        num_states = engine.num_slots + engine.num_checkpoint_slots
         return MemoryPlan(
             num_slots=engine.num_slots,
+            num_checkpoint_slots=engine.num_checkpoint_slots,
             num_blocks=num_blocks,
             weight_bytes=model.weight_bytes(engine.dtype),
-            ssm_state_bytes=engine.num_slots * model.ssm_state_bytes,
-            conv_state_bytes=engine.num_slots * model.conv_state_bytes,
+            ssm_state_bytes=num_states * model.ssm_state_bytes,
+            conv_state_bytes=num_states * model.conv_state_bytes,
             kv_bytes=num_blocks * block_bytes,
             workspace_bytes=_workspace_bytes(model, engine, num_blocks),
             saved_bytes=engine.saved_bytes,
+            session_bytes=engine.session_bytes,
             bytes_per_sequence=model.state_bytes + per_sequence * block_bytes,
         )
+
+    @property
+    def num_states(self) -> int:
+        """Slots of the state pool: those of sequences and those of checkpoints."""
+        return self.num_slots + self.num_checkpoint_slots
 
     @property
     def pool_bytes(self) -> Mapping[str, int]:
@@ -88,7 +98,7 @@ class MemoryPlan:
     @property
     def bytes_per_slot(self) -> int:
         """Bytes of recurrent state that one sequence holds, whatever its length."""
-        return (self.ssm_state_bytes + self.conv_state_bytes) // self.num_slots
+        return (self.ssm_state_bytes + self.conv_state_bytes) // self.num_states
 
     @property
     def bytes_per_block(self) -> int:

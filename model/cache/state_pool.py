@@ -10,7 +10,8 @@ class StatePool:
     """A fixed number of slots, each the scan and convolution state of one sequence in every Mamba layer.
 
     ``ssm`` [Mamba layers, slots, N, I] and ``conv`` [Mamba layers, slots, K-1, I], both float32 and both in the
-    layout that ``model.kernels.reference`` states. All memory is taken at construction.
+    layout that ``model.kernels.reference`` states. All memory is taken at construction. A slot is free, used by a
+    sequence, or cached: a checkpoint's, which can be given up.
     """
 
     def __init__(self, config: ModelConfig, num_slots: int, device: str = "cpu") -> None:
@@ -21,6 +22,7 @@ class StatePool:
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._used: set[int] = set()
+        self._cached: set[int] = set()
 
     @property
     def num_free(self) -> int:
@@ -29,8 +31,13 @@ class StatePool:
 
     @property
     def num_used(self) -> int:
-        """Slots handed out and not yet freed."""
+        """Slots that sequences hold."""
         return len(self._used)
+
+    @property
+    def num_cached(self) -> int:
+        """Slots that checkpoints hold."""
+        return len(self._cached)
 
     @property
     def ssm_bytes(self) -> int:
@@ -47,20 +54,27 @@ class StatePool:
         """Bytes of all tensors held."""
         return self.ssm_bytes + self.conv_bytes
 
-    def allocate(self) -> int:
-        """Hand out a slot with a fresh (zero) state. Raises PoolExhausted where none is free."""
+    def allocate(self, is_cached: bool = False) -> int:
+        """Hand out a slot with a fresh (zero) state, ``is_cached`` to a checkpoint. Raises PoolExhausted where none is
+        free."""
         if not self._free:
             raise PoolExhausted("state", 1, 0, self.num_slots)
         slot = self._free.pop()
-        self._used.add(slot)
+        (self._cached if is_cached else self._used).add(slot)
         self.zero(slot)
         return slot
 
     def free(self, slot: int) -> None:
         """Take back a slot that ``allocate`` handed out."""
-        assert slot in self._used, f"slot {slot} is not in use"
-        self._used.remove(slot)
+        assert slot in self._used or slot in self._cached, f"slot {slot} is not in use"
+        self._used.discard(slot)
+        self._cached.discard(slot)
         self._free.append(slot)
+
+    def keep(self, slot: int) -> None:
+        """Let a sequence's slot become a checkpoint's."""
+        self._used.remove(slot)
+        self._cached.add(slot)
 
     def zero(self, slot: int) -> None:
         """Make the state of ``slot`` that of a sequence that has read nothing."""
@@ -69,13 +83,13 @@ class StatePool:
 
     def copy(self, source: int, target: int) -> None:
         """Overwrite the state in ``target`` with the one in ``source``; both slots are in use."""
-        assert source in self._used and target in self._used, f"copy {source} -> {target} touches a free slot"
+        held = self._used | self._cached
+        assert source in held and target in held, f"copy {source} -> {target} touches a free slot"
         self.ssm[:, target] = self.ssm[:, source]
         self.conv[:, target] = self.conv[:, source]
 
     def check(self) -> None:
-        """Assert conservation: every slot is free or used, never both, never neither."""
-        free = set(self._free)
-        assert len(free) == len(self._free), "a slot was freed twice"
-        assert not free & self._used, "a slot is both free and used"
-        assert free | self._used == set(range(self.num_slots)), "a slot got lost"
+        """Assert conservation: every slot is free, used or cached, never two of them, never none."""
+        parts = [*self._free, *self._used, *self._cached]
+        assert len(parts) == len(set(parts)), "a slot is two of free, used and cached, or was freed twice"
+        assert set(parts) == set(range(self.num_slots)), "a slot got lost"

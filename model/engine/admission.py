@@ -1,6 +1,11 @@
 """What a request must be like to be accepted; everything is checked before anything of it runs. No torch."""
 
 import math
+from array import array
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import numpy as np
 
 from model.cache.plan import num_resident_blocks
 from model.engine.request import GenerationRequest, SamplingParams
@@ -29,7 +34,7 @@ class Admission:
     def check(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
         """Raise ``InvalidRequest`` naming the field at fault, ``PromptTooLong`` with both numbers, or ``NeverFits``
         with the pool."""
-        _check_sampling(request.sampling)
+        _check_sampling(request.sampling, least_tokens=0 if request.is_background else 1)
         for token_id, _ in request.sampling.logit_bias:
             if not 0 <= token_id < self.vocab_size:
                 raise InvalidRequest("logit_bias", token_id, f"token ids from 0 to {self.vocab_size - 1}")
@@ -38,10 +43,12 @@ class Admission:
         self._check_choices(request)
         self._check_size(request, policy)
 
-    def _check_prompt(self, prompt_ids: tuple[int, ...]) -> None:
+    def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
             raise InvalidRequest("prompt", "", "at least one token")
-        for extreme in (min(prompt_ids), max(prompt_ids)):
+        # Of an array in one piece, which a million tokens come in, numpy finds them a hundred times as fast.
+        ids = np.frombuffer(prompt_ids, dtype=np.intc) if _is_packed(prompt_ids) else np.array(prompt_ids)
+        for extreme in (int(ids.min()), int(ids.max())):
             if not 0 <= extreme < self.vocab_size:
                 raise InvalidRequest("prompt", extreme, f"token ids from 0 to {self.vocab_size - 1}")
 
@@ -71,9 +78,13 @@ class Admission:
             raise NeverFits("n", "kv", request.num_choices * needed, self._max_blocks, remedy)
 
 
-def _check_sampling(sampling: SamplingParams) -> None:
+def _is_packed(prompt_ids: Sequence[int]) -> TypeGuard["array[int]"]:
+    return isinstance(prompt_ids, array) and prompt_ids.typecode == "i"
+
+
+def _check_sampling(sampling: SamplingParams, least_tokens: int) -> None:
     limits = (
-        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("max_tokens", sampling.max_tokens >= least_tokens, f"at least {least_tokens}"),
         ("temperature", sampling.temperature >= 0 and math.isfinite(sampling.temperature), "0 or more"),
         ("top_p", 0 <= sampling.top_p <= 1, "between 0 and 1"),
         ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),

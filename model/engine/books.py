@@ -14,7 +14,7 @@ class Memory(Protocol):
 
     @property
     def num_free_blocks(self) -> int:
-        """Key/value blocks nobody holds."""
+        """Key/value blocks that no sequence holds: free ones, and those of checkpoints, which make room."""
 
     @property
     def saved_bytes(self) -> int:
@@ -28,6 +28,9 @@ class Memory(Protocol):
 
     def num_bytes_to_save(self, sequences: Collection[Sequence]) -> int:
         """Host memory that saving the sequences would take."""
+
+    def begin(self, sequence: Sequence) -> None:
+        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group."""
 
     def save(self, sequences: Collection[Sequence]) -> bool:
         """Move what the sequences hold to host memory; False, and nothing was done, where the host has none left."""

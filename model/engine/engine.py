@@ -9,12 +9,16 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection
+from collections.abc import Sequence as TokenIds
 from contextlib import ExitStack
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor
 
+from model.cache.checkpoints import Checkpoints
+from model.cache.prefix_tree import as_ids, common_length
 from model.engine.admission import Admission
 from model.engine.books import Memory
 from model.engine.generation import Generation
@@ -62,6 +66,13 @@ class Runner(Memory, Protocol):
     def held_bytes(self, sequences: Collection[Sequence]) -> HeldBytes:
         """What the sequences of one request hold now."""
 
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What was kept of texts that were read."""
+
+    def retire(self, sequence: Sequence) -> None:
+        """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
+
     def close(self, sequence: Sequence) -> None:
         """Give back everything the sequence holds."""
 
@@ -96,8 +107,14 @@ class Engine:
         self._running: dict[str, Generation] = {}
         self._draining = False
         self._counts = Counter[str]()
+        self._prefixes = Counter[tuple[str, str]]()
         self._stats = stats
         self._publish()
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What was kept of texts that were read, by tenant and policy."""
+        return self._runner.checkpoints
 
     def submit(self, request: GenerationRequest) -> None:
         """Accept a request, or raise why not, before anything of it runs.
@@ -148,6 +165,18 @@ class Engine:
         """Take nothing new from now on."""
         self._draining = True
         self._publish()
+
+    def forget(self, tenant: str, policy: AttentionPolicy, token_ids: TokenIds[int], num_general: int) -> int:
+        """Drop every checkpoint of texts that have more than ``num_general`` tokens in common with ``token_ids``, but
+        for what lies on the way to an anchor; requests under way with such a text leave nothing behind. How many."""
+        for group in self._scheduler.groups():
+            if group.tenant == tenant and group.policy == policy:
+                text = as_ids(group.sequences[0].token_ids)
+                if common_length(as_ids(token_ids), text, 0) > num_general:
+                    group.is_forgotten = True
+        num_dropped = self.checkpoints.forget((tenant, policy), token_ids, num_general)
+        self._publish()
+        return num_dropped
 
     def has_work(self) -> bool:
         """Whether a step would do anything; not while all requests are paused."""
@@ -212,6 +241,9 @@ class Engine:
             start, end = end, end + chunk.num_logits
             group = chunk.sequence.group
             try:
+                if chunk.end == group.num_prompt_tokens == group.max_num_tokens:
+                    events.append(self._end_reading(group, now))
+                    continue
                 self._running[group.request_id].keep_prompt_logprobs(chunk, logits[start:end])
                 if chunk.draws_token:
                     due += [(sequence, end - 1) for sequence in self._branches(chunk.sequence)]
@@ -285,6 +317,11 @@ class Engine:
             event, finish_reason=reason, spans=choice.transcript.spans(), usage=self._end_choice(sequence, now)
         )
 
+    def _end_reading(self, group: SequenceGroup, now: float) -> TokenEvent:
+        """The last event of a request that wanted its prompt read and nothing else."""
+        usage = self._end_choice(group.sequences[0], now)
+        return TokenEvent(group.request_id, "", finish_reason=FinishReason.STOP, usage=usage)
+
     def _end_choice(self, sequence: Sequence, now: float) -> RequestUsage | None:
         """Give back what the choice holds; the bill when it was the last."""
         group = sequence.group
@@ -292,7 +329,7 @@ class Engine:
         generation.hold(self._runner.held_bytes(group.sequences))
         if len(group.sequences) > 1:
             group.sequences.remove(sequence)
-            self._runner.close(sequence)
+            self._runner.retire(sequence)
             return None
         usage = generation.usage(self._stats.build.dtype, now)
         self._close(group.request_id, usage.total_seconds)
@@ -306,23 +343,30 @@ class Engine:
         # The exception's message may quote what a user sent, so only its kind and place are logged.
         place = "".join(traceback.format_tb(failure.__traceback__))
         logger.error("request %s failed with %s\n%s", group.request_id, type(failure).__name__, place)
-        return self._end(group, GenerationFailed(failure))
+        return self._end(group, GenerationFailed(failure), is_sound=False)
 
-    def _end(self, group: SequenceGroup, error: ModelError) -> TokenEvent:
+    def _end(self, group: SequenceGroup, error: ModelError, is_sound: bool = True) -> TokenEvent:
         generation = self._running[group.request_id]
         generation.hold(self._runner.held_bytes(group.sequences))
         usage = generation.usage(self._stats.build.dtype, self._clock())
-        self._close(group.request_id)
+        self._close(group.request_id, is_sound=is_sound)
         self._counts["num_failed"] += 1
         return TokenEvent(group.request_id, "", (), FinishReason.ERROR, usage, error=error)
 
-    def _close(self, request_id: str, seconds: float | None = None) -> bool:
+    def _close(self, request_id: str, seconds: float | None = None, is_sound: bool = True) -> bool:
+        """Take a request out; what it remembers is kept, unless a failed step left that undefined."""
         group = self._scheduler.finish(request_id, seconds)
         if group is None:
             return False
         del self._running[request_id]
+        if group.prefix is not None:
+            self._prefixes[group.prefix.result, group.prefix.reason] += 1
+            self._counts["num_cached_tokens"] += group.prefix.num_tokens
         for sequence in group.sequences:
-            self._runner.close(sequence)
+            if is_sound:
+                self._runner.retire(sequence)
+            else:
+                self._runner.close(sequence)
         return True
 
     def _rest(self, request_id: str, is_paused: bool) -> None:
@@ -351,6 +395,13 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             num_prompt_tokens=self._counts["num_prompt_tokens"],
             num_completion_tokens=self._counts["num_completion_tokens"],
+            num_cached_tokens=self._counts["num_cached_tokens"],
+            num_prefixes=MappingProxyType(dict(self._prefixes)),
+            checkpoint_bytes=self.checkpoints.host_bytes,
+            num_checkpoints=MappingProxyType(
+                {"resident": self.checkpoints.num_resident, "host": self.checkpoints.num_on_host}
+            ),
+            num_checkpoints_lost=self.checkpoints.num_lost,
             num_finished=self._counts["num_finished"],
             num_aborted=self._counts["num_aborted"],
             num_failed=self._counts["num_failed"],

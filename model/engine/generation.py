@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from model.engine.logprobs import token_logprobs
-from model.engine.request import RequestUsage, TokenLogprob
+from model.engine.request import PrefixOutcome, RequestUsage, TokenLogprob
 from model.engine.runner import HeldBytes
 from model.engine.sampler import SequenceSampler
 from model.engine.sequence import Sequence, SequenceGroup
@@ -70,9 +70,10 @@ class Generation:
         """The bill."""
         group, held = self.group, self.most_held
         admitted, first = group.admitted_at, group.first_token_at
+        prefix = group.prefix or PrefixOutcome("miss", "not_begun")
         return RequestUsage(
             num_prompt_tokens=group.num_prompt_tokens,
-            num_cached_tokens=0,
+            num_cached_tokens=prefix.num_tokens,
             num_completion_tokens=group.num_completion_tokens,
             policy=group.policy,
             dtype=dtype,
@@ -84,4 +85,6 @@ class Generation:
             ttft_seconds=None if first is None else first - group.submitted_at,
             total_seconds=now - group.submitted_at,
             num_preemptions=group.num_preemptions,
+            prefix=prefix,
+            information_bits=group.information_bits,
         )

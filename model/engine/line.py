@@ -43,10 +43,17 @@ class WaitingLine:
             del self._lines[group.tenant]
 
     def first(self) -> SequenceGroup | None:
-        """Who is next; None when nobody waits that wants to run."""
-        heads = {
-            tenant: head
-            for tenant, line in self._lines.items()
-            if (head := next((group for group in line if not group.is_paused), None)) is not None
-        }
-        return heads[self._shares.first(heads)] if heads else None
+        """Who is next; None when nobody waits that wants to run. Who reads in the background comes after all others."""
+        for in_background in (False, True):
+            heads = {
+                tenant: head
+                for tenant, line in self._lines.items()
+                if (head := next((group for group in line if _is_next(group, in_background)), None)) is not None
+            }
+            if heads:
+                return heads[self._shares.first(heads)]
+        return None
+
+
+def _is_next(group: SequenceGroup, in_background: bool) -> bool:
+    return not group.is_paused and group.request.is_background == in_background

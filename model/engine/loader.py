@@ -89,9 +89,12 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     load_weights(model, directory)
     runner = ModelRunner(
         model,
-        StatePool(model_config, plan.num_slots, config.device),
+        StatePool(model_config, plan.num_states, config.device),
         BlockPool(model_config, plan.num_blocks, config.dtype, config.device),
         config.device,
+        num_slots=plan.num_slots,
+        checkpoint_bytes=config.session_bytes,
+        chunk_tokens=config.prefill_chunk_tokens,
     )
     stats = EngineStats(
         build=BuildInfo(directory.name, config.device, kernels.name, config.dtype.value, describe(policy)),
@@ -100,6 +103,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         pool_bytes=runner.pool_bytes,
         plan_bytes=plan.pool_bytes,
         max_context_tokens=config.max_context_tokens,
+        checkpoint_budget_bytes=config.session_bytes,
     )
     budget = Budget(config.prefill_chunk_tokens, config.mixed_chunk_tokens, config.prefill_share)
     scheduler = Scheduler(runner, runner.capacity(config.saved_bytes), budget, config.max_waiting)

@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out: requests, sampling, events, usage. No torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,16 +47,43 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Where a checkpoint is worth having, beside the ends of prompt and turn.
+
+    ``borders`` are numbers of tokens at which messages end. ``tail``: also some way before the prompt's end, ever
+    further apart, so that another end of the same prompt costs little: for sessions with a name. With ``nothing`` not
+    even the ends are kept, and nothing kept is used.
+    """
+
+    borders: tuple[int, ...] = ()
+    tail: bool = False
+    nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixOutcome:
+    """Whether a prompt's beginning was there already: ``hit`` with the place that was kept, ``miss`` with the reason,
+    and the number of tokens that were not read again."""
+
+    result: str
+    reason: str
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to continue, ``num_choices`` times; the prompt is read once.
+    """One prompt to continue, ``num_choices`` times; the prompt is read once, and not even that as far as a checkpoint
+    of its beginning is there. A long prompt is best given as ``array("i")``, which is not copied token by token.
 
     ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
     or up to ``max_spans`` of them. ``policy`` of None takes the engine's own. ``tenant`` is whose
     share of the engine it uses. After ``max_seconds`` from its submission it ends with ``DeadlineExceeded``.
+    With ``measure_information`` the surprisal of the prompt is summed up. ``is_background`` yields to everyone else,
+    and with ``max_tokens`` 0 the prompt is only read: the one event has the usage and no token.
     """
 
     request_id: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     sampling: SamplingParams
     evidence: tuple[str, ...] | None = None
     policy: AttentionPolicy | None = None
@@ -63,6 +91,9 @@ class GenerationRequest:
     num_choices: int = 1
     tenant: str = "default"
     max_seconds: float | None = None
+    keep: Keep = Keep()
+    measure_information: bool = False
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +132,8 @@ class RequestUsage:
     ttft_seconds: float | None
     total_seconds: float
     num_preemptions: int = 0
+    prefix: PrefixOutcome = PrefixOutcome("miss", "empty")
+    information_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

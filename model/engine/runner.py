@@ -4,19 +4,29 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import RELEASED, BlockPool, BlockTable
-from model.cache.saved import SavedSequence
+from model.cache.checkpoints import Checkpoints
+from model.cache.held import Held, bring_back
+from model.cache.place import Place
+from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
 from model.engine.books import Capacity
+from model.engine.placement import LEAST_TOKENS
+from model.engine.request import PrefixOutcome
 from model.engine.sequence import Sequence
 from model.engine.stats import PoolCounts
 from model.engine.step import PlannedChunk, StepPlan
 from model.hybrid import HybridLM
+from model.policy import AttentionPolicy
 
 logger = logging.getLogger(__name__)
+
+# Surprisals are rounded to this part of a bit, so that their sum does not depend on where a prompt was cut.
+INFORMATION_UNIT = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +44,49 @@ class HeldBytes:
 
 
 class ModelRunner:
-    """Runs steps and keeps the memory of the sequences between them. Used by the engine thread alone."""
+    """Runs steps and keeps the memory of the sequences between them. Used by the engine thread alone.
 
-    def __init__(self, model: HybridLM, states: StatePool, blocks: BlockPool, device: str = "cpu") -> None:
+    ``num_slots`` is how many sequences may hold state at once; the pool may have more slots, for checkpoints.
+    ``checkpoint_bytes`` is the host memory that checkpoints may take.
+    """
+
+    def __init__(
+        self,
+        model: HybridLM,
+        states: StatePool,
+        blocks: BlockPool,
+        device: str = "cpu",
+        num_slots: int | None = None,
+        checkpoint_bytes: int = 0,
+        chunk_tokens: int = 512,
+    ) -> None:
         self._model = model
         self._states = states
         self._blocks = blocks
         self._device = device
-        self._held: dict[Sequence, _Held] = {}
-        self._saved: dict[Sequence, SavedSequence] = {}
+        self._num_slots = states.num_slots if num_slots is None else num_slots
+        self._chunk_tokens = chunk_tokens
+        self._held: dict[Sequence, Held] = {}
+        self._saved: dict[Sequence, Snapshot] = {}
+        # The last row of prompts that were recalled to their end, until their first token is drawn.
+        self._recalled: dict[Sequence, Tensor] = {}
+        self.checkpoints = Checkpoints(states, blocks, checkpoint_bytes)
         self.saved_bytes = 0
 
     @property
     def slots(self) -> PoolCounts:
         """State slots by status."""
-        return PoolCounts(free=self._states.num_free, used=self._states.num_used)
+        return PoolCounts(self._states.num_free, self._states.num_used, self._states.num_cached)
 
     @property
     def blocks(self) -> PoolCounts:
         """Key/value blocks by status."""
-        return PoolCounts(free=self._blocks.num_free, used=self._blocks.num_used)
+        return PoolCounts(self._blocks.num_free, self._blocks.num_used, self._blocks.num_cached)
 
     @property
     def num_free_blocks(self) -> int:
-        """Key/value blocks nobody holds."""
-        return self._blocks.num_free
+        """Key/value blocks that no sequence holds: free ones, and those of checkpoints, which make room."""
+        return self._blocks.num_free + self._blocks.num_cached
 
     @property
     def num_shared_blocks(self) -> int:
@@ -79,7 +107,7 @@ class ModelRunner:
     def capacity(self, saved_bytes: int) -> Capacity:
         """The pools as the scheduler's books want them, beside host memory of ``saved_bytes``."""
         return Capacity(
-            num_slots=self._states.num_slots,
+            num_slots=self._num_slots,
             num_blocks=self._blocks.num_blocks,
             bytes_per_slot=self._states.nbytes // self._states.num_slots,
             bytes_per_block=self._blocks.bytes_per_block,
@@ -90,21 +118,117 @@ class ModelRunner:
         """Read the planned tokens; returns the logits [rows, V] float32 of each chunk's last ``num_logits`` tokens.
 
         Takes a slot and blocks for what is read, and gives back the blocks that no later token sees. After an
-        exception the memory of the plan's sequences is undefined and must be given back with ``close``.
+        exception the memory of the plan's sequences is undefined and must be given back with ``close``. What is to be
+        kept of the prompts is kept.
         """
-        chunks = [self._chunk(planned) for planned in plan.chunks]
-        logits = self._model(Batch.pack(chunks, self._device), self._states, self._blocks)
+        reading = [planned for planned in plan.chunks if planned.num_tokens]
+        if len(reading) < len(plan.chunks):
+            return self._run_with_recalled(plan, reading)
+        return self._read(reading)
+
+    def _run_with_recalled(self, plan: StepPlan, reading: list[PlannedChunk]) -> Tensor:
+        """As ``run``, where the first token of some prompts is drawn without reading."""
+        logits = self._read(reading) if reading else None
+        rows: list[Tensor] = []
+        start = 0
         for planned in plan.chunks:
+            if not planned.num_tokens:
+                rows.append(self._model.logits(self._recalled.pop(planned.sequence)[None]))
+            elif logits is not None:
+                rows.append(logits[start : start + planned.num_logits])
+                start += planned.num_logits
+        return torch.cat(rows)
+
+    def _read(self, reading: list[PlannedChunk]) -> Tensor:
+        chunks = [self._chunk(planned) for planned in reading]
+        read = self._model.read(Batch.pack(chunks, self._device), self._states, self._blocks)
+        start = row = 0
+        for planned in reading:
             self._held[planned.sequence].table.release_hidden(planned.sequence.policy, planned.end)
-        return logits
+            if planned.is_decode:
+                continue
+            surprisal = None if read.surprisal is None else read.surprisal[start : start + planned.num_tokens]
+            start, row = start + planned.num_tokens, row + planned.num_logits
+            self._prompt_was_read(planned, read.hidden[row - 1] if planned.num_logits else None, surprisal)
+        return read.logits
+
+    def _prompt_was_read(self, planned: PlannedChunk, hidden: Tensor | None, surprisal: Tensor | None) -> None:
+        """Add up what was told of the prompt, and keep the state where that is wanted."""
+        group, before = planned.sequence.group, None
+        if group.information_bits is not None and surprisal is not None:
+            units = torch.round(surprisal / INFORMATION_UNIT)
+            # What the last row says is of a token that was not read yet.
+            before = group.information_bits + INFORMATION_UNIT * float(units[:-1].sum())
+            group.information_bits = before + INFORMATION_UNIT * float(units[-1])
+        if planned.place is None:
+            return
+        self.checkpoints.make_room(1, 0)
+        if self._states.num_free == 0:
+            return
+        assert hidden is not None, "what is kept is kept with its last row"
+        held = self._held[planned.sequence].fork(self._states, is_cached=True)
+        ids = planned.sequence.token_ids[: planned.end]
+        self.checkpoints.keep(
+            _tree(planned.sequence), ids, planned.end, held, planned.place, hidden.to("cpu", copy=True), before
+        )
+        group.kept(planned.end)
+
+    def begin(self, sequence: Sequence) -> None:
+        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group."""
+        group, request = sequence.group, sequence.group.request
+        num_read, num_common = 0, 0
+        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
+            outcome = PrefixOutcome("miss", "not_wanted" if request.keep.nothing else "prompt_logprobs")
+        else:
+            found = self.checkpoints.find(_tree(sequence), sequence.token_ids, request.measure_information)
+            outcome, num_common = PrefixOutcome("miss", found.reason), found.num_common
+            if (checkpoint := found.checkpoint) is not None:
+                held = self.checkpoints.open(checkpoint)
+                if held is None:
+                    outcome = PrefixOutcome("miss", "no_room")
+                else:
+                    self._held[sequence] = held
+                    num_read = sequence.num_read = checkpoint.num_tokens
+                    outcome = PrefixOutcome("hit", found.reason, num_read)
+                    self._recall(sequence, checkpoint.hidden, checkpoint.information_bits)
+        if request.measure_information and group.information_bits is None:
+            group.information_bits = 0.0
+        group.begin(outcome, num_common, self._chunk_tokens)
+
+    def _recall(self, sequence: Sequence, hidden: Tensor | None, information_bits: float | None) -> None:
+        """What the last row of a checkpoint says of the token after it."""
+        group, num_read = sequence.group, sequence.num_read
+        if sequence.is_recalled:
+            assert hidden is not None, "a whole prompt is recalled with its last row"
+            self._recalled[sequence] = hidden.to(self._device)
+        if not group.request.measure_information or information_bits is None:
+            return
+        group.information_bits = information_bits
+        if hidden is not None and not sequence.is_recalled:
+            next_id = torch.tensor([sequence.token_ids[num_read]], device=self._device)
+            bits = self._model.surprisal(hidden.to(self._device)[None], next_id)
+            group.information_bits += INFORMATION_UNIT * float(torch.round(bits / INFORMATION_UNIT)[0])
+
+    def retire(self, sequence: Sequence) -> None:
+        """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
+        group, num_read = sequence.group, sequence.num_read
+        if group.request.keep.nothing or group.is_forgotten or num_read < LEAST_TOKENS:
+            self.close(sequence)
+            return
+        ids, place = sequence.token_ids[:num_read], Place.TURN if sequence.num_completion_tokens else Place.ABORTED
+        if (held := self._held.pop(sequence, None)) is not None:
+            self.checkpoints.keep(_tree(sequence), ids, num_read, held.keep(self._states), place)
+        elif (saved := self._saved.get(sequence)) is not None:
+            self._forget(sequence)
+            self.checkpoints.keep_snapshot(_tree(sequence), ids, saved, place)
+        self._recalled.pop(sequence, None)
 
     def fork(self, sequence: Sequence, forks: Collection[Sequence]) -> None:
         """Let ``forks`` hold what ``sequence`` holds: blocks are shared until one writes to them, states copied."""
         held = self._held[sequence]
         for fork in forks:
-            slot = self._states.allocate()
-            self._states.copy(held.slot, slot)
-            self._held[fork] = _Held(slot, held.table.fork())
+            self.checkpoints.make_room(1, 0)
+            self._held[fork] = held.fork(self._states)
 
     def num_missing_blocks(self, sequence: Sequence, end: int) -> int:
         """Blocks the sequence would take to read up to position ``end``."""
@@ -120,15 +244,15 @@ class ModelRunner:
 
     def num_blocks_to_restore(self, sequences: Collection[Sequence]) -> int:
         """Blocks that saved sequences would take to come back."""
-        return sum(self._saved[sequence].num_blocks for sequence in sequences if sequence in self._saved)
+        return sum(len(self._saved[sequence].blocks) for sequence in sequences if sequence in self._saved)
 
     def save(self, sequences: Collection[Sequence]) -> bool:
         """Move what the sequences hold to host memory; False, and nothing was done, where the host has none left."""
-        saved: dict[Sequence, SavedSequence] = {}
+        saved: dict[Sequence, Snapshot] = {}
         try:
             for sequence in sequences:
                 if held := self._held.get(sequence):
-                    saved[sequence] = SavedSequence.of(self._states, held.slot, held.table)
+                    saved[sequence] = held.snapshot(self._states, sequence.num_read)
         except (MemoryError, RuntimeError) as failure:  # torch reports a failed allocation as RuntimeError
             logger.warning("a request could not be saved to host memory: %s", type(failure).__name__)
             return False
@@ -142,7 +266,8 @@ class ModelRunner:
         """Move back what was saved. Raises PoolExhausted; the books see to it that this cannot be."""
         for sequence in sequences:
             if saved := self._saved.get(sequence):
-                self._held[sequence] = _Held(*saved.restore(self._states, self._blocks))
+                self.checkpoints.make_room(1, len(saved.blocks))
+                self._held[sequence] = bring_back(saved, self._states, self._blocks)
                 self._forget(sequence)
 
     def held_bytes(self, sequences: Collection[Sequence]) -> HeldBytes:
@@ -153,7 +278,7 @@ class ModelRunner:
             num_blocks = held[0].table.num_held
         else:
             num_blocks = len({block for each in held for block in each.table.blocks if block != RELEASED})
-        num_blocks += sum(each.num_blocks for each in saved)
+        num_blocks += sum(len(each.blocks) for each in saved)
         num_slots, states = len(held) + len(saved), self._states
         return HeldBytes(
             kv=num_blocks * self._blocks.bytes_per_block,
@@ -167,22 +292,29 @@ class ModelRunner:
             self._give_back(sequence)
         if sequence in self._saved:
             self._forget(sequence)
+        self._recalled.pop(sequence, None)
 
     def check(self) -> None:
-        """Assert conservation in both pools, and that what is used is what the sequences hold."""
+        """Assert conservation in both pools, and that sequences and checkpoints hold what is used and cached."""
         self._states.check()
-        self._blocks.check(held.table for held in self._held.values())
+        self.checkpoints.check()
+        self._blocks.check(held.table for held in (*self._held.values(), *self.checkpoints.holdings()))
         assert self._states.num_used == len(self._held), "a slot is held by nobody"
+        assert self._states.num_cached == self.checkpoints.num_resident, "a cached slot is no checkpoint's"
         assert self._held or self._blocks.num_used == 0, "a block is held by nobody"
+        assert self._recalled.keys() <= self._held.keys() | self._saved.keys(), "a recalled prompt holds nothing"
         assert self.saved_bytes == sum(saved.nbytes for saved in self._saved.values()), "saved bytes differ"
         assert not self._held.keys() & self._saved.keys(), "a sequence is on the device and on the host"
 
     def _chunk(self, planned: PlannedChunk) -> SequenceChunk:
         sequence = planned.sequence
         held = self._held.get(sequence)
+        self.checkpoints.make_room(held is None, 0)
         if held is None:
-            held = self._held[sequence] = _Held(self._states.allocate(), BlockTable(self._blocks))
+            held = self._held[sequence] = Held(self._states.allocate(), BlockTable(self._blocks))
+        self.checkpoints.make_room(0, held.table.num_missing(planned.start, planned.end))
         held.table.prepare(planned.start, planned.end)
+        is_measured = sequence.group.information_bits is not None and not planned.is_decode
         return SequenceChunk(
             token_ids=sequence.token_ids[planned.start : planned.end],
             first_position=planned.start,
@@ -191,18 +323,16 @@ class ModelRunner:
             policy=sequence.policy,
             num_logits=planned.num_logits,
             is_decode=planned.is_decode,
+            next_ids=sequence.token_ids[planned.start + 1 : planned.end + 1] if is_measured else None,
         )
 
     def _give_back(self, sequence: Sequence) -> None:
-        held = self._held.pop(sequence)
-        held.table.free()
-        self._states.free(held.slot)
+        self._held.pop(sequence).free(self._states)
 
     def _forget(self, sequence: Sequence) -> None:
         self.saved_bytes -= self._saved.pop(sequence).nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    slot: int
-    table: BlockTable
+def _tree(sequence: Sequence) -> tuple[str, AttentionPolicy]:
+    """What a sequence may share its beginning with: texts of its tenant, read under its policy."""
+    return sequence.group.tenant, sequence.policy

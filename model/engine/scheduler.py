@@ -189,23 +189,32 @@ class Scheduler:
         return [sequence for group in awake for sequence in group.sequences if sequence.is_decoding]
 
     def _prompts(self) -> list[SequenceGroup]:
-        """Running requests whose prompt is not read to its end, who waited longest for a turn first."""
-        return [group for group in self._turns if not group.is_paused and not group.sequences[0].is_decoding]
+        """Running requests whose prompt is not read to its end, who waited longest for a turn first; those in the
+        background only while nobody else runs."""
+        awake = [group for group in self._turns if not group.is_paused]
+        if not all(group.request.is_background for group in awake):
+            awake = [group for group in awake if not group.request.is_background]
+        return [group for group in awake if not group.sequences[0].is_decoding]
 
     # Planning a step.
 
     def _plan_prompts(self, beside_streams: bool) -> list[PlannedChunk]:
+        prompts = self._prompts()
+        # What is there already needs no reading, and costs nobody time.
+        planned = [PlannedChunk.of(group.sequences[0], 0) for group in prompts if group.sequences[0].is_recalled]
         if beside_streams and not self._pacing.allows_prompts:
-            return []
+            return planned
         num_left = self._budget.mixed_chunk_tokens if beside_streams else self._budget.prefill_chunk_tokens
-        planned: list[PlannedChunk] = []
         # Stable: between tenants by service, within one in turns.
-        for group in sorted(self._prompts(), key=lambda group: self._shares.served(group.tenant)):
+        for group in sorted(prompts, key=lambda group: self._shares.served(group.tenant)):
             sequence = group.sequences[0]
+            if sequence.is_recalled:
+                continue
             if sequence.group.request.sampling.prompt_logprobs is not None:
                 num_left = min(num_left, PROMPT_LOGPROB_ROWS)
-            end = min(sequence.num_read + num_left, sequence.num_prompt_tokens)
-            if end < sequence.num_prompt_tokens:
+            pause = group.next_cut(sequence.num_read)
+            end = min(sequence.num_read + num_left, pause)
+            if end < pause:
                 # Whole blocks, so that the next chunk begins at a block border.
                 end = max(end // BLOCK_TOKENS * BLOCK_TOKENS, sequence.num_read)
             if end > sequence.num_read:
@@ -218,7 +227,8 @@ class Scheduler:
     def _secure_blocks(self, chunks: list[PlannedChunk]) -> list[PlannedChunk]:
         """The chunks whose blocks are to be had; preempts the newest requests where they lack."""
         while chunks:
-            missing = sum(self._memory.num_missing_blocks(chunk.sequence, chunk.end) for chunk in chunks)
+            reading = [chunk for chunk in chunks if chunk.num_tokens]
+            missing = sum(self._memory.num_missing_blocks(chunk.sequence, chunk.end) for chunk in reading)
             if missing <= self._memory.num_free_blocks:
                 return chunks
             victim = self._victim()
@@ -248,6 +258,8 @@ class Scheduler:
                 return
             if group.status is Status.SAVED:
                 self._memory.restore(group.sequences)
+            else:
+                self._memory.begin(group.sequences[0])
             self._waiting.remove(group)
             group.status = Status.RUNNING
             place = sum(each.submitted_at <= group.submitted_at for each in self._running)
@@ -269,10 +281,16 @@ class Scheduler:
             slots[each.tenant] = slots.get(each.tenant, 0) + each.num_slots
         own = slots.get(group.tenant, 0) + group.num_slots
         freed, victims = self.num_free_slots, list[SequenceGroup]()
-        for each in sorted(reversed(self._running), key=lambda each: (not each.is_paused, -slots[each.tenant])):
+
+        def gives_way(each: SequenceGroup) -> bool:
+            return each.request.is_background and not group.request.is_background
+
+        for each in sorted(
+            reversed(self._running), key=lambda each: (not each.is_paused, not gives_way(each), -slots[each.tenant])
+        ):
             if freed >= group.num_slots:
                 break
-            if each.is_paused or slots[each.tenant] - each.num_slots >= own:
+            if each.is_paused or gives_way(each) or slots[each.tenant] - each.num_slots >= own:
                 victims.append(each)
                 freed += each.num_slots
                 slots[each.tenant] -= each.num_slots

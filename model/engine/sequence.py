@@ -1,9 +1,12 @@
 """One request on its way: the tokens of its choices, how many of them were read, and when things happened. No torch."""
 
+from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model.engine.request import GenerationRequest
+from model.cache.place import Place
+from model.engine.placement import LEAST_TOKENS, cuts, interval
+from model.engine.request import GenerationRequest, PrefixOutcome
 from model.policy import AttentionPolicy
 
 
@@ -30,12 +33,12 @@ class Sequence:
         |<------- num_read ------>|  unread      |
 
     ``num_read`` tokens are in the state and the key/value blocks. The last token that was drawn is
-    always unread; it is read by the step that draws the next.
+    always unread; it is read by the step that draws the next. ``token_ids`` are 32-bit integers in one piece.
     """
 
     group: "SequenceGroup"
     choice: int
-    token_ids: list[int]
+    token_ids: "array[int]"
     num_read: int = 0
 
     @property
@@ -55,12 +58,17 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the whole prompt was read, so that each further step draws a token."""
-        return self.num_read >= self.num_prompt_tokens
+        """Whether a token was drawn, so that each further step reads one and draws the next."""
+        return self.num_read >= self.num_prompt_tokens and not self.is_recalled
+
+    @property
+    def is_recalled(self) -> bool:
+        """Whether the whole prompt was there already, so that its first token is drawn without reading."""
+        return self.num_read == len(self.token_ids)
 
     def fork(self, choice: int) -> "Sequence":
         """Another choice that has read the same tokens."""
-        return Sequence(self.group, choice, list(self.token_ids), self.num_read)
+        return Sequence(self.group, choice, self.token_ids[:], self.num_read)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,9 +90,15 @@ class SequenceGroup:
     num_completion_tokens: int = 0
     admitted_at: float | None = None
     first_token_at: float | None = None
+    prefix: PrefixOutcome | None = None
+    is_forgotten: bool = False
+    information_bits: float | None = None
+    _cuts: list[tuple[int, Place]] = field(default_factory=list)
+    _interval: int = 0
+    _kept_at: int = 0
 
     def __post_init__(self) -> None:
-        self.sequences = [Sequence(self, 0, list(self.request.prompt_ids))]
+        self.sequences = [Sequence(self, 0, array("i", self.request.prompt_ids))]
         self.is_forked = self.request.num_choices == 1
 
     @property
@@ -118,9 +132,35 @@ class SequenceGroup:
         seconds = self.request.max_seconds
         return None if seconds is None else self.submitted_at + seconds
 
+    def begin(self, prefix: PrefixOutcome, num_common: int, chunk_tokens: int) -> None:
+        """The prompt is read from ``prefix.num_tokens`` on, ``num_common`` tokens of it were seen before."""
+        self.prefix = prefix
+        self._kept_at = prefix.num_tokens
+        self._interval = interval(self.num_prompt_tokens, chunk_tokens)
+        self._cuts = [*cuts(self.num_prompt_tokens, prefix.num_tokens, self.request.keep, num_common)]
+
+    def next_cut(self, num_read: int) -> int:
+        """Where reading must pause after ``num_read`` tokens of the prompt, at the latest at its end."""
+        return next((at for at, _ in self._cuts if at > num_read), self.num_prompt_tokens)
+
+    def place_at(self, num_tokens: int) -> Place | None:
+        """Why the state after ``num_tokens`` of the prompt is to be kept; None if it is not."""
+        if self.request.keep.nothing or self.is_forgotten or num_tokens < LEAST_TOKENS:
+            return None
+        if num_tokens == self.num_prompt_tokens:
+            return Place.PROMPT
+        return dict(self._cuts).get(num_tokens) or (
+            Place.INTERVAL if num_tokens - self._kept_at >= self._interval > 0 else None
+        )
+
+    def kept(self, num_tokens: int) -> None:
+        """The state after ``num_tokens`` is kept."""
+        self._kept_at = num_tokens
+
     def fork(self) -> list[Sequence]:
         """Make the other choices, now that the prompt was read; returns them."""
-        assert not self.is_forked and self.sequences[0].is_decoding, "a prompt forks once, when it was read"
+        is_read = self.sequences[0].num_read == self.num_prompt_tokens
+        assert not self.is_forked and is_read, "a prompt forks once, when it was read"
         forks = [self.sequences[0].fork(choice) for choice in range(1, self.request.num_choices)]
         self.sequences += forks
         self.is_forked = True

@@ -1,7 +1,7 @@
 """What the engine says about itself: a frozen snapshot after each step, readable from any thread. No torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 POOL_NAMES = ("weights", "ssm_state", "conv_state", "kv", "workspace")
@@ -47,8 +47,10 @@ class EngineStats:
 
     ``pool_bytes`` are bytes of tensors held, ``plan_bytes`` those promised at the start, both by
     the names in ``POOL_NAMES``. ``num_saved`` of the waiting requests were preempted: their state and blocks, of
-    ``saved_bytes``, are in host memory. Counters (``num_*_tokens``, ``num_aborted``, ``num_failed``, ``num_finished``,
-    ``num_preemptions``, ``num_steps``) only grow.
+    ``saved_bytes``, are in host memory. ``num_prefixes`` counts ended requests by result and reason of the look for their
+    prompt's beginning; ``checkpoint_bytes`` of ``checkpoint_budget_bytes`` on the host are checkpoints,
+    ``num_checkpoints`` by tier; ``num_checkpoints_lost`` had an anchor and were given up all the same. Counters
+    (``num_*_tokens``, ``num_aborted``, ``num_failed``, ``num_finished``, ``num_preemptions``, ``num_steps``) only grow.
     """
 
     build: BuildInfo
@@ -65,6 +67,11 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
+    num_prefixes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    checkpoint_bytes: int = 0
+    checkpoint_budget_bytes: int = 0
+    num_checkpoints: Mapping[str, int] = field(default_factory=dict)
+    num_checkpoints_lost: int = 0
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0

@@ -33,7 +33,7 @@ def test_plan_equals_allocation(kind: str, dtype: Dtype, checkpoints) -> None:
     engine = EngineConfig(num_slots=3, max_context_tokens=1000, dtype=dtype, policy=WINDOW)
     plan = MemoryPlan.of(config, engine)
     model = HybridLM(config, REFERENCE, dtype)
-    states, blocks = StatePool(config, plan.num_slots), BlockPool(config, plan.num_blocks, dtype)
+    states, blocks = StatePool(config, plan.num_states), BlockPool(config, plan.num_blocks, dtype)
     held = {
         "weights": model.nbytes,
         "ssm_state": states.ssm_bytes,
@@ -139,7 +139,7 @@ def test_the_workspace_is_an_upper_bound_and_no_fantasy(
     model = HybridLM(config, REFERENCE, dtype)
     for parameter in model.parameters():
         parameter.normal_(std=0.05)
-    states, blocks = StatePool(config, plan.num_slots), BlockPool(config, plan.num_blocks, dtype)
+    states, blocks = StatePool(config, plan.num_states), BlockPool(config, plan.num_blocks, dtype)
     table, slot = BlockTable(blocks), states.allocate()
     peaks = []
     held = [*model.parameters(), states.ssm, states.conv, blocks.keys, blocks.values]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from model.cache.block_pool import RELEASED, BlockPool, BlockTable
-from model.cache.saved import SavedSequence
+from model.cache.held import Held, bring_back
+from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
@@ -64,7 +65,8 @@ class PoolSchedules(RuleBasedStateMachine):
         self.states = StatePool(CONFIG, NUM_SLOTS)
         self.blocks = BlockPool(CONFIG, NUM_BLOCKS, Dtype.FLOAT32)
         self.open_ones: list[Open] = []
-        self.saved: list[tuple[SavedSequence, Expected]] = []
+        self.kept: list[Open] = []
+        self.saved: list[tuple[Snapshot, Expected]] = []
         self.last_value = 0
 
     def new_value(self) -> int:
@@ -74,6 +76,8 @@ class PoolSchedules(RuleBasedStateMachine):
     def pick(self, index: int) -> Open:
         """An open sequence; one is opened where there is none, so that no rule is ever idle."""
         if not self.open_ones:
+            if self.states.num_free == 0:
+                self.take_up(0, is_last=True)
             self.open(POLICIES[index % len(POLICIES)])
         return self.open_ones[index % len(self.open_ones)]
 
@@ -140,9 +144,9 @@ class PoolSchedules(RuleBasedStateMachine):
     @rule(index=INDEX, closes=st.booleans())
     def save(self, index: int, closes: bool) -> None:
         one = self.pick(index)
-        saved = SavedSequence.of(self.states, one.slot, one.table)
+        saved = Held(one.slot, one.table).snapshot(self.states, len(one.expected.cells))
         held = len(one.expected.held_places)
-        assert saved.num_blocks == held
+        assert len(saved.blocks) == held
         assert saved.nbytes == CONFIG.state_bytes + held * self.blocks.bytes_per_block
         self.saved.append((saved, one.expected.copy()))
         if closes:
@@ -156,19 +160,46 @@ class PoolSchedules(RuleBasedStateMachine):
             self.save(index, closes=True)
         saved, expected = self.saved[index % len(self.saved)]
         counts = (self.states.num_free, self.blocks.num_free)
-        if self.states.num_free == 0 or self.blocks.num_free < saved.num_blocks:
+        if self.states.num_free == 0 or self.blocks.num_free < len(saved.blocks):
             with pytest.raises(PoolExhausted):
-                saved.restore(self.states, self.blocks)
+                bring_back(saved, self.states, self.blocks)
             assert counts == (self.states.num_free, self.blocks.num_free)
             return
-        self.open_ones.append(Open(*saved.restore(self.states, self.blocks), expected.copy()))
-        assert counts == (self.states.num_free + 1, self.blocks.num_free + saved.num_blocks)
+        held = bring_back(saved, self.states, self.blocks)
+        self.open_ones.append(Open(held.slot, held.table, expected.copy()))
+        assert counts == (self.states.num_free + 1, self.blocks.num_free + len(saved.blocks))
         if not keeps:
             del self.saved[index % len(self.saved)]
 
+    @rule(index=INDEX, ends=st.booleans())
+    def keep(self, index: int, ends: bool) -> None:
+        """A checkpoint: of a sequence that goes on, or of one that ends and gives it all it holds."""
+        one = self.pick(index)
+        if not ends and self.states.num_free == 0:
+            return
+        held, free = Held(one.slot, one.table), self.states.num_free
+        kept = held.keep(self.states) if ends else held.fork(self.states, is_cached=True)
+        assert self.states.num_free == free - (not ends)
+        self.kept.append(Open(kept.slot, kept.table, one.expected.copy()))
+        if ends:
+            self.open_ones.remove(one)
+
+    @rule(index=INDEX, is_last=st.booleans())
+    def take_up(self, index: int, is_last: bool) -> None:
+        """Go on from a checkpoint, which may be given up afterwards."""
+        if not self.kept:
+            self.keep(index, ends=True)
+        one = self.kept[index % len(self.kept)]
+        if self.states.num_free:
+            forked = Held(one.slot, one.table).fork(self.states)
+            self.open_ones.append(Open(forked.slot, forked.table, one.expected.copy()))
+        if is_last:
+            self.kept.remove(one)
+            Held(one.slot, one.table).free(self.states)
+
     @invariant()
     def each_sequence_reads_what_it_wrote(self) -> None:
-        for one in self.open_ones:
+        for one in [*self.open_ones, *self.kept]:
             expected = one.expected
             assert [place for place, block in enumerate(one.table.blocks) if block != RELEASED] == expected.held_places
             assert bool((self.states.ssm[:, one.slot] == expected.state).all())
@@ -183,13 +214,15 @@ class PoolSchedules(RuleBasedStateMachine):
 
     @invariant()
     def what_is_free_and_what_is_used_is_all(self) -> None:
-        tables = [one.table for one in self.open_ones]
+        used = {block for one in self.open_ones for block in one.table.blocks if block != RELEASED}
+        tables = [one.table for one in [*self.open_ones, *self.kept]]
         held = Counter(block for table in tables for block in table.blocks if block != RELEASED)
         self.states.check()
         self.blocks.check(tables)
-        assert (self.states.num_used, self.blocks.num_used) == (len(tables), len(held))
-        assert self.states.num_free + self.states.num_used == NUM_SLOTS
-        assert self.blocks.num_free + self.blocks.num_used == NUM_BLOCKS
+        assert (self.states.num_used, self.blocks.num_used) == (len(self.open_ones), len(used))
+        assert (self.states.num_cached, self.blocks.num_cached) == (len(self.kept), len(held) - len(used))
+        assert self.states.num_free + self.states.num_used + self.states.num_cached == NUM_SLOTS
+        assert self.blocks.num_free + self.blocks.num_used + self.blocks.num_cached == NUM_BLOCKS
         assert self.blocks.num_shared == sum(count > 1 for count in held.values())
         for table in tables:
             own = [block for block in table.blocks if block != RELEASED]

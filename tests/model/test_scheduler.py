@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.engine.books import Capacity
-from model.engine.request import GenerationRequest, SamplingParams
+from model.engine.request import GenerationRequest, PrefixOutcome, SamplingParams
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.sequence import Sequence, SequenceGroup, Status
 from model.engine.step import StepPlan
@@ -45,6 +45,9 @@ class Pools:
 
     def num_blocks_to_restore(self, sequences: list[Sequence]) -> int:
         return sum(self.saved.get(each, 0) for each in sequences)
+
+    def begin(self, sequence: Sequence) -> None:
+        sequence.group.begin(PrefixOutcome("miss", "empty"), 0, BUDGET.prefill_chunk_tokens)
 
     def save(self, sequences: list[Sequence]) -> bool:
         self.saved |= {each: self.held.pop(each) for each in sequences if each in self.held}

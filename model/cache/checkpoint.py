@@ -1,0 +1,43 @@
+"""What was kept of a text that was read, and where in the tiers it is."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from model.cache.held import Held
+from model.cache.place import Place
+from model.cache.prefix_tree import PrefixNode
+from model.cache.snapshot import Snapshot
+
+
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """The memory of the first ``node.depth`` tokens of a text: on the device (``held``) or on the host (``snapshot``).
+
+    ``touched`` orders checkpoints by their last use. ``hidden`` [D] and ``information_bits`` are as in ``Snapshot``.
+    """
+
+    tree: Hashable
+    node: "PrefixNode[Checkpoint]"
+    place: Place
+    touched: int
+    held: Held | None
+    snapshot: Snapshot | None = None
+    hidden: Tensor | None = None
+    information_bits: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were read."""
+        return self.node.depth
+
+
+@dataclass(slots=True, eq=False)
+class Anchor:
+    """A path whose deepest checkpoint must not vanish; ``is_safe`` when it is on the disk, too."""
+
+    key: Hashable
+    tree: Hashable
+    node: "PrefixNode[Checkpoint]"
+    is_safe: bool = False

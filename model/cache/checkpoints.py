@@ -1,0 +1,330 @@
+"""Checkpoints of texts that were read: found again by their tokens, moved down the tiers when room is needed.
+
+On the device they take slots and blocks that nobody uses now; these are ``cached`` and are given up the moment a
+sequence wants them. What is given up moves to host memory within a budget, where blocks that several checkpoints have
+in common stand once. What was used longest ago goes first. An anchored path keeps its deepest checkpoint on the host when
+others go; only if nothing but anchored ones is left is one given up, which is counted and logged, never silent.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from model.cache.block_pool import BlockPool
+from model.cache.checkpoint import Anchor, Checkpoint
+from model.cache.held import Held, bring_back
+from model.cache.place import Place
+from model.cache.prefix_tree import PrefixNode, PrefixTree
+from model.cache.snapshot import Snapshot
+from model.cache.state_pool import StatePool
+from model.errors import HostBudgetExceeded
+
+logger = logging.getLogger(__name__)
+
+# A text that has less than this in common with another begins differently: reading so little costs no step.
+LEAST_COMMON_TOKENS = 16
+TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The deepest usable checkpoint of a text, how many tokens of it were seen before, and the reason: where the
+    checkpoint was kept, or why there is none."""
+
+    checkpoint: Checkpoint | None
+    num_common: int
+    reason: str
+
+
+class Checkpoints:
+    """All checkpoints of one engine. ``trees`` are told apart by whatever must not be mixed: tenant and policy.
+
+    ``num_lost`` counts anchored checkpoints that had to be given up.
+    """
+
+    def __init__(self, states: StatePool, blocks: BlockPool, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.num_lost = 0
+        self._states = states
+        self._blocks = blocks
+        self._trees: dict[Hashable, PrefixTree[Checkpoint]] = {}
+        self._resident: list[Checkpoint] = []
+        self._on_host: list[Checkpoint] = []
+        self._anchors: dict[Hashable, Anchor] = {}
+        self._content_uses = Counter[int]()
+        self._snapshot_bytes = 0
+        self._now = 0
+
+    @property
+    def num_resident(self) -> int:
+        """Checkpoints on the device."""
+        return len(self._resident)
+
+    @property
+    def num_on_host(self) -> int:
+        """Checkpoints in host memory alone."""
+        return len(self._on_host)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in host memory: tensors, each counted once, and the tokens of the paths."""
+        return self._snapshot_bytes + TOKEN_BYTES * sum(tree.num_tokens for tree in self._trees.values())
+
+    def holdings(self) -> Iterable[Held]:
+        """What checkpoints hold of the pools."""
+        return [each.held for each in self._resident if each.held is not None]
+
+    # Looking up and keeping.
+
+    def find(self, tree: Hashable, token_ids: Sequence[int], needs_information: bool = False) -> Found:
+        """The deepest checkpoint from which the text can be read on."""
+        if tree not in self._trees:
+            return Found(None, 0, "empty")
+        match = self._trees[tree].match(token_ids)
+        kept = [node.kept for node in match.kept if node.kept is not None]
+        # After the whole text there is no token left to read, so the row that draws the next one must be known.
+        usable = [each for each in kept if each.num_tokens < len(token_ids) or each.hidden is not None]
+        informed = [each for each in usable if each.information_bits is not None]
+        chosen = informed if needs_information else usable
+        if chosen:
+            return Found(chosen[-1], match.num_common, chosen[-1].place.value)
+        if match.num_common < LEAST_COMMON_TOKENS:
+            return Found(None, match.num_common, "different")
+        if usable:
+            return Found(None, match.num_common, "no_information")
+        return Found(None, match.num_common, "evicted" if match.was_kept else "not_kept")
+
+    def open(self, checkpoint: Checkpoint) -> Held | None:
+        """What a sequence takes up from ``checkpoint``, or None where the pools have no room for it."""
+        self._touch(checkpoint)
+        self.make_room(1, 0)
+        if checkpoint.held is not None:
+            return checkpoint.held.fork(self._states) if self._states.num_free else None
+        snapshot = checkpoint.snapshot
+        if snapshot is None:
+            return None
+        self.make_room(1, len(snapshot.blocks))
+        if not self._states.num_free or self._blocks.num_free < len(snapshot.blocks):
+            return None
+        return bring_back(snapshot, self._states, self._blocks)
+
+    def keep(
+        self,
+        tree: Hashable,
+        token_ids: Sequence[int],
+        num_tokens: int,
+        held: Held,
+        place: Place,
+        hidden: Tensor | None = None,
+        information_bits: float | None = None,
+    ) -> None:
+        """Keep what was remembered after the first ``num_tokens``; ``held`` is a checkpoint's and now belongs here."""
+        node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, num_tokens)
+        known = node.kept
+        if known is None:
+            known = node.kept = Checkpoint(tree, node, place, 0, held, None, hidden, information_bits)
+            self._resident.append(known)
+        else:
+            if known.held is not None:
+                held.free(self._states)
+            else:
+                self._leave_host(known)
+                known.held = held
+                self._resident.append(known)
+            known.hidden = hidden if known.hidden is None else known.hidden
+            known.information_bits = information_bits if known.information_bits is None else known.information_bits
+        self._touch(known)
+
+    def keep_snapshot(self, tree: Hashable, token_ids: Sequence[int], snapshot: Snapshot, place: Place) -> bool:
+        """Keep a snapshot in host memory; False where the budget has no room for it."""
+        known = next((each for each in self.path(tree, token_ids) if each.num_tokens == snapshot.num_tokens), None)
+        if known is None:
+            if not self._make_host_room(self._added_bytes(snapshot)):
+                return False
+            node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, snapshot.num_tokens)
+            known = Checkpoint(tree, node, place, 0, None, None, snapshot.hidden, snapshot.information_bits)
+            node.kept = known
+            self._enter_host(known, snapshot)
+        self._touch(known)
+        return True
+
+    def make_room(self, num_slots: int, num_blocks: int) -> None:
+        """Give up checkpoints on the device until so much is free, or none is left."""
+        while self._resident and (lacks_slots := self._states.num_free < num_slots) | (
+            lacks_blocks := self._blocks.num_free < num_blocks
+        ):
+            self._step_down(lacks_blocks and not lacks_slots)
+
+    # Paths with names.
+
+    def anchor(self, key: Hashable, tree: Hashable, token_ids: Sequence[int]) -> None:
+        """Hold on to the deepest checkpoint on the path of ``token_ids``; ``key`` lets go of where it was before."""
+        node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, len(token_ids))
+        node.num_anchors += 1
+        self.unanchor(key)
+        self._anchors[key] = Anchor(key, tree, node)
+
+    def unanchor(self, key: Hashable) -> None:
+        """Let go of a path; nothing if ``key`` has none."""
+        if (anchor := self._anchors.pop(key, None)) is not None:
+            anchor.node.num_anchors -= 1
+            self._prune(anchor.tree, anchor.node)
+
+    def release(self, key: Hashable) -> None:
+        """What ``key`` holds on to is on the disk too, so it may be given up here."""
+        if key in self._anchors:
+            self._anchors[key].is_safe = True
+
+    def path(self, tree: Hashable, token_ids: Sequence[int]) -> list[Checkpoint]:
+        """The checkpoints on the way along ``token_ids``, shallow to deep."""
+        if tree not in self._trees:
+            return []
+        return [node.kept for node in self._trees[tree].match(token_ids).kept if node.kept is not None]
+
+    def snapshot(self, checkpoint: Checkpoint) -> Snapshot:
+        """The checkpoint as host tensors; it stays where it is."""
+        if checkpoint.snapshot is not None:
+            return checkpoint.snapshot
+        assert checkpoint.held is not None, "a checkpoint is on the device or on the host"
+        return checkpoint.held.snapshot(
+            self._states, checkpoint.num_tokens, checkpoint.hidden, checkpoint.information_bits
+        )
+
+    def admit(self, tree: Hashable, token_ids: Sequence[int], snapshots: Iterable[Snapshot]) -> int:
+        """Take snapshots of prefixes of ``token_ids`` into host memory; bytes that this takes.
+
+        Raises HostBudgetExceeded; those before the one without room stay.
+        """
+        before = self._snapshot_bytes
+        for snapshot in snapshots:
+            added = self._added_bytes(snapshot)
+            if not self.keep_snapshot(tree, token_ids, snapshot, Place.RESTORED):
+                raise HostBudgetExceeded(added, self.budget_bytes, self._snapshot_bytes)
+        return self._snapshot_bytes - before
+
+    def forget(self, tree: Hashable, token_ids: Sequence[int], num_general: int) -> int:
+        """Drop every checkpoint of texts that have more than ``num_general`` tokens in common with ``token_ids``, but
+        for what lies on the way to an anchor. How many were dropped."""
+        top = self._trees[tree].beyond(token_ids, num_general) if tree in self._trees else None
+        if top is None:
+            return 0
+        anchored = {id(node) for anchor in self._anchors.values() for node in anchor.node.upward()}
+        dropped = [node.kept for node in top.subtree() if node.kept is not None and id(node) not in anchored]
+        for checkpoint in dropped:
+            self._drop(checkpoint)
+        return len(dropped)
+
+    def check(self) -> None:
+        """Assert that every checkpoint stands in its tree and in one tier, and that bytes are those of the tensors."""
+        kept = set()
+        for tree in self._trees.values():
+            tree.check()
+            kept |= {id(node.kept) for node in tree.nodes() if node.kept is not None}
+        assert kept == {id(each) for each in (*self._resident, *self._on_host)}, "a checkpoint is in no tier or no tree"
+        assert all(each.held is not None and each.snapshot is None for each in self._resident), "not on the device"
+        assert all(each.held is None and each.snapshot is not None for each in self._on_host), "not on the host"
+        snapshots = [each.snapshot for each in self._on_host if each.snapshot is not None]
+        contents = {id(content): content.nbytes for each in snapshots for content in each.blocks.values()}
+        total = sum(contents.values()) + sum(each.state_bytes for each in snapshots)
+        assert total == self._snapshot_bytes, "host bytes differ from those of the tensors"
+        assert self._snapshot_bytes <= self.budget_bytes, "the host budget is overrun"
+        held = Counter(id(anchor.node) for anchor in self._anchors.values())
+        counted = {id(node): node.num_anchors for tree in self._trees.values() for node in tree.nodes()}
+        assert all(counted[node] == count for node, count in held.items()), "anchors are counted wrongly"
+
+    # Tiers.
+
+    def _touch(self, checkpoint: Checkpoint) -> None:
+        self._now += 1
+        checkpoint.touched = self._now
+
+    def _protected(self) -> set[int]:
+        """Ids of the checkpoints that anchors hold on to and that exist nowhere else."""
+        deepest = (
+            next((node.kept for node in anchor.node.upward() if node.kept is not None), None)
+            for anchor in self._anchors.values()
+            if not anchor.is_safe
+        )
+        return {id(checkpoint) for checkpoint in deepest if checkpoint is not None}
+
+    def _step_down(self, for_blocks: bool) -> None:
+        """Move one checkpoint from the device to the host, or drop it where the host has no room."""
+        protected = self._protected()
+
+        def order(checkpoint: Checkpoint) -> tuple[bool, bool, int]:
+            held = checkpoint.held
+            # One that shares all its blocks with sequences gives none back.
+            is_useless = for_blocks and held is not None and held.table.num_cached == 0
+            return (is_useless, id(checkpoint) in protected, checkpoint.touched)
+
+        victim = min(self._resident, key=order)
+        assert victim.held is not None
+        snapshot = self.snapshot(victim)
+        if not self._make_host_room(self._added_bytes(snapshot), protected):
+            self._drop(victim)
+            if id(victim) in protected:
+                self.num_lost += 1
+                logger.warning("host memory for sessions is full of unsaved ones; the state after %d tokens was given "
+                               "up and will be read again", victim.num_tokens)  # fmt: skip
+            return
+        victim.held.free(self._states)
+        victim.held = None
+        self._resident.remove(victim)
+        self._enter_host(victim, snapshot)
+
+    def _make_host_room(self, num_bytes: int, protected: set[int] | None = None) -> bool:
+        """Drop what was used longest ago from the host until so many bytes fit; False, and as little as could be
+        dropped was, where anchored ones are in the way."""
+        if num_bytes > self.budget_bytes:
+            return False
+        if self._snapshot_bytes + num_bytes <= self.budget_bytes:
+            return True
+        kept = self._protected() if protected is None else protected
+        for victim in sorted(self._on_host, key=lambda each: each.touched):
+            if self._snapshot_bytes + num_bytes <= self.budget_bytes:
+                break
+            if id(victim) not in kept:
+                self._drop(victim)
+        return self._snapshot_bytes + num_bytes <= self.budget_bytes
+
+    def _added_bytes(self, snapshot: Snapshot) -> int:
+        """Bytes that the host would hold more: contents that stand there already cost nothing."""
+        new = {id(each): each.nbytes for each in snapshot.blocks.values() if not self._content_uses[id(each)]}
+        return snapshot.state_bytes + sum(new.values())
+
+    def _enter_host(self, checkpoint: Checkpoint, snapshot: Snapshot) -> None:
+        self._snapshot_bytes += self._added_bytes(snapshot)
+        self._content_uses.update(id(content) for content in snapshot.blocks.values())
+        checkpoint.snapshot = snapshot
+        self._on_host.append(checkpoint)
+
+    def _leave_host(self, checkpoint: Checkpoint) -> None:
+        snapshot = checkpoint.snapshot
+        assert snapshot is not None
+        checkpoint.snapshot = None
+        self._on_host.remove(checkpoint)
+        for content in snapshot.blocks.values():
+            self._content_uses[id(content)] -= 1
+            if not self._content_uses[id(content)]:
+                del self._content_uses[id(content)]
+        self._snapshot_bytes -= self._added_bytes(snapshot)
+
+    def _drop(self, checkpoint: Checkpoint) -> None:
+        """Give a checkpoint up for good."""
+        if checkpoint.held is not None:
+            checkpoint.held.free(self._states)
+            checkpoint.held = None
+            self._resident.remove(checkpoint)
+        else:
+            self._leave_host(checkpoint)
+        node = checkpoint.node
+        node.kept, node.was_kept = None, True
+        self._prune(checkpoint.tree, node)
+
+    def _prune(self, tree: Hashable, node: PrefixNode[Checkpoint]) -> None:
+        self._trees[tree].prune(node)
+        if not self._trees[tree].num_tokens:
+            del self._trees[tree]
