@@ -12,7 +12,7 @@ from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
 from retrieval.parsers import parse
-from retrieval.passage import Document, DocumentError, Progress
+from retrieval.passage import Document, DocumentError
 from retrieval.recognisers import recognise
 from retrieval.shelves import Shelves
 from retrieval.store import UNFINISHED, Record, Stage, Store
@@ -81,10 +81,11 @@ class Ingestion:
         """The document with the time its stage will still take, if it is being worked on."""
         with self._lock:
             seconds = self._seconds_left.get(document.id)
-        if seconds is None:
-            return document
-        shown = document.progress
-        return replace(document, progress=Progress(shown.stage, shown.done, shown.total, seconds))
+        return (
+            document
+            if seconds is None
+            else replace(document, progress=replace(document.progress, seconds_left=seconds))
+        )
 
     def _steps(self, document_id: str, stop: Callable[[], bool]) -> None:
         while not stop():

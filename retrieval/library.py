@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
 from retrieval.faiss_index import FaissIndex
 from retrieval.ingestion import Ingestion
-from retrieval.passage import Document, SearchResult, page_at
+from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, page_at
 from retrieval.search import Search
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
@@ -63,6 +63,7 @@ class Library:
         self._ingestion = ingestion
         self._search = search
         self._at_work: set[str] = set()
+        self._readings: dict[str, Progress] = {}
         self._work_done = threading.Condition()
 
     @classmethod
@@ -73,10 +74,12 @@ class Library:
         *,
         count_tokens: Callable[[str], int] | None = None,
         limits: Limits | None = None,
+        has_reader: bool = False,
     ) -> Self:
         """Open the library in ``data_dir``, made if need be, and finish what an interruption left undone.
 
-        ``count_tokens`` says how many tokens of the serving model a text is; without it documents do not tell.
+        ``count_tokens`` says how many tokens of the serving model a text is; without it documents do not tell. With
+        ``has_reader`` somebody asks for ``unread`` documents; a document that is to be read is ready only then.
 
         Raises:
             DataDirectoryInUse: another process, or this one, has it open.
@@ -92,7 +95,8 @@ class Library:
             ) from None
         with ExitStack() as undo:
             undo.callback(lock.release)
-            library = cls._open_locked(lock, data_dir, embedder, count_tokens, limits or Limits())
+            store = Store(data_dir, has_reader)
+            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits())
             undo.pop_all()
         return library
 
@@ -102,13 +106,16 @@ class Library:
         self._store.close()
         self._file_lock.release()
 
-    def add(self, tenant: str, name: str, media_type: str, blob_path: Path) -> tuple[Document, bool]:
+    def add(
+        self, tenant: str, name: str, media_type: str, blob_path: Path, is_to_be_read: bool = False
+    ) -> tuple[Document, bool]:
         """Keep the file ``blob_path``, which stays where it is, as a document; it is on the disk on return.
 
         The flag says whether there is work to do: False for content this tenant has sent before as this media
-        type, which is the document there is. One that failed is queued again under its id (True).
+        type, which is the document there is. One that failed is queued again under its id (True). That a document
+        is to be read is as durable as the document; it can be asked for later, but not taken back.
         """
-        record, accepted = self._store.add(tenant, name, media_type, blob_path)
+        record, accepted = self._store.add(tenant, name, media_type, blob_path, is_to_be_read)
         return record.document, accepted
 
     def pending(self) -> list[str]:
@@ -134,14 +141,29 @@ class Library:
                 self._at_work.discard(document_id)
                 self._work_done.notify_all()
 
+    def unread(self) -> Sequence[Document]:
+        """The documents of all tenants that wait to be read and for nothing else, oldest first."""
+        return [record.document for record in self._store.unread()]
+
+    def tell_reading(self, document_id: str, done: int, total: int, seconds_left: float | None) -> None:
+        """How far the reading of a document is, in tokens."""
+        with self._work_done:
+            self._readings[document_id] = Progress(DocumentStatus.READING.value, done, total, seconds_left)
+
+    def end_reading(self, document_id: str, note: str | None = None) -> None:
+        """The document was read to its end; or, with a ``note``, that was left out for this reason."""
+        self._store.end_reading(self._store.record(document_id).number, note)
+        with self._work_done:
+            self._readings.pop(document_id, None)
+
     def get(self, tenant: str, document_id: str) -> Document:
         """One document, with its progress."""
-        return self._ingestion.with_seconds_left(self._store.record(document_id, tenant).document)
+        return self._with_progress(self._store.record(document_id, tenant).document)
 
     def list(self, tenant: str, after: str | None = None, limit: int = 100) -> Sequence[Document]:
         """The tenant's documents in the order they came, from the one after ``after`` on."""
         records = self._store.page(tenant, after, limit)
-        return [self._ingestion.with_seconds_left(record.document) for record in records]
+        return [self._with_progress(record.document) for record in records]
 
     def text(self, tenant: str, document_id: str, start: int = 0, end: int | None = None) -> str:
         """Code points ``start`` to ``end`` of the document's text, cut to what there is; empty before parsing."""
@@ -171,7 +193,7 @@ class Library:
         records = [self._store.record(document_id, tenant) for document_id in dict.fromkeys(document_ids)]
         for record in records:
             if not record.document.answerable:
-                raise DocumentNotReady(self._ingestion.with_seconds_left(record.document))
+                raise DocumentNotReady(self._with_progress(record.document))
         return self._search.run(query, records, max_passages)
 
     def stats(self) -> LibraryStats:
@@ -189,6 +211,7 @@ class Library:
     def _open_locked(
         cls,
         lock: FileLock,
+        store: Store,
         data_dir: Path,
         embedder: Embedder,
         count_tokens: Callable[[str], int] | None,
@@ -196,7 +219,6 @@ class Library:
     ) -> Self:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
-        store = Store(data_dir)
         contents = Contents(store.database)
         files = ShelfFiles(data_dir / "indexes", store, contents, fingerprint, dimension, FaissIndex)
         shelves = Shelves(data_dir / "indexes", store, files, 4 * dimension, limits.max_index_bytes)
@@ -207,7 +229,16 @@ class Library:
         shelves.sweep(store.ids())
         return library
 
+    def _with_progress(self, document: Document) -> Document:
+        with self._work_done:
+            told = self._readings.get(document.id)
+        if told is not None and document.status is DocumentStatus.READING:
+            return replace(document, progress=told)
+        return self._ingestion.with_seconds_left(document)
+
     def _erase(self, record: Record) -> None:
+        with self._work_done:
+            self._readings.pop(record.document.id, None)
         # The rows go last: as long as they stand, the next start knows there is something to delete.
         self._shelves.discard(record.document.id)
         self._store.erase(record)

@@ -109,7 +109,15 @@ CREATE TABLE fact_keys (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+# 2. Whoever made a document may want it read to its end, by someone this package knows nothing of: `reading` is NULL
+#    for those who do not, and else where that is. `reading_note` says why a reading was left out.
+_READING = """
+ALTER TABLE documents ADD COLUMN reading TEXT CHECK (reading IN ('wanted', 'done', 'left_out'));
+ALTER TABLE documents ADD COLUMN reading_note TEXT;
+CREATE INDEX documents_by_reading ON documents (reading, number) WHERE reading = 'wanted';
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

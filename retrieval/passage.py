@@ -74,18 +74,21 @@ class DocumentStatus(StrEnum):
     QUEUED = "queued"
     PARSING = "parsing"
     INDEXING = "indexing"
+    READING = "reading"
     READY = "ready"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the current stage is. ``seconds_left`` is None while there is nothing to judge by."""
+    """How far the current stage is. ``seconds_left`` is None while there is nothing to judge by, ``note`` says what was
+    left out on the way and why."""
 
     stage: str
     done: int
     total: int
     seconds_left: float | None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

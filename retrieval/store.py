@@ -29,6 +29,14 @@ class Stage(StrEnum):
     DELETING = "deleting"
 
 
+class Reading(StrEnum):
+    """Where the reading of a document is that somebody wants read to its end."""
+
+    WANTED = "wanted"
+    DONE = "done"
+    LEFT_OUT = "left_out"
+
+
 UNFINISHED = (Stage.QUEUED, Stage.PARSING, Stage.INDEXING, Stage.DENSE)
 
 _STATUS = {
@@ -57,6 +65,7 @@ class Record:
     fingerprint: str | None
     chunks_revision: int | None
     vectors_revision: int | None
+    reading: Reading | None
 
 
 class Store:
@@ -66,8 +75,10 @@ class Store:
     ``UnknownDocument`` if there is none, if it is another tenant's, or if it is being deleted.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, has_reader: bool = False) -> None:
+        """``has_reader`` is whether somebody reads documents; where nobody does, none waits for it."""
         make_directory(directory)
+        self.has_reader = has_reader
         self.database = Database(directory / "store.sqlite3")
         self._blobs = Blobs(directory / "blobs")
 
@@ -94,12 +105,15 @@ class Store:
         self.database.checkpoint()
         return self._records("WHERE stage = 'deleting'")
 
-    def add(self, tenant: str, name: str, media_type: str, source: Path) -> tuple[Record, bool]:
+    def add(
+        self, tenant: str, name: str, media_type: str, source: Path, is_to_be_read: bool = False
+    ) -> tuple[Record, bool]:
         """Keep the bytes of ``source`` as a document of ``tenant``; the flag says whether there is work to do.
 
         The same bytes of the same kind by the same tenant are the document there is already (False), unless
-        that one failed: then it is queued again (True).
+        that one failed: then it is queued again (True). Once it is wanted, it is to be read.
         """
+        reading = Reading.WANTED if is_to_be_read else None
         staged = self._blobs.stage(source)
         try:
             with self.database.lock:
@@ -107,8 +121,10 @@ class Store:
                     "WHERE tenant = ? AND sha256 = ? AND media_type = ? AND stage != 'deleting'",
                     (tenant, staged.sha256, media_type),
                 )
+                if known and is_to_be_read and known[0].reading is None:
+                    self._update(known[0].number, "reading = ?", (reading,))
                 if known and known[0].stage is not Stage.FAILED:
-                    return known[0], False
+                    return self.record(known[0].document.id), False
                 if known:
                     self._requeue(known[0].number)
                     return self.record(known[0].document.id), True
@@ -117,9 +133,9 @@ class Store:
                 with self.database.write() as (connection, _):
                     connection.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (staged.sha256, staged.num_bytes))
                     connection.execute(
-                        "INSERT INTO documents (id, tenant, name, media_type, sha256, created_at, stage) "
-                        "VALUES (?, ?, ?, ?, ?, ?, 'queued')",
-                        (document_id, tenant, name, media_type, staged.sha256, int(time.time())),
+                        "INSERT INTO documents (id, tenant, name, media_type, sha256, created_at, reading, stage) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?, 'queued')",
+                        (document_id, tenant, name, media_type, staged.sha256, int(time.time()), reading),
                     )
                 return self.record(document_id), True
         finally:
@@ -147,6 +163,16 @@ class Store:
                 f"SELECT id FROM documents WHERE stage IN ({marks}) ORDER BY number", UNFINISHED
             ).fetchall()
         return [row[0] for row in rows]
+
+    def unread(self) -> list[Record]:
+        """The documents that are done with but for their reading, oldest first."""
+        return self._records("WHERE reading = 'wanted' AND stage = 'ready' ORDER BY number")
+
+    def end_reading(self, number: int, note: str | None) -> None:
+        """The document was read, or the reading was left out for the reason in ``note``."""
+        self._update(
+            number, "reading = ?, reading_note = ?", (Reading.DONE if note is None else Reading.LEFT_OUT, note)
+        )
 
     def ids(self) -> list[str]:
         """Ids of all documents."""
@@ -224,10 +250,10 @@ class Store:
         """Documents by status, those of status zero included."""
         counts = {status.value: 0 for status in DocumentStatus}
         with self.database.read() as connection:
-            for stage, count in connection.execute(
-                "SELECT stage, count(*) FROM documents WHERE stage != 'deleting' GROUP BY stage"
+            for stage, reading, count in connection.execute(
+                "SELECT stage, reading, count(*) FROM documents WHERE stage != 'deleting' GROUP BY stage, reading"
             ):
-                counts[_STATUS[Stage(stage)].value] += count
+                counts[_status(Stage(stage), reading, self.has_reader).value] += count
         return counts
 
     def disk_bytes(self) -> int:
@@ -261,7 +287,7 @@ class Store:
                 ).fetchall()
             finally:
                 connection.row_factory = None
-        return [_record(row) for row in rows]
+        return [_record(row, self.has_reader) for row in rows]
 
 
 def alive(connection: sqlite3.Connection, number: int) -> None:
@@ -286,17 +312,27 @@ def read_text(connection: sqlite3.Connection, number: int, start: int = 0, end: 
     return text[start - first : None if end is None else max(end - first, 0)]
 
 
-def _record(row: sqlite3.Row) -> Record:
+def _status(stage: Stage, reading: str | None, has_reader: bool) -> DocumentStatus:
+    if stage is Stage.READY and reading == Reading.WANTED and has_reader:
+        return DocumentStatus.READING
+    return _STATUS.get(stage, DocumentStatus.FAILED)
+
+
+def _record(row: sqlite3.Row, has_reader: bool) -> Record:
     stage = Stage(row["stage"])
+    status = _status(stage, row["reading"], has_reader)
+    progress = Progress(stage.value, row["done"], row["total"], None, row["reading_note"])
+    if status is DocumentStatus.READING:
+        progress = Progress(status.value, 0, row["num_tokens"] or 0, None)
     error = DocumentError(row["error_code"], row["error_message"]) if row["error_code"] is not None else None
     document = Document(
         id=row["id"],
         tenant=row["tenant"],
         name=row["name"],
         media_type=row["media_type"],
-        status=_STATUS.get(stage, DocumentStatus.FAILED),
+        status=status,
         answerable=bool(row["answerable"]),
-        progress=Progress(stage.value, row["done"], row["total"], None),
+        progress=progress,
         num_bytes=row["num_bytes"],
         num_characters=row["num_characters"],
         num_tokens=row["num_tokens"],
@@ -312,4 +348,5 @@ def _record(row: sqlite3.Row) -> Record:
         fingerprint=row["fingerprint"],
         chunks_revision=row["chunks_revision"],
         vectors_revision=row["vectors_revision"],
+        reading=Reading(row["reading"]) if row["reading"] is not None else None,
     )

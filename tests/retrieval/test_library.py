@@ -395,7 +395,7 @@ def test_the_bill_is_right(library, add_text, data_dir):
     document = add_text(library, STORY)
     add_text(library, "A second story.", process=False)
     stats = library.stats()
-    assert stats.num_documents == {"queued": 1, "parsing": 0, "indexing": 0, "ready": 1, "failed": 0}
+    assert stats.num_documents == {"queued": 1, "parsing": 0, "indexing": 0, "reading": 0, "ready": 1, "failed": 0}
     assert stats.num_vectors == document.progress.total
     assert stats.num_facts >= 60
     assert stats.host_bytes["embeddings"] == stats.num_vectors * 64 * 4
