@@ -32,6 +32,12 @@ class AttentionPolicy:
             if value < 0 or value % BLOCK_TOKENS or (key == "window" and value == 0):
                 raise ValueError(f"policy.{key} is {value}, expected a multiple of {BLOCK_TOKENS} tokens")
 
+    def __str__(self) -> str:
+        """The name, with the numbers that mean something under it."""
+        if self.name is PolicyName.FULL:
+            return self.name.value
+        return f"{self.name.value}, sinks {self.sinks}, window {self.window}"
+
     def window_start(self, position: int) -> int:
         """First position of the window of ``position``: the block border at or before p - window + 1."""
         if self.name is PolicyName.FULL:

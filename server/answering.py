@@ -2,19 +2,21 @@
 
 import secrets
 import time
+from array import array
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio.to_thread
 
 from model.config import ReadingUnit
-from model.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
+from model.engine.request import FinishReason, GenerationRequest, Keep, TokenEvent, TokenLogprob
 from model.errors import PromptTooLong
 from model.policy import PolicyName
 from server.bridge import EngineThread, EventStream
 from server.citations import Citation, Source, cite
+from server.conversation import History
 from server.errors import AnswerAborted
 from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
@@ -29,6 +31,9 @@ from server.inquiry import (
 )
 from server.metrics import Metrics
 from server.prompt import NOT_FOUND, Budget, ChatTokenizer, Prompt, build_chat, build_prompt
+from server.recording import Recording
+from server.sessions.book import Book, SessionTurn
+from server.sessions.traces import Trace, Traces
 
 if TYPE_CHECKING:
     from retrieval.library import Library
@@ -48,7 +53,11 @@ class Answering:
         model: ServedModel,
         metrics: Metrics,
         limits: Limits,
+        book: Book,
+        traces: Traces,
     ) -> None:
+        self._book = book
+        self._traces = traces
         self._library = library
         self._bridge = bridge
         self._tokenizer = tokenizer
@@ -61,25 +70,33 @@ class Answering:
         """An accepted inquiry's answer, ready to be read; what it holds is given back on leaving.
 
         Raises on entry whatever refuses it: ``UnknownDocument``, ``DocumentNotReady``,
-        ``EvidenceTooLong``, and what the engine refuses.
+        ``EvidenceTooLong``, what the session refuses, and what the engine refuses.
         """
-        found = await self.groundwork(inquiry)
-        if inquiry.documents and not found.sources:
-            yield _Nothing(found, self._metrics)
-            return
-        async with self._bridge.generate(self.request(inquiry, found)) as events:
-            yield _Generated(inquiry, found, events, self._library, self._metrics)
+        async with self._turn(inquiry) as turn:
+            if turn is not None:
+                inquiry = replace(inquiry, policy=turn.policy)
+            found = await self.groundwork(inquiry, history=None if turn is None else turn.history)
+            recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
+            if inquiry.documents and not found.sources:
+                yield _Nothing(found, recording)
+                return
+            request = self.request(inquiry, found)
+            if inquiry.documents:
+                await self._traces.note(self._trace(inquiry, found.prompt))
+            async with self._bridge.generate(request) as events:
+                yield _Generated(inquiry, found, events, self._library, self._metrics, recording)
 
-    async def groundwork(self, inquiry: Inquiry, is_asked: bool = True) -> Groundwork:
+    async def groundwork(self, inquiry: Inquiry, is_asked: bool = True, history: History | None = None) -> Groundwork:
         """What stands before the model is asked: documents are searched. Raises as ``answer``.
 
         One that is not really asked is not counted among the questions, and may be longer than the context.
+        ``history`` is that of the inquiry's session.
         """
         if inquiry.documents:
-            return await anyio.to_thread.run_sync(self._search, inquiry, is_asked)
+            return await anyio.to_thread.run_sync(self._search, inquiry, is_asked, history)
         if is_asked:
             self._metrics.retrieved("skipped", NO_DOCUMENTS, {})
-        return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked)
+        return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked, history)
 
     def request(self, inquiry: Inquiry, found: Groundwork) -> GenerationRequest:
         """What the engine is asked."""
@@ -94,21 +111,43 @@ class Answering:
             tenant=inquiry.tenant,
             max_seconds=self.limits.max_request_seconds,
             measure_information=self.limits.measure_information,
+            keep=Keep(found.prompt.borders, tail=inquiry.session is not None and not inquiry.documents),
         )
 
-    def _converse(self, inquiry: Inquiry, is_asked: bool) -> Groundwork:
+    def _turn(self, inquiry: Inquiry) -> AbstractAsyncContextManager[SessionTurn | None]:
+        if inquiry.session is None:
+            return nullcontext()
+        return self._book.turn(inquiry.tenant, inquiry.session, inquiry.policy)
+
+    def _trace(self, inquiry: Inquiry, prompt: Prompt) -> Trace:
+        """What the engine must forget of the prompt with any of its documents: all after the question's role."""
+        num_general = prompt.borders[-2] if len(prompt.borders) > 1 else 0
+        while self._tokenizer.control_token(prompt.ids[num_general]) is not None:
+            num_general += 1
+        policy = inquiry.policy or self._model.policy
+        return Trace(inquiry.tenant, policy, prompt.ids, num_general, inquiry.documents)
+
+    def _converse(self, inquiry: Inquiry, is_asked: bool, history: History | None) -> Groundwork:
         """The groundwork of a plain chat."""
-        prompt = build_chat(self._tokenizer, inquiry.turns)
+        conversation = build_chat(self._tokenizer, inquiry.turns, history)
+        prompt = Prompt(conversation.ids, 0, conversation.borders)
         max_tokens = inquiry.sampling.max_tokens
         if max_tokens is None:
             max_tokens = max(1, min(self.limits.chat_max_tokens, self._model.max_context_tokens - len(prompt.ids)))
         if is_asked and len(prompt.ids) + max_tokens > self._model.max_context_tokens:
             raise PromptTooLong(len(prompt.ids), max_tokens, self._model.max_context_tokens)
         return Groundwork(
-            prompt, sampling_params(inquiry, max_tokens, 1.0), (), (), (), RetrievalBill(False, NO_DOCUMENTS), ""
+            prompt=prompt,
+            sampling=sampling_params(inquiry, max_tokens, 1.0),
+            sources=(),
+            readings=(),
+            evidence=(),
+            bill=RetrievalBill(False, NO_DOCUMENTS),
+            searched="",
+            conversation=conversation,
         )
 
-    def _search(self, inquiry: Inquiry, is_asked: bool) -> Groundwork:
+    def _search(self, inquiry: Inquiry, is_asked: bool, history: History | None) -> Groundwork:
         """The groundwork of a document question: passages, numbered sources, prompt, evidence, bill."""
         begun = time.monotonic()
         documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
@@ -123,10 +162,11 @@ class Answering:
         text_bytes = sum(document.num_bytes for document in documents)
         index_bytes = sum(stats.host_bytes.values())
         told = searched(documents, result.num_chunks_searched)
+        conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
         if decision == "nothing":
             bill = RetrievalBill(True, result.reason, 0, result.num_facts, seconds, text_bytes, index_bytes)
             sampling = sampling_params(inquiry, 1, 0.0)
-            return Groundwork(Prompt((), 0), sampling, (), (), (), bill, told)
+            return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
         max_tokens = inquiry.sampling.max_tokens or self.limits.answer_max_tokens
         policy = inquiry.policy or self._model.policy
         sources = tuple(Source(number, passage) for number, passage in enumerate(result.passages, start=1))
@@ -138,6 +178,7 @@ class Answering:
             question,
             [source.passage.text for source in readings],
             Budget(max_tokens, self._model.max_context_tokens, window),
+            history,
         )
         reason = result.reason
         if dropped := len(readings) - prompt.num_passages:
@@ -145,7 +186,8 @@ class Answering:
             sources = readings = readings[: prompt.num_passages]
         bill = RetrievalBill(True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes)
         evidence = quotable(readings) if inquiry.recall == "verbatim" else ()
-        return Groundwork(prompt, sampling_params(inquiry, max_tokens, 0.0), sources, readings, evidence, bill, told)
+        sampling = sampling_params(inquiry, max_tokens, 0.0)
+        return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation)
 
 
 class Answer(Protocol):
@@ -160,16 +202,17 @@ class Answer(Protocol):
 class _Nothing:
     """The answer when nothing was found: what was searched, and no model is asked."""
 
-    def __init__(self, groundwork: Groundwork, metrics: Metrics) -> None:
+    def __init__(self, groundwork: Groundwork, recording: Recording) -> None:
         self.sources: tuple[Source, ...] = ()
         self._groundwork = groundwork
-        self._metrics = metrics
+        self._recording = recording
 
     async def events(self) -> AsyncIterator[AnswerEvent]:
         """The one sentence, and the end."""
         text = f"Nothing about this was found. {self._groundwork.searched}"
         choice = ChoiceDone(0, text, FinishReason.STOP)
         yield AnswerText(text)
+        await self._recording.end(text)
         yield choice
         yield AnswerDone((choice,), False, (), None, self._groundwork.bill, None)
 
@@ -178,8 +221,15 @@ class _Generated:
     """An answer that the model writes, freely or from spans of the evidence."""
 
     def __init__(
-        self, inquiry: Inquiry, groundwork: Groundwork, events: EventStream, library: "Library", metrics: Metrics
+        self,
+        inquiry: Inquiry,
+        groundwork: Groundwork,
+        events: EventStream,
+        library: "Library",
+        metrics: Metrics,
+        recording: Recording,
     ) -> None:
+        self._recording = recording
         self.sources = groundwork.sources
         self._inquiry = inquiry
         self._groundwork = groundwork
@@ -196,6 +246,7 @@ class _Generated:
         last: TokenEvent | None = None
         async for event in self._events:
             self._note(event)
+            self._recording.note(event.token_ids)
             if event.text or event.logprobs:
                 pieces[event.choice].append(event.text)
                 yield AnswerText(event.text, event.choice, event.logprobs)
@@ -204,6 +255,7 @@ class _Generated:
                     raise AnswerAborted
                 ended[event.choice] = ChoiceDone(event.choice, "".join(pieces[event.choice]), event.finish_reason)
                 if not self.sources:  # with sources there is more to say
+                    await self._recording.end(ended[event.choice].text)
                     yield ended[event.choice]
             last = event
         if last is None or last.usage is None or len(ended) < len(pieces):
@@ -219,6 +271,7 @@ class _Generated:
             for citation in citations:
                 yield citation
             ended[0] = replace(ended[0], text=text)
+            await self._recording.end(text)
             yield ended[0]
         choices = tuple(ended[index] for index in range(len(pieces)))
         seconds, bill = time.monotonic() - self._inquiry.started, self._groundwork.bill

@@ -76,6 +76,9 @@ class KeptCheckpoints(Protocol):
     def release(self, key: Hashable) -> None:
         """The anchored checkpoint is on the disk too, and may be given up."""
 
+    def thin(self, tree: Hashable, token_ids: Sequence[int], is_wanted: Callable[[int], bool]) -> int:
+        """Drop the checkpoints on the way after numbers of tokens that are not wanted."""
+
     def path(self, tree: Hashable, token_ids: Sequence[int]) -> "Sequence[Checkpoint]":
         """The checkpoints on the way, shallow to deep."""
 

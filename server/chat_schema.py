@@ -9,7 +9,16 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, without_idle_fields
 from server.errors import RequestInvalid
 from server.inquiry import Sampling
-from server.schemas import MAX_DOCUMENTS, MAX_PASSAGES, DocumentId, Recall, Text, WireModel, carried_by_utf8
+from server.schemas import (
+    MAX_DOCUMENTS,
+    MAX_PASSAGES,
+    SESSION_NAME,
+    DocumentId,
+    Recall,
+    Text,
+    WireModel,
+    carried_by_utf8,
+)
 
 
 class TextPart(WireModel):
@@ -113,6 +122,8 @@ class FanoOptions(WireModel):
     recall: Recall | None = None
     policy: PolicyOptions | None = None
     max_passages: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] | None = None
+    # Also the names of documents' readings, which are refused with the remedy.
+    session: Annotated[str, StringConstraints(pattern=rf"^document:.|{SESSION_NAME}")] | None = None
 
 
 class ChatRequest(WireModel):

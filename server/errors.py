@@ -19,6 +19,7 @@ from model.errors import (
     EngineDraining,
     EngineStopped,
     GenerationFailed,
+    HostBudgetExceeded,
     InvalidRequest,
     ModelError,
     NeverFits,
@@ -35,6 +36,15 @@ from server.sessions.errors import (
     SessionStorageFailed,
     SessionStorageFull,
     UnknownSession,
+)
+from server.sessions.refusals import (
+    DocumentInUse,
+    SessionBusy,
+    SessionFingerprint,
+    SessionNotSaved,
+    SessionOfDocument,
+    SessionPolicy,
+    SessionReading,
 )
 
 
@@ -157,8 +167,16 @@ TABLE: Mapping[type[Exception], Row] = {
     UnknownDocument: Row(404, INVALID, "document_not_found"),
     UnknownModel: Row(404, INVALID, "model_not_found"),
     UnknownSession: Row(404, INVALID, "session_not_found"),
+    SessionOfDocument: Row(400, INVALID, "session_of_document"),
     SessionExists: Row(409, INVALID, "session_exists"),
     SessionChanged: Row(409, INVALID, "session_changed"),
+    SessionBusy: Row(409, INVALID, "session_busy"),
+    SessionPolicy: Row(409, INVALID, "session_policy"),
+    SessionFingerprint: Row(409, INVALID, "session_fingerprint"),
+    SessionDamaged: Row(409, INVALID, "session_damaged"),
+    SessionNotSaved: Row(409, INVALID, "session_not_saved"),
+    SessionReading: Row(409, INVALID, "session_reading"),
+    DocumentInUse: Row(409, INVALID, "document_in_use"),
     DocumentNotReady: Row(409, INVALID, "document_not_ready"),
     ReaderStalled: Row(408, INVALID, "reader_stalled"),
     BodyTooLarge: Row(413, INVALID, "too_large"),
@@ -166,7 +184,6 @@ TABLE: Mapping[type[Exception], Row] = {
     QueueFull: Row(429, "rate_limit_error", "queue_full"),
     ClientLeft: Row(499, INVALID, "client_left"),
     GenerationFailed: Row(500, "server_error", "generation_failed"),
-    SessionDamaged: Row(500, "server_error", "session_damaged"),
     SessionStorageDenied: Row(500, "server_error", "session_storage_denied"),
     SessionStorageFailed: Row(500, "server_error", "session_storage_failed"),
     NotReady: Row(503, "server_error", "not_ready"),
@@ -176,6 +193,7 @@ TABLE: Mapping[type[Exception], Row] = {
     DeadlineExceeded: Row(504, "server_error", "deadline_exceeded"),
     StorageFull: Row(507, "server_error", "storage_full"),
     SessionStorageFull: Row(507, "server_error", "session_storage_full"),
+    HostBudgetExceeded: Row(507, "server_error", "session_memory_full"),
 }
 UNEXPECTED = Row(500, "server_error", "internal_error")
 

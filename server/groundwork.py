@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from model.engine.request import SamplingParams
 from retrieval.passage import Document, Passage, Span
 from server.citations import Source
+from server.conversation import Conversation
 from server.inquiry import Inquiry, RetrievalBill
 from server.prompt import Prompt
 
@@ -24,6 +25,7 @@ class Groundwork:
     """Everything that stands before the model is asked.
 
     ``sources`` is what was found; ``readings`` is what of it stands in the prompt, so only that is quoted (law 8).
+    ``conversation`` is what a session will remember, without passages; None where nobody will ask for it.
     """
 
     prompt: Prompt
@@ -33,6 +35,7 @@ class Groundwork:
     evidence: tuple[Evidence, ...]
     bill: RetrievalBill
     searched: str
+    conversation: Conversation | None = None
 
 
 def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:

@@ -53,7 +53,8 @@ class Sampling:
 class Inquiry:
     """A conversation whose last turn wants an answer, from ``documents`` if there are any.
 
-    ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own.
+    ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
+    ``session`` which the conversation goes on.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Inquiry:
     max_passages: int
     started: float
     policy: AttentionPolicy | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,27 +4,23 @@ The form is the one the embedded model was trained on. Passages stand in the ord
 their numbers are those of the reply's sources.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from model.errors import PromptTooLong
+from server.conversation import Conversation, History, PartTokenizer, converse
 from server.errors import EvidenceTooLong
 
 NOT_FOUND = "Not found in the passages."
 
 
-class ChatTokenizer(Protocol):
+class ChatTokenizer(PartTokenizer, Protocol):
     """What prompts and replies need of a tokenizer."""
-
-    def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> Sequence[int]:
-        """Token ids of the conversation, ready for the assistant's turn."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text; empty for a control token."""
-
-    def control_token(self, token_id: int) -> str | None:
-        """The name of a control token; None for any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +42,24 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and how many of the passages, best first, are in them."""
+    """Token ids, how many of the passages, best first, are in them, and numbers of tokens at which messages end."""
 
-    ids: tuple[int, ...]
+    ids: "array[int]"
     num_passages: int
+    borders: tuple[int, ...] = ()
 
 
 def build_prompt(
-    tokenizer: ChatTokenizer, history: Sequence[Turn], question: str, passages: Sequence[str], budget: Budget
+    tokenizer: PartTokenizer,
+    earlier: Sequence[Turn],
+    question: str,
+    passages: Sequence[str],
+    budget: Budget,
+    history: History | None = None,
 ) -> Prompt:
     """The question after as many of the passages, best first, as the budget allows; earlier turns come before.
+
+    Earlier turns that are in ``history``, a session's, keep its token ids.
 
     Raises ``EvidenceTooLong`` when not even one passage fits the window and ``PromptTooLong`` when
     the conversation does not fit the context.
@@ -65,21 +69,21 @@ def build_prompt(
     for num_passages in range(len(passages), 0, -1):
         last = Turn("user", document_question(question, passages[:num_passages]))
         # The question's own turn must be seen whole; earlier turns may have passed into the state.
-        num_tokens = len(tokenizer.encode_chat(_messages([last])))
+        num_tokens = len(build_chat(tokenizer, [last]).ids)
         if budget.window is not None and num_tokens + budget.max_tokens > budget.window:
             refusal = EvidenceTooLong(num_tokens, budget.max_tokens, budget.window)
             continue
-        ids = tuple(tokenizer.encode_chat(_messages([*history, last])))
-        if len(ids) + budget.max_tokens <= budget.max_context_tokens:
-            return Prompt(ids, num_passages)
-        refusal = PromptTooLong(len(ids), budget.max_tokens, budget.max_context_tokens)
+        chat = build_chat(tokenizer, [*earlier, last], history)
+        if len(chat.ids) + budget.max_tokens <= budget.max_context_tokens:
+            return Prompt(chat.ids, num_passages, chat.borders)
+        refusal = PromptTooLong(len(chat.ids), budget.max_tokens, budget.max_context_tokens)
     assert refusal is not None
     raise refusal
 
 
-def build_chat(tokenizer: ChatTokenizer, turns: Sequence[Turn]) -> Prompt:
-    """A conversation as it is, of any length."""
-    return Prompt(tuple(tokenizer.encode_chat(_messages(turns))), 0)
+def build_chat(tokenizer: PartTokenizer, turns: Sequence[Turn], history: History | None = None) -> Conversation:
+    """A conversation as it is, of any length, with the token ids of ``history`` as far as the text is the same."""
+    return converse(tokenizer, _messages(turns), history)
 
 
 def document_question(question: str, passages: Sequence[str]) -> str:

@@ -16,9 +16,12 @@ from server.schemas import (
     PromptTokensDetails,
     ResidentBytes,
     RetrievalUsage,
+    SessionBytes,
+    SessionObject,
     SourceView,
     Usage,
 )
+from server.sessions.states import SessionView
 
 
 def document_view(document: Document) -> DocumentView:
@@ -38,6 +41,25 @@ def document_view(document: Document) -> DocumentView:
         num_tokens=document.num_tokens,
         created_at=document.created_at,
         error=ErrorView(code=error.code, message=error.message) if error else None,
+    )
+
+
+def session_view(session: SessionView) -> SessionObject:
+    """A session as its tenant sees it."""
+    manifest = session.manifest
+    return SessionObject(
+        name=manifest.name,
+        num_tokens=manifest.num_tokens,
+        state_tokens=session.state_tokens,
+        status=session.status,
+        bytes=SessionBytes(ssm_state=session.ssm_state_bytes, conv_state=session.conv_state_bytes, kv=session.kv_bytes),
+        version=manifest.version,
+        saved_version=manifest.saved_version,
+        checksum=manifest.checksum,
+        fingerprint=dict(manifest.fingerprint),
+        documents=list(manifest.documents),
+        created_at=int(manifest.created_at),
+        updated_at=int(manifest.updated_at),
     )
 
 

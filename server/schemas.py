@@ -23,6 +23,9 @@ Text = Annotated[str, AfterValidator(carried_by_utf8)]
 Recall = Literal["verbatim", "grounded", "free"]
 DocumentRecall = Literal["verbatim", "grounded"]
 DocumentId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+# Readings of documents are sessions under names that nobody can choose: they have a colon.
+SESSION_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+SessionName = Annotated[str, StringConstraints(pattern=SESSION_NAME)]
 QuestionText = Annotated[Text, StringConstraints(pattern=r"\S", max_length=MAX_QUESTION_CHARACTERS)]
 
 
@@ -112,6 +115,60 @@ class DocumentDeleted(BaseModel):
 
     id: str
     object: Literal["document.deleted"] = "document.deleted"
+    deleted: Literal[True] = True
+
+
+class SessionBytes(BaseModel):
+    """Bytes of the tensors of a session's nearest state."""
+
+    ssm_state: int
+    conv_state: int
+    kv: int
+    kv_archive: int = 0
+
+
+class SessionObject(BaseModel):
+    """A session. ``status`` is the nearest place of its state: ``resident`` on the device, ``host``, ``saved`` on the
+    disk, or ``tokens`` where only its history is kept, which will be read again. The state stands after
+    ``state_tokens`` of ``num_tokens``. ``saved_version`` is the version whose state was saved; times are seconds
+    since 1970."""
+
+    name: str
+    object: Literal["session"] = "session"
+    num_tokens: int
+    state_tokens: int
+    status: str
+    bytes: SessionBytes
+    version: int
+    saved_version: int | None
+    checksum: str
+    fingerprint: dict[str, str]
+    documents: list[str]
+    created_at: int
+    updated_at: int
+
+
+class SessionList(BaseModel):
+    """One page of sessions by name; the next one follows ``after=last_id`` while ``has_more``."""
+
+    object: Literal["list"] = "list"
+    data: list[SessionObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class SessionFork(WireModel):
+    """The name that the fork is to have."""
+
+    to: SessionName
+
+
+class SessionDeleted(BaseModel):
+    """Nothing of the session is left."""
+
+    name: str
+    object: Literal["session.deleted"] = "session.deleted"
     deleted: Literal[True] = True
 
 

@@ -21,6 +21,9 @@ from server.inquiry import Limits, ServedModel
 from server.logs import log_event
 from server.metrics import MemoryCollector, Metrics
 from server.prompt import ChatTokenizer
+from server.sessions.book import open_book
+from server.sessions.traces import Traces
+from server.sessions.vault import Vault
 from server.settings import Settings
 from server.uploads import SPOOL_PREFIX
 
@@ -57,9 +60,12 @@ class Services:
         limits = Limits(
             settings.chat_max_tokens, settings.answer_max_tokens, settings.max_request_seconds, settings.information
         )
-        self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits)
+        vault = Vault(settings.data_dir / "sessions", settings.session_disk_bytes)
+        self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)
+        self.traces = Traces(self.bridge)
+        self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits, self.book, self.traces)
         self.spool_dir = settings.data_dir / "uploads"
-        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats)
+        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats)
         metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
 
     def start(self) -> None:
@@ -143,6 +149,8 @@ def engine_config(settings: Settings, checkpoint: "ModelConfig") -> "EngineConfi
         policy=policy,
         max_waiting=settings.max_queue,
         saved_bytes=settings.saved_bytes,
+        session_bytes=settings.session_bytes,
+        num_checkpoint_slots=settings.checkpoint_slots,
         num_threads=num_threads(settings),
     )
 

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     max_sequences: int = Field(8, ge=1, le=4096, description="Requests that hold state at the same time.")
     max_queue: int = Field(64, ge=0, description="Requests that may wait; more are answered 429.")
     saved_bytes: int = Field(1 << 30, ge=0, description="Host memory for the state of requests that made room.")
+    session_bytes: int = Field(1 << 30, ge=0, description="Host memory for what was read before, to read it once.")
+    session_disk_bytes: int = Field(8 << 30, ge=0, description="Most bytes of all saved sessions on the disk.")
+    checkpoint_slots: int = Field(
+        16, ge=0, le=4096, description="States of what was read before that are kept on the device."
+    )
     max_request_seconds: float | None = Field(
         None, gt=0, description="How long a request may wait and generate, then it ends with a 504; default no limit."
     )

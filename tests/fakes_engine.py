@@ -9,8 +9,11 @@ import re
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from fakes_checkpoints import FakeCheckpoints, FakeHolding
 
 from model.engine.request import (
     EvidenceSpan,
@@ -22,8 +25,10 @@ from model.engine.request import (
 )
 from model.engine.stats import BuildInfo, EngineStats, PoolCounts, StepRecord
 from model.errors import DeadlineExceeded, InvalidRequest, ModelError, NeverFits
-from model.policy import AttentionPolicy
+from model.fingerprint import Fingerprint
+from model.policy import AttentionPolicy, PolicyName
 
+WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 2048)
 NUM_SLOTS = 8
 NUM_BLOCKS = 64
 
@@ -50,18 +55,22 @@ class Running:
     script: Script
     num_sent: dict[int, int]
     deadline: float | None
+    drawn: list[int] = field(default_factory=list)
     is_paused: bool = False
 
 
 class FakeEngine:
     """Scripted stand-in for ``model.engine.engine.Engine``. ``stall``, ``go_on`` and the lists are for any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: AttentionPolicy = WINDOW) -> None:
+        self.policy = policy
         self.requests: list[GenerationRequest] = []
         self.aborted: list[str] = []
         self.paused: list[str] = []
         self.resumed: list[str] = []
         self.num_calls = 0
+        self.checkpoints = FakeCheckpoints()
+        self.parts = {"weights": "w", "tokenizer": "t", "dtype": "float32", "kernels": "fake"}
         self._scripts: deque[Script] = deque()
         self._refusals: deque[ModelError] = deque()
         self._running: dict[str, Running] = {}
@@ -113,6 +122,15 @@ class FakeEngine:
     def tell(self, **changes: object) -> None:
         """Change what ``stats`` says."""
         self._stats = replace(self._stats, **changes)  # type: ignore[arg-type]
+
+    def fingerprint(self, policy: AttentionPolicy) -> Fingerprint:
+        return Fingerprint(policy=str(policy), **self.parts)
+
+    def holding(self, tenant: str, policy: AttentionPolicy, token_ids: Sequence[int]) -> FakeHolding:
+        return self.checkpoints.holding((tenant, policy), token_ids)
+
+    def forget(self, tenant: str, policy: AttentionPolicy, token_ids: Sequence[int], num_general: int) -> int:
+        return self.checkpoints.forget((tenant, policy), token_ids, num_general)
 
     def submit(self, request: GenerationRequest) -> None:
         if self._refusals:
@@ -177,6 +195,8 @@ class FakeEngine:
         return [self._fail(each, "", DeadlineExceeded(each.request.max_seconds or 0)) for each in late]
 
     def _advance(self, running: Running) -> list[TokenEvent]:
+        if running.request.sampling.max_tokens == 0:
+            return [self._read(running)]
         events: list[TokenEvent] = []
         for choice in list(running.num_sent):
             events.append(self._say(running, choice))
@@ -194,6 +214,7 @@ class FakeEngine:
             return self._fail(running, text, script.error)
         self._stats = replace(self._stats, num_completion_tokens=self._stats.num_completion_tokens + 1)
         token_id = script.token_ids[place] if script.token_ids is not None else place + 1
+        running.drawn.append(token_id)
         event = TokenEvent(
             request.request_id,
             text,
@@ -215,8 +236,19 @@ class FakeEngine:
             max(1, len(script.choices[each] if each < len(script.choices) else script.choices[0]))
             for each in range(request.num_choices)
         )
+        # The token drawn last is not read.
+        self.checkpoints.keep(self._tree(request), [*request.prompt_ids, *running.drawn[:-1]])
         self._finish(request, "num_finished")
         return replace(event, usage=usage_of(request, num_tokens))
+
+    def _read(self, running: Running) -> TokenEvent:
+        request = running.request
+        self.checkpoints.keep(self._tree(request), request.prompt_ids)
+        self._finish(request, "num_finished")
+        return TokenEvent(request.request_id, "", finish_reason=FinishReason.STOP, usage=usage_of(request, 0))
+
+    def _tree(self, request: GenerationRequest) -> tuple[str, AttentionPolicy]:
+        return request.tenant, request.policy or self.policy
 
     def _fail(self, running: Running, text: str, error: ModelError) -> TokenEvent:
         request = running.request

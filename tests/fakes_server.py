@@ -12,12 +12,12 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fakes_engine import FakeEngine
+from fakes_engine import WINDOW, FakeEngine
 from fakes_library import FakeLibrary
 from fastapi import FastAPI
 
 from model.config import EngineConfig, ModelConfig, ReadingUnit
-from model.policy import AttentionPolicy, PolicyName
+from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 from server.app import create_app
 from server.forecast import Forecaster
@@ -28,7 +28,6 @@ from server.settings import Settings
 
 MODEL = "fake-reader"
 WorldMaker = Callable[..., "World"]
-WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 2048)
 
 
 @dataclass
@@ -51,7 +50,7 @@ def make_world(
 ) -> World:
     """A world of its own; ``changes`` are settings."""
     settings = Settings(data_dir=data_dir, **changes)
-    engine, library, metrics = FakeEngine(), FakeLibrary(), Metrics()
+    engine, library, metrics = FakeEngine(policy), FakeLibrary(), Metrics()
     model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens, reads)
     forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig(policy=policy))
     services = Services(settings, metrics, library, engine, tokenizer, model, forecaster)

@@ -42,6 +42,7 @@ async def admit_chat(
         max_passages=body.fano.max_passages or state.settings.max_passages,
         started=arrival,
         policy=body.fano.policy.over(services.model.policy) if body.fano.policy else None,
+        session=_session(body),
     )
     async with services.answering.answer(inquiry) as answer:
         yield answer
@@ -55,7 +56,11 @@ async def create_chat_completion(
     services: ServicesDep,
     state: StateDep,
 ) -> Response:
-    """Reply to a conversation; with `fano.documents`, from passages of these documents."""
+    """Reply to a conversation; with `fano.documents`, from passages of these documents.
+
+    With `fano.session` the conversation has a name: what of `messages` the session holds is not read again, and its
+    tokens are safe on the disk when the reply ends. `messages` is the whole conversation all the same.
+    """
     shape = ChatShape(services.model, services.tokenizer, answer.sources, body.num_logprobs is not None)
     if not body.stream:
         done, logprobs = await whole_answer(request, answer)
@@ -92,6 +97,13 @@ def _recall(body: ChatRequest) -> Recall:
             "logprobs",
         )
     return recall
+
+
+def _session(body: ChatRequest) -> str | None:
+    """The session, where the request can be one of its turns. Raises ``RequestInvalid``."""
+    if body.fano.session is not None and body.num_choices > 1:
+        raise RequestInvalid("n cannot be more than 1 with fano.session: a session has one history", "n")
+    return body.fano.session
 
 
 async def _events(answer: Answer, shape: ChatShape, num_choices: int, include_usage: bool) -> AsyncIterator[bytes]:

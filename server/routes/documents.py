@@ -70,6 +70,14 @@ class Range(BaseModel):
     end: Annotated[int, Field(ge=0)] | None = None
 
 
+class Deletion(BaseModel):
+    """Whether sessions that contain the document go with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cascade: bool = False
+
+
 @router.post(
     "",
     status_code=202,
@@ -169,10 +177,18 @@ async def read_text(
     )
 
 
-@router.delete("/{document_id}", response_model=DocumentDeleted)
-async def delete_document(document_id: str, services: ServicesDep, tenant: TenantDep) -> DocumentDeleted:
-    """Delete the document; nothing of it stays on disk."""
-    await anyio.to_thread.run_sync(services.library.delete, tenant, document_id)
+@router.delete("/{document_id}", response_model=DocumentDeleted, responses=error_responses(409))
+async def delete_document(
+    document_id: str, services: ServicesDep, tenant: TenantDep, deletion: Annotated[Deletion, Query()]
+) -> DocumentDeleted:
+    """Delete the document and its reading; nothing of it stays on disk.
+
+    409 `document_in_use` names the sessions that contain it; `?cascade=true` deletes them too.
+    """
+    await _get(services, tenant, document_id)
+    async with services.readings.without_document(tenant, document_id, deletion.cascade):
+        await anyio.to_thread.run_sync(services.library.delete, tenant, document_id)
+        await services.traces.forget(tenant, document_id)
     return DocumentDeleted(id=document_id)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from model.errors import ModelError
-from model.policy import AttentionPolicy, PolicyName
+from model.policy import AttentionPolicy
 from server.bill import SessionStats
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
@@ -62,7 +62,7 @@ class Book:
         return SessionStats(counts, self._vault.disk_bytes, self._vault.max_bytes)
 
     @asynccontextmanager
-    async def turn(self, tenant: str, name: str, policy: AttentionPolicy | None) -> AsyncIterator["Turn"]:
+    async def turn(self, tenant: str, name: str, policy: AttentionPolicy | None) -> AsyncIterator["SessionTurn"]:
         """A conversation's next turn, with the session to itself; the session need not exist.
 
         Raises on entry also ``SessionOfDocument``, ``SessionPolicy`` and ``SessionFingerprint``.
@@ -75,14 +75,14 @@ class Book:
                 self._writer.check_whole(tenant, name)
                 own = policy or self._policy
                 fingerprint = await self._states.fingerprint(own)
-                yield Turn(self, hold, tenant, name, own, History(array("i")), fingerprint)
+                yield SessionTurn(self, hold, tenant, name, own, History(array("i")), fingerprint)
                 return
             if policy is not None and policy != session.policy:
-                raise SessionPolicy(name, _told(session.policy), _told(policy))
+                raise SessionPolicy(name, str(session.policy), str(policy))
             fingerprint = await self._states.take_up(session)
             history = await self._states.history(session)
             documents = session.manifest.documents
-            yield Turn(self, hold, tenant, name, session.policy, history, fingerprint, documents)
+            yield SessionTurn(self, hold, tenant, name, session.policy, history, fingerprint, documents)
 
     async def page(self, tenant: str, after: str | None, limit: int) -> list[SessionView]:
         """At most ``limit`` sessions by name, those after the name ``after``."""
@@ -135,8 +135,8 @@ class Book:
         with self._register.occupied(tenant, name):
             await self._writer.delete(tenant, name)
 
-    async def end_turn(self, turn: "Turn", history: History, documents: Sequence[str]) -> None:
-        """As ``Turn.commit``, which calls it."""
+    async def end_turn(self, turn: "SessionTurn", history: History, documents: Sequence[str]) -> None:
+        """As ``SessionTurn.commit``, which calls it."""
         await self._writer.commit(turn.tenant, turn.name, turn.policy, history, turn.fingerprint, documents)
         stats = self._bridge.stats()
         is_full = stats.checkpoint_bytes > FULL_SHARE * stats.checkpoint_budget_bytes
@@ -180,7 +180,7 @@ class Book:
         return (await self._states.views([session]))[0]
 
 
-class Turn:
+class SessionTurn:
     """One turn of a session: what came before, and the end, which makes it durable and lets the next one begin."""
 
     def __init__(
@@ -226,10 +226,3 @@ def open_book(
     writer = Writer(vault, register, states)
     book = Book(vault, bridge, policy, register, states, writer)
     return book, Readings(vault, register, states, writer, policy, find_document)
-
-
-def _told(policy: AttentionPolicy) -> str:
-    """The policy in words."""
-    if policy.name is PolicyName.FULL:
-        return policy.name.value
-    return f"{policy.name.value}, sinks {policy.sinks}, window {policy.window}"

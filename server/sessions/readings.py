@@ -86,6 +86,11 @@ class Readings:
                 await self._states.take_up(session)
             return None if session.history is None else session.history.ids
 
+    async def save(self, tenant: str, name: str) -> None:
+        """Write the state of a document's session to the disk. Raises ``UnknownSession`` and ``SessionBusy``."""
+        with self._register.occupied(tenant, name):
+            await self._writer.save(self._register.known(tenant, name))
+
     def is_read(self, tenant: str, document_id: str) -> bool:
         """Whether the whole document was read, in this process or before."""
         session = self._register.get(tenant, DOCUMENT_PREFIX + document_id)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Checkpoints that a save writes: the deepest, and those before it, to which a changed end goes back.
-MOST_SAVED = 8
+MOST_SAVED = 16
 
 
 @dataclass(frozen=True, slots=True)

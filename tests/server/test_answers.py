@@ -73,7 +73,7 @@ async def test_the_prompt_has_the_form_the_model_was_trained_on(
     await client.post("/v1/ask", json={"documents": [document], "question": "When does the vault open?"})
     (request,) = world.engine.requests
     expected = [{"role": "user", "content": "[1] The vault opens at noon.\n\nQuestion: When does the vault open?"}]
-    assert request.prompt_ids == tokenizer.encode_chat(expected)
+    assert tuple(request.prompt_ids) == tokenizer.encode_chat(expected)
     assert request.sampling.temperature == 0 and request.sampling.max_tokens == 128
     assert request.evidence is None
 

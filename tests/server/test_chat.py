@@ -40,7 +40,7 @@ async def test_a_plain_chat_has_the_shape_of_openai(client: httpx.AsyncClient, w
         "seconds": 0.0,
     }
     (request,) = world.engine.requests
-    assert request.prompt_ids == tokenizer.encode_chat(HELLO["messages"])
+    assert tuple(request.prompt_ids) == tokenizer.encode_chat(HELLO["messages"])
     assert (request.sampling.temperature, request.sampling.max_tokens) == (1.0, 1024)
 
 
@@ -67,7 +67,7 @@ async def test_sampling_and_turns_reach_the_engine(client: httpx.AsyncClient, wo
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (0.5, 0.9, -7)
     assert (sampling.stop, sampling.max_tokens) == (("\n", "END"), 9)
     turns = [("system", "Be brief."), ("user", "One two"), ("assistant", "three"), ("user", "four")]
-    assert request.prompt_ids == tokenizer.encode_chat([{"role": role, "content": text} for role, text in turns])
+    assert tuple(request.prompt_ids) == tokenizer.encode_chat([{"role": role, "content": text} for role, text in turns])
 
 
 async def test_a_request_may_choose_its_policy(client: httpx.AsyncClient, world: World) -> None:
@@ -129,7 +129,7 @@ async def test_documents_are_searched_and_cited_as_annotations(
     assert reply["choices"][0]["message"]["annotations"] == [annotation]
     (request,) = world.engine.requests
     question = {"role": "user", "content": f"[1] {TEXT[25:76]}\n\nQuestion: {WHO['content']}"}
-    assert request.prompt_ids == tokenizer.encode_chat([*history, question])
+    assert tuple(request.prompt_ids) == tokenizer.encode_chat([*history, question])
     assert request.sampling.temperature == 0
 
     world.engine.enqueue("It was Margarethe Oldenkamp.")
@@ -241,7 +241,9 @@ async def test_a_default_limit_gives_way_to_the_context(new_world: WorldMaker, t
             "messages.0.content.0.type",
             "invalid_value",
         ),
-        ({"fano": {"session": "s"}}, "fano.session", "unknown_field"),
+        ({"fano": {"session": "no name"}}, "fano.session", "invalid_value"),
+        ({"fano": {"session": "s"}, "n": 2}, "n", "invalid_value"),
+        ({"fano": {"session": "document:doc_1"}}, "fano.session", "session_of_document"),
         ({"fano": {"policy": {"name": "archive"}}}, "fano.policy.name", "invalid_value"),
         ({"fano": {"policy": {"name": "window", "window": 100}}}, "fano.policy.window", "invalid_value"),
         ({"fano": {"policy": {"name": "window", "window": -64}}}, "fano.policy.window", "invalid_value"),

@@ -14,12 +14,24 @@ from server.prompt import Budget, Turn, build_chat, build_prompt, document_quest
 class WordTokenizer:
     """A word is a token; a turn costs two more, and the conversation's frame one."""
 
+    bos_id = 0
+    eos_ids = frozenset({2})
+
     def __init__(self) -> None:
         self.messages: list[Mapping[str, object]] = []
 
-    def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat_parts(self, messages: Sequence[Mapping[str, object]]) -> list[int | str]:
         self.messages = list(messages)
-        return [0] * (1 + sum(2 + len(str(message["content"]).split()) for message in messages))
+        return [0, *(part for message in messages for part in (1, str(message["content"]), 2))]
+
+    def encode_ids(self, text: str) -> list[int]:
+        return [3] * len(text.split())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " w" * len(ids)
+
+    def control_token(self, token_id: int) -> str | None:
+        return None if token_id == 3 else f"<{token_id}>"
 
 
 def test_the_form() -> None:
@@ -38,6 +50,7 @@ def test_earlier_turns_come_first_and_as_they_are() -> None:
         {"role": "user", "content": "[1] A b.\n\nQuestion: Who?"},
     ]
     assert (len(prompt.ids), prompt.num_passages) == (18, 1)
+    assert prompt.borders == (5, 8, 11, 18)
 
 
 def test_the_last_ranked_passages_give_way() -> None:
