@@ -147,6 +147,7 @@ class Library:
 
     def tell_reading(self, document_id: str, done: int, total: int, seconds_left: float | None) -> None:
         """How far the reading of a document is, in tokens."""
+        self._store.record(document_id)
         with self._work_done:
             self._readings[document_id] = Progress(DocumentStatus.READING.value, done, total, seconds_left)
 

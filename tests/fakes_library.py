@@ -33,6 +33,9 @@ class FakeLibrary:
     planted: tuple[Passage, ...] | None = None
     fail: DocumentError | None = None
     processed: list[str] = field(default_factory=list)
+    to_be_read: list[str] = field(default_factory=list)
+    progress_told: list[tuple[int, int, float | None]] = field(default_factory=list)
+    has_reader: bool = False
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -49,19 +52,25 @@ class FakeLibrary:
         """End a hold."""
         self._may_process.set()
 
-    def put(self, text: str, name: str = "note.txt", tenant: str = "default") -> str:
-        """A document that is ready; returns its id."""
+    def put(self, text: str, name: str = "note.txt", tenant: str = "default", is_to_be_read: bool = False) -> str:
+        """A document that is ready, but perhaps for its reading; returns its id."""
         document = self._new(tenant, name, "text/plain", text)
+        if is_to_be_read:
+            self.to_be_read.append(document.id)
         self._finish(document.id)
         return document.id
 
-    def add(self, tenant: str, name: str, media_type: str, blob_path: Path) -> tuple[Document, bool]:
+    def add(
+        self, tenant: str, name: str, media_type: str, blob_path: Path, is_to_be_read: bool = False
+    ) -> tuple[Document, bool]:
         data = blob_path.read_bytes()
         known = self._by_content.get((tenant, hashlib.sha256(data).hexdigest()))
         if known is not None:
             return self.documents[known], False
         document = self._new(tenant, name, media_type, data.decode())
         self._pending.append(document.id)
+        if is_to_be_read:
+            self.to_be_read.append(document.id)
         return document, True
 
     def process(self, document_id: str, stop: Callable[[], bool] = lambda: False) -> None:
@@ -172,12 +181,28 @@ class FakeLibrary:
         self._by_content[tenant, hashlib.sha256(data).hexdigest()] = document_id
         return self.documents[document_id]
 
+    def unread(self) -> Sequence[Document]:
+        return [each for each in self.documents.values() if each.id in self.to_be_read and each.answerable]
+
+    def tell_reading(self, document_id: str, done: int, total: int, seconds_left: float | None) -> None:
+        if document_id not in self.documents:
+            raise UnknownDocument(document_id)
+        self.progress_told.append((done, total, seconds_left))
+        self._set(document_id, progress=Progress("reading", done, total, seconds_left))
+
+    def end_reading(self, document_id: str, note: str | None = None) -> None:
+        if document_id not in self.documents:
+            raise UnknownDocument(document_id)
+        self.to_be_read.remove(document_id)
+        self._set(document_id, status=DocumentStatus.READY, progress=Progress("ready", 1, 1, None, note))
+
     def _finish(self, document_id: str) -> None:
+        is_reading = self.has_reader and document_id in self.to_be_read
         self._set(
             document_id,
-            status=DocumentStatus.READY,
+            status=DocumentStatus.READING if is_reading else DocumentStatus.READY,
             answerable=True,
-            progress=Progress("ready", 1, 1, 0.0),
+            progress=Progress("reading", 0, 0, None) if is_reading else Progress("ready", 1, 1, 0.0),
             num_characters=len(self.texts[document_id]),
         )
         self._pending = [each for each in self._pending if each != document_id]
