@@ -101,7 +101,8 @@ def main() -> None:
             if "fano" in options.peers:
                 place = (checkpoint, directory, options.dtype, options.threads, context, options.policy)
                 peers.append(FanoServer(*place))
-            turns += compare(peers, num_tokens, options.repetitions, options.seed)
+            repetitions = options.repetitions or (3 if num_tokens <= 20_000 else 1)
+            turns += compare(peers, num_tokens, repetitions, options.seed)
     machine["load at the end"] = describe_machine(options.threads)["load"]
     rows = medians(turns)
     print(table(rows))
@@ -113,7 +114,7 @@ def main() -> None:
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[3400, 100_000], help="tokens of the prompt")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, help="default 3, and 1 for prompts beyond 20,000 tokens")
     parser.add_argument("--peers", nargs="+", choices=["llama.cpp", "fano"], default=["llama.cpp", "fano"])
     parser.add_argument("--llama", type=Path, default=default_directory(), help="where bench.llama built it")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
