@@ -173,24 +173,26 @@ def random_change(model: Model, choose: random.Random) -> Change:
 
 
 CALLS = ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir")
+# A full disk still removes files.
+WRITING_CALLS = ("open", "write", "fsync", "replace")
 
 
 @dataclass
 class Disk:
-    """Counts the calls that change files, and fails the ``fail_at``-th of them, or all from there on."""
+    """Counts the calls that change files, and fails the ``fail_at``-th of them, or all of ``lasting`` from there on."""
 
     fail_at: int | None = None
     code: int = errno.ENOSPC
-    is_lasting: bool = False
+    lasting: tuple[str, ...] = ()
     on_call: Callable[[int], None] = lambda number: None
     num_calls: int = 0
     has_failed: bool = False
 
-    def call(self, path: Any) -> None:
+    def call(self, name: str, path: Any) -> None:
         """One call is about to be made."""
         self.on_call(self.num_calls)
         number, self.num_calls = self.num_calls, self.num_calls + 1
-        if self.fail_at is not None and (number == self.fail_at or (self.is_lasting and number > self.fail_at)):
+        if self.fail_at is not None and (number == self.fail_at or (name in self.lasting and number > self.fail_at)):
             self.has_failed = True
             raise OSError(self.code, os.strerror(self.code), str(path) if not isinstance(path, int) else None)
 
@@ -206,11 +208,11 @@ def on_disk(disk: Disk) -> Iterator[Disk]:
 
 def _passing_by(disk: Disk, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def call(first: Any, *rest: Any, **options: Any) -> Any:
-        disk.call(first)
+        disk.call(name, first)
         if name == "fsync":
             return None
         if name == "write":
-            return real(first, rest[0][: len(rest[0]) // 2 + 1])  # The rest is asked for again.
+            return real(first, rest[0][: max(700, len(rest[0]) // 2)])  # The rest has to be asked for again.
         return real(first, *rest, **options)
 
     return call

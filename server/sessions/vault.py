@@ -286,12 +286,11 @@ class Vault:
             with storage_errors(self._directory):
                 yield
         except SegmentDamaged as error:
-            name = error.path.stem
             with self._stock.lock:
                 now = self._stock.stored.get(manifest.key)
                 if now is None:
                     raise UnknownSession(manifest.name) from error
-                if name not in now.manifest.segments:
+                if now.manifest != manifest:  # A turn, a deletion or a new session of the name came in between.
                     raise SessionChanged(manifest.name, manifest.version, now.manifest.version) from error
-                self._stock.ledger.doubt(name)
+                self._stock.ledger.doubt(error.path.stem)
             raise
