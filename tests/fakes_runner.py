@@ -8,6 +8,7 @@ from fakes_model import TINY_CONFIG
 from torch import Tensor
 
 from model.cache.block_pool import BlockPool
+from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
@@ -15,7 +16,7 @@ from model.engine.admission import Admission
 from model.engine.books import Capacity
 from model.engine.engine import Engine, Runner
 from model.engine.request import GenerationRequest, PrefixOutcome, SamplingParams, TokenEvent
-from model.engine.runner import HeldBytes
+from model.engine.runner import HeldBytes, Holding
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.sequence import Sequence
 from model.engine.stats import BuildInfo, EngineStats, PoolCounts
@@ -110,6 +111,9 @@ class ScriptedRunner:
         self.held.discard(sequence)
         self.saved.discard(sequence)
 
+    def holding(self, checkpoint: Checkpoint) -> Holding:
+        return Holding("host", checkpoint.num_tokens)
+
     def retire(self, sequence: Sequence) -> None:
         self.close(sequence)
 
@@ -135,6 +139,7 @@ def build(
     policy: AttentionPolicy = FULL,
     clock: Callable[[], float] = time.monotonic,
     max_waiting: int = 20,
+    max_context: int = MAX_CONTEXT,
 ) -> Engine:
     """An engine over ``runner`` that believes in ``capacity``."""
     stats = EngineStats(
@@ -143,14 +148,15 @@ def build(
         blocks=runner.blocks,
         pool_bytes={},
         plan_bytes={},
-        max_context_tokens=MAX_CONTEXT,
+        max_context_tokens=max_context,
     )
     scheduler = Scheduler(runner, capacity, Budget(CHUNK, CHUNK, 0.5), max_waiting)
-    admission = Admission(tokenizer.vocab_size, MAX_CONTEXT, capacity.num_slots, capacity.num_blocks, CHUNK)
+    admission = Admission(tokenizer.vocab_size, max_context, capacity.num_slots, capacity.num_blocks, CHUNK)
     return Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats, clock)
 
 
-REQUEST_FIELDS = ("evidence", "policy", "max_spans", "num_choices", "tenant", "max_seconds")
+REQUEST_FIELDS = ("evidence", "policy", "max_spans", "num_choices", "tenant", "max_seconds", "keep")
+REQUEST_FIELDS += ("measure_information", "is_background")
 
 
 def request(name: str = "a", prompt: Iterable[int] = (1, 9, 9), **changes: object) -> GenerationRequest:

@@ -2,13 +2,13 @@
 
 On the device they take slots and blocks that nobody uses now; these are ``cached`` and are given up the moment a
 sequence wants them. What is given up moves to host memory within a budget, where blocks that several checkpoints have
-in common stand once. What was used longest ago goes first. An anchored path keeps its deepest checkpoint on the host when
-others go; only if nothing but anchored ones is left is one given up, which is counted and logged, never silent.
+in common stand once. What was used longest ago goes first. An anchored path keeps its deepest checkpoint on the host
+when others go; only if nothing but anchored ones is left is one given up, which is counted and logged, never silent.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -142,7 +142,7 @@ class Checkpoints:
         """Keep a snapshot in host memory; False where the budget has no room for it."""
         known = next((each for each in self.path(tree, token_ids) if each.num_tokens == snapshot.num_tokens), None)
         if known is None:
-            if not self._make_host_room(self._added_bytes(snapshot)):
+            if not self._make_host_room(snapshot, self._protected()):
                 return False
             node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, snapshot.num_tokens)
             known = Checkpoint(tree, node, place, 0, None, None, snapshot.hidden, snapshot.information_bits)
@@ -183,6 +183,21 @@ class Checkpoints:
         if tree not in self._trees:
             return []
         return [node.kept for node in self._trees[tree].match(token_ids).kept if node.kept is not None]
+
+    def thin(self, tree: Hashable, token_ids: Sequence[int], is_wanted: Callable[[int], bool]) -> int:
+        """Drop the checkpoints on the path after numbers of tokens that are not wanted, but for those that anchors hold
+        on to. How many were dropped."""
+        anchored = {
+            id(kept)
+            for anchor in self._anchors.values()
+            if (kept := next((node.kept for node in anchor.node.upward() if node.kept is not None), None)) is not None
+        }
+        dropped = [
+            each for each in self.path(tree, token_ids) if not is_wanted(each.num_tokens) and id(each) not in anchored
+        ]
+        for checkpoint in dropped:
+            self._drop(checkpoint)
+        return len(dropped)
 
     def snapshot(self, checkpoint: Checkpoint) -> Snapshot:
         """The checkpoint as host tensors; it stays where it is."""
@@ -251,44 +266,49 @@ class Checkpoints:
         return {id(checkpoint) for checkpoint in deepest if checkpoint is not None}
 
     def _step_down(self, for_blocks: bool) -> None:
-        """Move one checkpoint from the device to the host, or drop it where the host has no room."""
+        """Move the checkpoint that was used longest ago from the device to the host, or drop it where the host has no
+        room; one that must not be dropped only if all are such."""
         protected = self._protected()
 
-        def order(checkpoint: Checkpoint) -> tuple[bool, bool, int]:
+        def order(checkpoint: Checkpoint) -> tuple[bool, int]:
             held = checkpoint.held
             # One that shares all its blocks with sequences gives none back.
-            is_useless = for_blocks and held is not None and held.table.num_cached == 0
-            return (is_useless, id(checkpoint) in protected, checkpoint.touched)
+            return for_blocks and held is not None and held.table.num_cached == 0, checkpoint.touched
 
-        victim = min(self._resident, key=order)
-        assert victim.held is not None
-        snapshot = self.snapshot(victim)
-        if not self._make_host_room(self._added_bytes(snapshot), protected):
-            self._drop(victim)
-            if id(victim) in protected:
-                self.num_lost += 1
-                logger.warning("host memory for sessions is full of unsaved ones; the state after %d tokens was given "
-                               "up and will be read again", victim.num_tokens)  # fmt: skip
-            return
-        victim.held.free(self._states)
-        victim.held = None
-        self._resident.remove(victim)
-        self._enter_host(victim, snapshot)
-
-    def _make_host_room(self, num_bytes: int, protected: set[int] | None = None) -> bool:
-        """Drop what was used longest ago from the host until so many bytes fit; False, and as little as could be
-        dropped was, where anchored ones are in the way."""
-        if num_bytes > self.budget_bytes:
-            return False
-        if self._snapshot_bytes + num_bytes <= self.budget_bytes:
-            return True
-        kept = self._protected() if protected is None else protected
-        for victim in sorted(self._on_host, key=lambda each: each.touched):
-            if self._snapshot_bytes + num_bytes <= self.budget_bytes:
-                break
-            if id(victim) not in kept:
+        oldest = sorted(self._resident, key=order)
+        for victim in oldest:
+            snapshot = self.snapshot(victim)
+            if self._make_host_room(snapshot, protected):
+                assert victim.held is not None
+                victim.held.free(self._states)
+                victim.held = None
+                self._resident.remove(victim)
+                self._enter_host(victim, snapshot)
+                return
+            if id(victim) not in protected:
                 self._drop(victim)
-        return self._snapshot_bytes + num_bytes <= self.budget_bytes
+                return
+        self._drop(oldest[0])
+        self.num_lost += 1
+        logger.warning("host memory for sessions is full of unsaved ones; the state after %d tokens was given up and "
+                       "will be read again", oldest[0].num_tokens)  # fmt: skip
+
+    def _make_host_room(self, snapshot: Snapshot, protected: set[int]) -> bool:
+        """Drop what was used longest ago from the host until ``snapshot`` fits; False where it does not even when all
+        but the ``protected`` ones are gone."""
+
+        def fits() -> bool:
+            # Anew each time: what is dropped may be all that shared a block with the snapshot.
+            return self._snapshot_bytes + self._added_bytes(snapshot) <= self.budget_bytes
+
+        if snapshot.nbytes > self.budget_bytes and not fits():
+            return False
+        for victim in sorted(self._on_host, key=lambda each: each.touched):
+            if fits():
+                break
+            if id(victim) not in protected:
+                self._drop(victim)
+        return fits()
 
     def _added_bytes(self, snapshot: Snapshot) -> int:
         """Bytes that the host would hold more: contents that stand there already cost nothing."""

@@ -17,13 +17,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.prefix_tree import as_ids, common_length
 from model.engine.admission import Admission
 from model.engine.books import Memory
 from model.engine.generation import Generation
 from model.engine.request import FinishReason, GenerationRequest, RequestUsage, TokenEvent
-from model.engine.runner import HeldBytes
+from model.engine.runner import HeldBytes, Holding
 from model.engine.sampler import Draw, Drawn, draw
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Sequence, SequenceGroup, Status
@@ -33,6 +34,7 @@ from model.engine.token_trie import TokenTrie
 from model.engine.transcript import FreeTranscript, Transcript, VerbatimTranscript
 from model.engine.verbatim import VerbatimConstraint
 from model.errors import DeadlineExceeded, EngineDraining, GenerationFailed, InvalidRequest, ModelError
+from model.fingerprint import Fingerprint
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 
@@ -70,6 +72,9 @@ class Runner(Memory, Protocol):
     def checkpoints(self) -> Checkpoints:
         """What was kept of texts that were read."""
 
+    def holding(self, checkpoint: Checkpoint) -> Holding:
+        """Where a checkpoint is and what it takes."""
+
     def retire(self, sequence: Sequence) -> None:
         """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
 
@@ -83,7 +88,8 @@ class Runner(Memory, Protocol):
 class Engine:
     """Continues prompts. All methods belong to one thread, but ``stats``, which belongs to any.
 
-    ``stats`` is the snapshot before the first step: build information, plan and pool bytes.
+    ``stats`` is the snapshot before the first step: build information, plan and pool bytes. ``weights`` is the digest
+    of the checkpoint's files.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Engine:
         policy: AttentionPolicy,
         stats: EngineStats,
         clock: Callable[[], float] = time.monotonic,
+        weights: str = "",
     ) -> None:
         self.tokenizer = tokenizer
         self.policy = policy
@@ -103,6 +110,7 @@ class Engine:
         self._scheduler = scheduler
         self._admission = admission
         self._clock = clock
+        self._weights = weights
         self._vocabulary = vocabulary
         self._running: dict[str, Generation] = {}
         self._draining = False
@@ -165,6 +173,22 @@ class Engine:
         """Take nothing new from now on."""
         self._draining = True
         self._publish()
+
+    def fingerprint(self, policy: AttentionPolicy | None = None) -> Fingerprint:
+        """What states that this engine makes depend on."""
+        build = self._stats.build
+        return Fingerprint(
+            weights=self._weights,
+            tokenizer=self.tokenizer.fingerprint,
+            policy=str(policy or self.policy),
+            dtype=build.dtype,
+            kernels=f"{build.device}:{build.kernels}",
+        )
+
+    def holding(self, tenant: str, policy: AttentionPolicy, token_ids: TokenIds[int]) -> Holding:
+        """The deepest checkpoint on the path of ``token_ids``, and what it takes."""
+        path = self.checkpoints.path((tenant, policy), token_ids)
+        return self._runner.holding(path[-1]) if path else Holding()
 
     def forget(self, tenant: str, policy: AttentionPolicy, token_ids: TokenIds[int], num_general: int) -> int:
         """Drop every checkpoint of texts that have more than ``num_general`` tokens in common with ``token_ids``, but

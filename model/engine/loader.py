@@ -19,9 +19,9 @@ from model.engine.scheduler import Budget, Scheduler
 from model.engine.stats import BuildInfo, EngineStats
 from model.engine.token_trie import TokenTrie
 from model.errors import ConfigInvalid
+from model.fingerprint import weights_digest
 from model.hybrid import HybridLM
 from model.kernels import Kernels, choose, forced
-from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 from model.weights import load_weights, resolve_checkpoint
 
@@ -97,7 +97,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         chunk_tokens=config.prefill_chunk_tokens,
     )
     stats = EngineStats(
-        build=BuildInfo(directory.name, config.device, kernels.name, config.dtype.value, describe(policy)),
+        build=BuildInfo(directory.name, config.device, kernels.name, config.dtype.value, str(policy)),
         slots=runner.slots,
         blocks=runner.blocks,
         pool_bytes=runner.pool_bytes,
@@ -115,7 +115,8 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         config.prefill_chunk_tokens,
     )
     vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
-    engine = Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats)
+    weights = weights_digest(directory)
+    engine = Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats, weights=weights)
     report = LoadReport(
         directory=directory,
         num_parameters=model_config.num_parameters(),
@@ -124,7 +125,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         dtype=Choice(config.dtype.value, _dtype_reason(config)),
         threads=Choice(str(config.num_threads), f"of {num_usable_cores()} usable cores"),
         kernels=Choice(kernels.name, kernels_reason),
-        policy=Choice(describe(policy), "as configured" if config.policy else "the checkpoint's own"),
+        policy=Choice(str(policy), "as configured" if config.policy else "the checkpoint's own"),
         seconds=time.perf_counter() - started,
     )
     return engine, report
@@ -151,13 +152,6 @@ def choose_dtype(device: str) -> tuple[Dtype, str]:
 def num_usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe(policy: AttentionPolicy) -> str:
-    """The policy in one word or line, as build information and reports show it."""
-    if policy.name is PolicyName.FULL:
-        return policy.name.value
-    return f"{policy.name.value}(sinks={policy.sinks}, window={policy.window})"
 
 
 def _kernels(config: EngineConfig) -> tuple[Kernels, str]:

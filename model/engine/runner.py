@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import RELEASED, BlockPool, BlockTable
+from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
 from model.cache.place import Place
@@ -41,6 +42,18 @@ class HeldBytes:
     def total(self) -> int:
         """All of them."""
         return self.kv + self.ssm_state + self.conv_state
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Where the deepest checkpoint of a text is (``resident``, ``host``, or ``none``), after how many tokens it was
+    kept, and the bytes it takes there, shared ones in full."""
+
+    tier: str = "none"
+    num_tokens: int = 0
+    kv_bytes: int = 0
+    ssm_state_bytes: int = 0
+    conv_state_bytes: int = 0
 
 
 class ModelRunner:
@@ -284,6 +297,18 @@ class ModelRunner:
             kv=num_blocks * self._blocks.bytes_per_block,
             ssm_state=num_slots * states.ssm_bytes // states.num_slots,
             conv_state=num_slots * states.conv_bytes // states.num_slots,
+        )
+
+    def holding(self, checkpoint: Checkpoint) -> Holding:
+        """Where a checkpoint is and what it takes."""
+        held, snapshot, states = checkpoint.held, checkpoint.snapshot, self._states
+        num_blocks = held.table.num_held if held is not None else len(snapshot.blocks) if snapshot is not None else 0
+        return Holding(
+            tier="host" if held is None else "resident",
+            num_tokens=checkpoint.num_tokens,
+            kv_bytes=num_blocks * self._blocks.bytes_per_block,
+            ssm_state_bytes=states.ssm_bytes // states.num_slots,
+            conv_state_bytes=states.conv_bytes // states.num_slots,
         )
 
     def close(self, sequence: Sequence) -> None:

@@ -81,7 +81,7 @@ def test_a_checkpoint_becomes_an_engine_that_answers(checkpoint: Path, dtype: Dt
     }
     assert (stats.plan_bytes, report.plan) == (plan.pool_bytes, plan)
     assert (stats.build.kernels, stats.build.dtype, stats.build.device) == ("reference", dtype.value, "cpu")
-    assert stats.build.policy == "window(sinks=64, window=128)"
+    assert stats.build.policy == "window, sinks 64, window 128"
     assert stats.max_context_tokens == 5000
 
 
@@ -92,7 +92,7 @@ def test_the_report_says_what_was_chosen_and_why(checkpoint: Path, monkeypatch: 
     assert torch.get_num_threads() == 1
     torch.set_num_threads(threads)
     assert engine.policy == WINDOW
-    assert str(report.policy) == "window(sinks=64, window=128) (the checkpoint's own)"
+    assert str(report.policy) == "window, sinks 64, window 128 (the checkpoint's own)"
     assert str(report.dtype) == "float32 (as configured; bfloat16 would be chosen, for the CPU has avx512_bf16)"
     assert str(report.kernels) == "reference (as configured)"
     assert report.num_parameters == ModelConfig.from_pretrained(checkpoint).num_parameters()
