@@ -31,6 +31,7 @@ from retrieval.passage import DocumentStatus
 from server.sessions.errors import (
     SessionChanged,
     SessionDamaged,
+    SessionError,
     SessionExists,
     SessionStorageDenied,
     SessionStorageFailed,
@@ -322,6 +323,9 @@ def _headers(error: Exception) -> dict[str, str]:
             seconds = ceil(error.document.progress.seconds_left)
     if isinstance(error, DeadlineExceeded):
         # The official clients send a 504 again at once, and it would take as long again.
+        headers["x-should-retry"] = "false"
+    if isinstance(error, SessionError) and seconds is None and row_of(error).status == 409:
+        # The official clients send a 409 again, and nothing would have changed.
         headers["x-should-retry"] = "false"
     if seconds is not None:
         headers["Retry-After"] = str(max(1, int(seconds)))

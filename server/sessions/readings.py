@@ -3,7 +3,7 @@
 import asyncio
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import anyio.to_thread
 
@@ -112,11 +112,14 @@ class Readings:
             names = self.sessions_with(tenant, document_id)
             if names and not cascade:
                 raise DocumentInUse(document_id, names)
-            for name in names:
-                with self._register.occupied(tenant, name):
+            # All of them are free, or none is deleted.
+            with ExitStack() as holds:
+                for name in names:
+                    holds.enter_context(self._register.occupied(tenant, name))
+                for name in names:
                     await self._writer.delete(tenant, name)
-            if self._register.get(tenant, own) is not None:
-                await self._writer.delete(tenant, own)
+                if self._register.get(tenant, own) is not None:
+                    await self._writer.delete(tenant, own)
 
             async def sweep() -> None:
                 # Damaged manifests may mention it, too.

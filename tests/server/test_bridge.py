@@ -331,3 +331,63 @@ async def test_events_are_told_as_the_engine_made_them(engine: FakeEngine) -> No
         await collect(events)
     await asyncio.to_thread(bridge.stop)
     assert [event.gap_seconds for event in told] == [None, 0.002, 0.002, 0.002]
+
+
+async def test_a_call_runs_on_the_engine_thread_between_two_steps(bridge: EngineThread, engine: FakeEngine) -> None:
+    engine.enqueue("", pieces=["word "] * 200)
+    async with bridge.generate(request()) as events:
+        names = {await bridge.call(lambda _: threading.current_thread().name) for _ in range(3)}
+        assert await bridge.call(lambda each: each) is engine
+        assert "".join(event.text for event in await collect(events)) == "word " * 200
+    assert names == {"engine"}
+
+
+async def test_what_a_call_raises_is_its_callers_alone(bridge: EngineThread) -> None:
+    def fail(_: object) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await bridge.call(fail)
+    assert await bridge.call(lambda _: 7) == 7
+
+
+async def test_a_caller_that_leaves_hurts_nobody(bridge: EngineThread) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def wait(_: object) -> None:
+        begun.set()
+        may_end.wait(10)
+
+    ran: list[str] = []
+    first = asyncio.create_task(bridge.call(wait))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(bridge.call(lambda _: ran.append("left before it began")))
+    await asyncio.sleep(0)
+    first.cancel()
+    second.cancel()
+    await asyncio.wait({first, second})
+    may_end.set()
+    assert await bridge.call(lambda _: 7) == 7
+    assert ran == []
+
+
+async def test_a_call_to_an_engine_that_stopped_says_so(bridge: EngineThread, engine: FakeEngine) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        may_end.wait(10)
+
+    holding = asyncio.create_task(bridge.call(hold))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    stopping = asyncio.create_task(asyncio.to_thread(bridge.stop))
+    await asyncio.sleep(0.05)
+    late = asyncio.create_task(bridge.call(lambda _: 7))
+    await asyncio.sleep(0.05)
+    may_end.set()
+    await asyncio.wait({holding, stopping, late})
+    assert isinstance(late.exception(), EngineStopped)
+    with pytest.raises(EngineStopped):
+        await bridge.call(lambda _: 7)
