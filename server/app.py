@@ -42,7 +42,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
             loading.cancel()
             await asyncio.wait({loading})
             if state.services is not None:
-                await anyio.to_thread.run_sync(state.services.stop)
+                await state.services.aclose()
 
     app = FastAPI(
         title="Fano",

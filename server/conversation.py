@@ -21,8 +21,10 @@ class PartTokenizer(Protocol):
     bos_id: int | None
     eos_ids: frozenset[int]
 
-    def chat_parts(self, messages: Sequence[Mapping[str, object]]) -> Sequence[int | str]:
-        """Control tokens and the texts between them, ready for the assistant's turn."""
+    def chat_parts(
+        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
+    ) -> Sequence[int | str]:
+        """Control tokens and the texts between them, ready for the assistant's turn if that is wanted."""
 
     def encode_ids(self, text: str) -> Sequence[int]:
         """Ids of a text. Raises ``InvalidRequest`` for half a surrogate pair."""

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from retrieval.errors import UnknownDocument
@@ -21,23 +22,27 @@ class Ingestor:
     A document that nobody waits for any more (it can be asked) makes room for one that just came.
     """
 
-    def __init__(self, library: "Library") -> None:
+    def __init__(self, library: "Library", on_done: Callable[[], None] = lambda: None) -> None:
+        """``on_done`` is called on the worker's thread whenever it is done with a document, or one is to be read."""
         self._library = library
+        self._on_done = on_done
         self._changed = threading.Condition()
         self._num_arrivals = 0
         self._given_up: set[str] = set()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    def accept(self, tenant: str, upload: Upload, media_type: str) -> tuple[Document, bool]:
+    def accept(self, tenant: str, upload: Upload, media_type: str, is_to_be_read: bool) -> tuple[Document, bool]:
         """Make the upload durable and line it up; (document, whether it is new). Blocks for the disk."""
-        document, is_new = self._library.add(tenant, upload.name, media_type, upload.path)
+        document, is_new = self._library.add(tenant, upload.name, media_type, upload.path, is_to_be_read)
         if is_new:
             with self._changed:
                 self._given_up.discard(document.id)
                 self._num_arrivals += 1
                 self._changed.notify()
             log_event(logger, "document accepted", document=document.id, bytes=upload.num_bytes, media_type=media_type)
+        elif is_to_be_read:
+            self._on_done()
         return document, is_new
 
     def start(self) -> None:
@@ -92,3 +97,4 @@ class Ingestor:
             # One document's failure must not end the work on all others; the next start tries it again.
             logger.exception("document %s could not be processed", document_id)
             self._given_up.add(document_id)
+        self._on_done()

@@ -36,7 +36,9 @@ async def answer_from_files(
     """
     for file in files:
         _check(file, settings.max_upload_bytes)
-    own = settings.model_copy(update={"data_dir": settings.data_dir / "ask", "max_sequences": 1})
+    # Whoever asks once does not wait until all was read.
+    changes = {"data_dir": settings.data_dir / "ask", "max_sequences": 1, "read_documents": False}
+    own = settings.model_copy(update=changes)
     with ReadingProgress() as progress:
         progress.say("loading the model")
         services = load_services(own, Metrics())
@@ -50,7 +52,7 @@ async def answer_from_files(
                 services, tuple(dict.fromkeys(d.id for d in documents)), question, recall, max_tokens, own
             )
         finally:
-            services.stop()
+            await services.aclose()
 
 
 def _check(file: Path, max_bytes: int) -> None:
@@ -66,7 +68,8 @@ def _accept(services: Services, file: Path) -> Document:
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)
     upload = Upload(file.name, None, file, file.stat().st_size, head)
-    document, _ = services.ingestor.accept(DEFAULT_TENANT, upload, supported_media_type(file.name, None, head))
+    media_type = supported_media_type(file.name, None, head)
+    document, _ = services.ingestor.accept(DEFAULT_TENANT, upload, media_type, is_to_be_read=False)
     return document
 
 

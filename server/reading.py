@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from model.policy import AttentionPolicy, PolicyName
 from retrieval.errors import RetrievalError, UnknownDocument
 from retrieval.passage import Document
 from server.bridge import EngineThread
+from server.conversation import PartTokenizer
 from server.logs import log_event
 from server.sessions.errors import SessionError
 from server.sessions.refusals import SessionBusy
@@ -62,15 +63,6 @@ class DocumentSessions(Protocol):
         """Write the session's state to the disk."""
 
 
-class PromptTokenizer(Protocol):
-    """What a reader needs of ``model.tokenizer.Tokenizer``."""
-
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
-    ) -> Sequence[int]:
-        """Token ids of the conversation."""
-
-
 class Reader:
     """Reads one document after another, the oldest first. Belongs to one event loop, but for ``wake``."""
 
@@ -78,7 +70,7 @@ class Reader:
         self,
         library: "Library",
         bridge: EngineThread,
-        tokenizer: PromptTokenizer,
+        tokenizer: PartTokenizer,
         sessions: DocumentSessions,
         policy: AttentionPolicy,
         max_context_tokens: int,
@@ -250,9 +242,12 @@ def reading_policy(own: AttentionPolicy) -> AttentionPolicy:
     return own if own.name is PolicyName.WINDOW else AttentionPolicy(PolicyName.WINDOW)
 
 
-def document_ids(tokenizer: PromptTokenizer, text: str) -> "array[int]":
+def document_ids(tokenizer: PartTokenizer, text: str) -> "array[int]":
     """The tokens a document is read as: those that a conversation begins with whose first message it is."""
-    return array("i", tokenizer.encode_chat([{"role": "user", "content": text}], add_generation_prompt=False))
+    ids = array("i")
+    for part in tokenizer.chat_parts([{"role": "user", "content": text}], add_generation_prompt=False):
+        ids.extend([part] if isinstance(part, int) else tokenizer.encode_ids(part))
+    return ids
 
 
 def spared(num_tokens: int, piece_tokens: int) -> Callable[[int], bool]:

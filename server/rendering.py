@@ -34,7 +34,11 @@ def document_view(document: Document) -> DocumentView:
         status=document.status.value,
         answerable=document.answerable,
         progress=ProgressView(
-            stage=progress.stage, done=progress.done, total=progress.total, seconds_left=progress.seconds_left
+            stage=progress.stage,
+            done=progress.done,
+            total=progress.total,
+            seconds_left=progress.seconds_left,
+            note=progress.note,
         ),
         num_bytes=document.num_bytes,
         num_characters=document.num_characters,

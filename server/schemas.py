@@ -36,10 +36,11 @@ class WireModel(BaseModel):
 
 
 class TextDocument(WireModel):
-    """A document sent as JSON."""
+    """A document sent as JSON. ``read`` is whether the model reads it to its end, None is what the server does."""
 
     text: Annotated[Text, StringConstraints(min_length=1)]
     name: Annotated[Text, StringConstraints(pattern=r"\S", max_length=255)] = "document.txt"
+    read: bool | None = None
 
 
 class DocumentQuestion(WireModel):
@@ -64,6 +65,7 @@ class ProgressView(BaseModel):
     done: int
     total: int
     seconds_left: float | None
+    note: str | None = None
 
 
 class ErrorView(BaseModel):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
+
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
 from server.answering import Answering
@@ -21,6 +23,7 @@ from server.inquiry import Limits, ServedModel
 from server.logs import log_event
 from server.metrics import MemoryCollector, Metrics
 from server.prompt import ChatTokenizer
+from server.reading import Reader
 from server.sessions.book import open_book
 from server.sessions.traces import Traces
 from server.sessions.vault import Vault
@@ -56,27 +59,38 @@ class Services:
         self.forecaster = forecaster
         self.tokenizer = tokenizer
         self.bridge = EngineThread(engine, metrics.stepped, metrics.delivered, settings.stalled_reader_seconds)
-        self.ingestor = Ingestor(library)
         limits = Limits(
             settings.chat_max_tokens, settings.answer_max_tokens, settings.max_request_seconds, settings.information
         )
         vault = Vault(settings.data_dir / "sessions", settings.session_disk_bytes)
         self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)
         self.traces = Traces(self.bridge)
+        self.reader = Reader(
+            library, self.bridge, tokenizer, self.readings, model.policy, model.max_context_tokens, settings.information
+        )
+        self.reads_documents = settings.read_documents
+        self.ingestor = Ingestor(library, self.reader.wake)
         self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits, self.book, self.traces)
         self.spool_dir = settings.data_dir / "uploads"
         self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats)
         metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
 
     def start(self) -> None:
-        """Start the engine's and the ingestion's threads; sweep away uploads that a crash cut off."""
+        """Start the engine's and the ingestion's threads, and the reader on the running event loop; sweep away uploads
+        that a crash cut off."""
         for cut_off in self.spool_dir.glob(f"{SPOOL_PREFIX}*"):
             cut_off.unlink(missing_ok=True)
         self.bridge.start()
         self.ingestor.start()
+        if self.reads_documents:
+            self.reader.start()
 
-    def stop(self) -> None:
-        """End both threads and close the library. Blocks for the engine's step and some of the worker's."""
+    async def aclose(self) -> None:
+        """End the reader and both threads and close the library. Waits for a step of each."""
+        await self.reader.stop()
+        await anyio.to_thread.run_sync(self._stop)
+
+    def _stop(self) -> None:
         at_rest = self.ingestor.stop(INGEST_STOP_SECONDS)
         self.bridge.stop()
         # A library that is in use must not be closed; the end of the process lets go of it just as well.
@@ -118,7 +132,9 @@ def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Lib
     # The embedder shares the cores with the engine and the event loop, so it gets half of them.
     embedder = MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
     limits = LibraryLimits(max_characters=settings.max_text_characters)
-    return Library.open(settings.data_dir, embedder, count_tokens=count_tokens, limits=limits)
+    return Library.open(
+        settings.data_dir, embedder, count_tokens=count_tokens, limits=limits, has_reader=settings.read_documents
+    )
 
 
 def embedded_checkpoint() -> Path:

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
         None, gt=0, description="How long a request may wait and generate, then it ends with a 504; default no limit."
     )
 
+    read_documents: bool = Field(
+        True,
+        description="Let the model read every document once, in the background, unless it is sent with read=false.",
+    )
     information: bool = Field(
         False, description="Sum up the model's surprisal of all that is read; costs the head's work for each token."
     )

@@ -27,6 +27,8 @@ WRITE_BYTES = 1 << 20
 HEAD_BYTES = 8192
 SPOOL_PREFIX = "upload-"
 MAX_HEADER_BYTES = 16_384
+MAX_WISH_BYTES = 16
+WISHES = {"true": True, "1": True, "false": False, "0": False}
 
 # Of these the file is the text, so that its characters can be counted as they come.
 PLAIN_TYPES = ("text/plain", "text/markdown")
@@ -35,13 +37,17 @@ UTF8_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file as it came: its name, the type the client says it has, and where its bytes lie until taken over."""
+    """A file as it came: its name, the type the client says it has, and where its bytes lie until taken over.
+
+    ``read`` is whether the client wants it read to its end; None leaves it to the server.
+    """
 
     name: str
     declared_type: str | None
     path: Path
     num_bytes: int
     head: bytes
+    read: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ async def spooled_text(name: str, text: str, directory: Path) -> AsyncIterator[U
 async def spooled_file(
     request: Request, directory: Path, limit: SizeLimit, text_limit: SizeLimit
 ) -> AsyncIterator[Upload]:
-    """The one part ``file`` of a multipart body, as an upload. The spool file is gone afterwards unless taken.
+    """The part ``file`` of a multipart body, as an upload, with what the part ``read`` says. The spool file is gone
+    afterwards unless taken.
 
     Raises while reading: ``BodyTooLarge`` at the byte that passes a limit, ``UnsupportedMediaType`` as soon as the
     first bytes tell, ``RequestInvalid`` for a body that is not such a form.
@@ -116,7 +123,7 @@ async def spooled_file(
                 "file is missing: send the document as the multipart field file", "file", "missing_field"
             )
         await spool.flush()
-        yield Upload(form.name, form.declared_type, spool.path, form.num_bytes, spool.head)
+        yield Upload(form.name, form.declared_type, spool.path, form.num_bytes, spool.head, form.wish)
 
 
 def clean_name(raw: str) -> str:
@@ -184,7 +191,7 @@ async def _spool(directory: Path) -> AsyncIterator[_Spool]:
 
 @dataclass(slots=True)
 class _Form:
-    """A multipart form of one file; the parser calls it back."""
+    """A multipart form of one file, and perhaps the field ``read``; the parser calls it back."""
 
     spool: _Spool
     name: str | None = None
@@ -192,6 +199,8 @@ class _Form:
     num_bytes: int = 0
     num_characters: int = 0
     complete: bool = False
+    wish: bool | None = None
+    _read: bytearray | None = None
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _header: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
 
@@ -220,6 +229,9 @@ class _Form:
     def _begin(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         part = _text(options.get(b"name", b""))
+        if part == "read":
+            self._read = bytearray()
+            return
         if part != "file":
             raise RequestInvalid(f"{part or 'a part without a name'} is not a field that is known here", part or None,
                                  "unknown_field")  # fmt: skip
@@ -230,6 +242,11 @@ class _Form:
         self.declared_type = declared or None
 
     def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._read is not None:
+            self._read += data[start:end]
+            if len(self._read) > MAX_WISH_BYTES:
+                raise RequestInvalid("read is neither true nor false", "read")
+            return
         self.num_bytes += end - start
         piece = data[start:end]
         # Characters if this is UTF-8, and no more than there are in any encoding of one byte or more each.
@@ -237,7 +254,13 @@ class _Form:
         self.spool.put(piece)
 
     def _end(self) -> None:
-        self.complete = True
+        if self._read is None:
+            self.complete = True
+            return
+        said = _text(bytes(self._read)).strip().lower()
+        if said not in WISHES:
+            raise RequestInvalid(f"read is {said!r}, which is neither true nor false", "read")
+        self.wish, self._read = WISHES[said], None
 
 
 def _text(raw: bytes) -> str:

@@ -49,7 +49,7 @@ def make_world(
     **changes: Any,
 ) -> World:
     """A world of its own; ``changes`` are settings."""
-    settings = Settings(data_dir=data_dir, **changes)
+    settings = Settings(data_dir=data_dir, **{"read_documents": False, **changes})
     engine, library, metrics = FakeEngine(policy), FakeLibrary(), Metrics()
     model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens, reads)
     forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig(policy=policy))

@@ -43,7 +43,10 @@ UPLOAD_BODIES: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "read": {"type": "boolean", "description": "Whether the model reads it to its end."},
+                    },
                 }
             },
             "application/json": {"schema": TextDocument.model_json_schema()},
@@ -86,14 +89,17 @@ class Deletion(BaseModel):
     openapi_extra=UPLOAD_BODIES,
 )
 async def create_document(request: Request, services: ServicesDep, tenant: TenantDep, state: StateDep) -> Response:
-    """Take a document: multipart field `file`, or JSON `{"text", "name"}`. It is safe on disk when the 202 leaves."""
+    """Take a document: multipart field `file`, or JSON `{"text", "name"}`. It is safe on disk when the 202 leaves.
+
+    With `read` false the model does not read it to its end, and it is ready as soon as it is indexed.
+    """
     settings = state.settings
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     text_limit = SizeLimit("the text", settings.max_text_characters, "FANO_MAX_TEXT_CHARACTERS", "characters")
     if kind == "multipart/form-data":
         file_limit = SizeLimit("the file", settings.max_upload_bytes, "FANO_MAX_UPLOAD_BYTES")
         async with spooled_file(request, services.spool_dir, file_limit, text_limit) as upload:
-            return await _accept(services, tenant, upload)
+            return await _accept(services, tenant, upload, upload.read)
     if kind == "application/json":
         body_limit = SizeLimit(
             "the body", text_limit.most * JSON_BYTES_PER_CHARACTER + 4096, "FANO_MAX_TEXT_CHARACTERS"
@@ -102,7 +108,7 @@ async def create_document(request: Request, services: ServicesDep, tenant: Tenan
         sent = await anyio.to_thread.run_sync(_parse_text, body)
         text_limit.check(len(sent.text))
         async with spooled_text(clean_name(sent.name), sent.text, services.spool_dir) as upload:
-            return await _accept(services, tenant, upload)
+            return await _accept(services, tenant, upload, sent.read)
     raise RequestInvalid(
         "send the document as multipart/form-data with the field file, or as application/json with text and name",
         None,
@@ -196,9 +202,12 @@ async def _get(services: Services, tenant: str, document_id: str) -> Document:
     return await anyio.to_thread.run_sync(services.library.get, tenant, document_id)
 
 
-async def _accept(services: Services, tenant: str, upload: Upload) -> JSONResponse:
+async def _accept(services: Services, tenant: str, upload: Upload, read: bool | None) -> JSONResponse:
     media_type = supported_media_type(upload.name, upload.declared_type, upload.head)
-    document, is_new = await anyio.to_thread.run_sync(services.ingestor.accept, tenant, upload, media_type)
+    is_to_be_read = services.reads_documents if read is None else read
+    document, is_new = await anyio.to_thread.run_sync(
+        services.ingestor.accept, tenant, upload, media_type, is_to_be_read
+    )
     return JSONResponse(
         document_view(document).model_dump(),
         status_code=202 if is_new else 200,

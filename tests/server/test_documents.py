@@ -279,3 +279,36 @@ async def test_names_are_made_fit_for_people(client: httpx.AsyncClient) -> None:
     for raw, name in (("C:\\docs\\a.txt", "a.txt"), ("a\x00\x1bb.txt", "a b.txt"), ("dir/", "document")):
         reply = await client.post("/v1/documents", json={"text": f"Text of {name}.", "name": raw})
         assert reply.json()["name"] == name
+
+
+@pytest.mark.parametrize(("default", "sent", "wanted"), [
+    (True, None, True), (True, False, False), (False, None, False), (False, True, True),
+])  # fmt: skip
+async def test_whether_a_document_is_read_is_the_clients_wish_else_the_servers(
+    new_world: WorldMaker, default: bool, sent: bool | None, wanted: bool
+) -> None:
+    world = new_world()
+    async with open_client(world) as client:
+        services = world.app.state.fano.services
+        services.reads_documents = default
+        wish = {} if sent is None else {"read": sent}
+        by_json = (await client.post("/v1/documents", json={"text": TEXT, **wish})).json()["id"]
+        form = {key: str(value).lower() for key, value in wish.items()}
+        files = {"file": ("other.txt", b"Another text.", "text/plain")}
+        by_form = (await client.post("/v1/documents", files=files, data=form)).json()["id"]
+        assert world.library.to_be_read == ([by_json, by_form] if wanted else [])
+
+
+@pytest.mark.parametrize("said", ["maybe", "", "t" * 100_000])
+async def test_a_wish_that_is_none_is_refused(client: httpx.AsyncClient, world: World, said: str) -> None:
+    files = {"file": ("other.txt", b"Another text.", "text/plain")}
+    reply = await client.post("/v1/documents", files=files, data={"read": said})
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "read"
+    assert world.library.documents == {} and spooled(world) == []
+
+
+async def test_what_was_left_out_is_told_in_the_progress(client: httpx.AsyncClient, world: World) -> None:
+    document = world.library.put(TEXT, is_to_be_read=True)
+    world.library.end_reading(document, "not read: too long")
+    view = (await client.get(f"/v1/documents/{document}")).json()
+    assert (view["status"], view["error"], view["progress"]["note"]) == ("ready", None, "not read: too long")

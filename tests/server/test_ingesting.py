@@ -27,7 +27,7 @@ def upload(directory: Path, name: str) -> Upload:
 
 
 def accept(ingestor: Ingestor, directory: Path, name: str) -> str:
-    document, is_new = ingestor.accept("default", upload(directory, name), "text/plain")
+    document, is_new = ingestor.accept("default", upload(directory, name), "text/plain", False)
     assert is_new
     return document.id
 
