@@ -33,7 +33,8 @@ stats = engine.stats()
 
 def unaccounted():
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return resident - sum(stats.pool_bytes.values())
+    now = engine.stats()
+    return resident - sum(now.pool_bytes.values()) - now.saved_bytes - now.checkpoint_bytes
 
 def serve(first, last):
     for number in range(first, last):
@@ -50,6 +51,7 @@ serve(0, 20)
 found["after_20"] = unaccounted()
 serve(20, 120)
 found["after_120"] = unaccounted()
+found["checkpoints"] = engine.stats().checkpoint_bytes
 found["pools"], found["plan"] = dict(engine.stats().pool_bytes), dict(engine.stats().plan_bytes)
 print(json.dumps(found))
 """
@@ -64,6 +66,7 @@ def test_pools_and_the_rest_add_up_to_the_process() -> None:
     for pool in ("weights", "ssm_state", "conv_state", "kv"):
         assert found["pools"][pool] == found["plan"][pool]
     assert found["pools"]["kv"] > 500 * MIB, "large enough that pages nobody touched would show"
+    assert found["checkpoints"] > 10 * MIB, "enough that bytes of checkpoints nobody counted would show"
     for when in ("at_start", "after_20", "after_120"):
         assert 0 < found[when] < UNACCOUNTED_MIB * MIB, found
     assert found["after_120"] - found["after_20"] < GROWTH_MIB * MIB, found

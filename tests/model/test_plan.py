@@ -42,7 +42,7 @@ def test_plan_equals_allocation(kind: str, dtype: Dtype, checkpoints) -> None:
     }
     assert {pool: size for pool, size in plan.pool_bytes.items() if pool != "workspace"} == held
     assert plan.total_bytes == sum(held.values()) + plan.workspace_bytes
-    assert plan.bytes_per_slot == states.nbytes // 3 == config.state_bytes
+    assert plan.bytes_per_slot == states.nbytes // plan.num_states == config.state_bytes
     assert plan.bytes_per_block == blocks.bytes_per_block == 64 * config.kv_bytes_per_token(dtype)
 
 
@@ -76,7 +76,7 @@ def test_plan_equals_allocation_for_any_geometry(
     config = ModelConfig.from_dict({**TINY_CONFIG, **values})
     plan = MemoryPlan.of(config, EngineConfig(num_slots=num_slots, num_blocks=num_blocks, dtype=dtype))
     model = HybridLM(config, REFERENCE, dtype, device="meta")
-    states = StatePool(config, num_slots, device="meta")
+    states = StatePool(config, plan.num_states, device="meta")
     blocks = BlockPool(config, num_blocks, dtype, device="meta")
     assert plan.weight_bytes == model.nbytes
     assert sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters()

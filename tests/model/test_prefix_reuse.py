@@ -12,6 +12,7 @@ from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
 from model.config import Dtype
 from model.engine.engine import Engine
+from model.engine.placement import LEAST_TOKENS
 from model.engine.request import Keep, RequestUsage, TokenEvent
 from model.engine.runner import ModelRunner
 from model.engine.token_trie import TokenTrie
