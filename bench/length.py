@@ -82,7 +82,8 @@ def read(engine: Engine, policy: AttentionPolicy, num_tokens: int, request_id: s
     usage: RequestUsage | None = None
     prefill_seconds, decode_seconds = 0.0, []
     # Random ids may draw an end of text at once; then the few tokens are fewer.
-    engine.submit(GenerationRequest(request_id, ids, sampling))
+    # A tenant of its own, so that nothing is reused; what is kept in passing is part of the cost.
+    engine.submit(GenerationRequest(request_id, ids, sampling, tenant=request_id))
     while usage is None:
         started = time.process_time()
         events = engine.step()

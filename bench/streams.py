@@ -23,10 +23,12 @@ from bench.throughput import describe_machine, random_ids
 from model.config import Dtype, EngineConfig
 from model.engine.engine import Engine
 from model.engine.loader import load_engine
-from model.engine.request import GenerationRequest, SamplingParams
+from model.engine.request import GenerationRequest, Keep, SamplingParams
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 TOKENIZER = Path(__file__).parents[1] / "weights" / "fano-reader"
+# Everything is read anew.
+NOTHING = Keep(nothing=True)
 STREAMS = (1, 2, 4, 8)
 NUM_STEPS = 48
 STREAM_TOKENS = 20_000
@@ -130,7 +132,7 @@ def compare_streams(
 def steps_of(engine: Engine, num_streams: int, context: int) -> list[float]:
     """Seconds of steps in which each of ``num_streams`` gets a token."""
     for number in range(num_streams):
-        engine.submit(GenerationRequest(str(number), tuple(random_ids(context, 512)), ENDLESS))
+        engine.submit(GenerationRequest(str(number), tuple(random_ids(context, 512)), ENDLESS, keep=NOTHING))
     while len(engine.step()) < num_streams:
         pass
     seconds = []
@@ -157,15 +159,15 @@ def read_beside(checkpoint: Path, dtype: Dtype, threads: int, prompt_tokens: int
     long_prompt = tuple(random_ids(prompt_tokens, 512))
     last = SamplingParams(max_tokens=1, temperature=0.0)
     started = time.perf_counter()
-    engine.submit(GenerationRequest("alone", long_prompt, last))
+    engine.submit(GenerationRequest("alone", long_prompt, last, keep=NOTHING))
     while engine.has_work():
         engine.step()
     alone_seconds = time.perf_counter() - started
 
-    engine.submit(GenerationRequest("stream", tuple(random_ids(100, 512)), ENDLESS))
+    engine.submit(GenerationRequest("stream", tuple(random_ids(100, 512)), ENDLESS, keep=NOTHING))
     before = gaps(engine, lambda count: count == 600)
     started = time.perf_counter()
-    engine.submit(GenerationRequest("long", long_prompt, last))
+    engine.submit(GenerationRequest("long", long_prompt, last, keep=NOTHING))
     during = gaps(engine, lambda _: engine.stats().num_running + engine.stats().num_waiting == 1)
     beside_seconds = time.perf_counter() - started
     engine.abort("stream")
