@@ -9,8 +9,6 @@ from pathlib import Path
 
 import tokenizers
 
-from bench.sides import make_checkpoint
-
 TOKENIZER = Path(__file__).parents[1] / "weights" / "fano-reader"
 # Special tokens and bytes come first in that vocabulary.
 NUM_WORDLESS = 264
@@ -22,8 +20,11 @@ def make_chat_checkpoint(directory: Path, geometry: dict[str, int], seed: int) -
     The embeddings of special tokens and bytes are zero. They are the output's weights too, so the best of the other
     logits is always higher: a greedy reply neither ends early nor holds back text until a character is complete.
     """
+    # Not above: the prompts alone should not wait for torch.
     import torch
     from safetensors.torch import load_file, save_file
+
+    from bench.sides import make_checkpoint
 
     num_weights = make_checkpoint(directory, geometry, seed)
     file = directory / "model.safetensors"

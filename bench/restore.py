@@ -26,8 +26,6 @@ from bench.checkpoints import make_chat_checkpoint, random_text, words_of_one_to
 from bench.fano_server import FanoServer
 from bench.llama import LlamaBuild, LlamaServer, default_directory
 from bench.peers import Answer, Message, Peer, Spent
-from bench.sides import SMALL
-from bench.throughput import describe_machine
 
 REPLY_TOKENS = 16
 TAIL_TOKENS = 20
@@ -82,6 +80,10 @@ def user(text: str) -> list[Message]:
 
 def main() -> None:
     options = parse_options()
+    # Not above: options and tables should not wait for torch.
+    from bench.sides import SMALL
+    from bench.throughput import describe_machine
+
     turns: list[Turn] = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
