@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes_vault import (
@@ -464,6 +465,44 @@ def test_a_turn_does_not_fail_because_old_runs_cannot_be_removed(
             vault.delete(TENANT, "s")
     vault.check()
     assert vault.load_tokens(vault.get(TENANT, "s")) == tokens(300)
+
+
+def test_a_temporary_file_that_cannot_be_removed_at_once_is_later(
+    vault: Vault, directory: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.unlink
+
+    def unlink(path: os.PathLike[str], *rest: object) -> None:
+        if str(path).endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        real(path, *rest)
+
+    disk.fail_at = disk.num_calls + 4  # The write of the segment: a folder was made and synchronised, a file opened.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(SessionStorageFull):
+            turn(vault)
+        assert [path.suffix for path in files_below(directory)] == [".part"]
+    vault.check()
+    assert files_below(directory) == []
+
+
+def test_what_a_fork_is_to_share_is_not_removed_meanwhile(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(vault)
+    deleting = threading.Thread(target=vault.delete, args=(TENANT, "s"))
+    real = vault._stock.publish
+
+    def publish(*arguments: Any) -> None:
+        deleting.start()
+        deleting.join(0.1)
+        real(*arguments)
+
+    monkeypatch.setattr(vault._stock, "publish", publish)
+    fork = vault.fork(TENANT, "s", "t")
+    deleting.join()
+    assert vault.get(TENANT, "s") is None
+    assert same_snapshots(vault.load_snapshots(fork), (snapshot(64), snapshot(200)))
+    vault.check()
 
 
 def test_every_byte_is_synchronised_before_the_name_that_refers_to_it(
