@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ def server(data_dir: Path, **changes: Any) -> Iterator[str]:
 
 
 def say(url: str, messages: list[dict[str, str]], session: str, **more: Any) -> dict[str, Any]:
-    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 12, "fano": {"session": session}}
+    fano = {"session": session, "documents": more.pop("fano_documents", [])}
+    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 12, "fano": fano}
     reply = httpx.post(f"{url}/v1/chat/completions", json={**body, **more}, timeout=60)
     assert reply.status_code == 200, reply.text
     told: dict[str, Any] = reply.json()
@@ -201,6 +203,38 @@ def test_one_request_at_a_time(url: str) -> None:
     while (reply := httpx.delete(f"{url}/v1/sessions/busy")).status_code != 404:
         assert refusal(reply).startswith("session_busy") and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_nothing_of_a_deleted_document_is_on_the_disk(url: str, told: dict[str, Any]) -> None:
+    secret = "The custodian of the northern archive is Wilhelmina Thackeray-Oduya."
+    name = "custodian-dossier.txt"
+    sent = httpx.post(f"{url}/v1/documents", json={"text": f"{STORY} {secret}", "name": name}, timeout=60).json()
+    document = f"{url}/v1/documents/{sent['id']}"
+    deadline = time.monotonic() + 60
+    while httpx.get(document).json()["status"] != "ready":
+        assert time.monotonic() < deadline, httpx.get(document).text
+        time.sleep(0.05)
+    reading = f"{url}/v1/sessions/document:{sent['id']}"
+    ids = array("i", Tokenizer(embedded_checkpoint()).encode_ids(secret))[2:10].tobytes()
+    httpx.post(f"{reading}/fork", json={"to": "asked"}).raise_for_status()
+    first = say(url, [THIRD], "asked")
+    # The document was read once, and the fork goes on from there.
+    assert cached(first) >= httpx.get(reading).json()["num_tokens"] > 400
+    httpx.post(f"{url}/v1/sessions/asked/save", timeout=60).raise_for_status()
+    say(url, [{"role": "user", "content": "Who is the custodian?"}], "cited", fano_documents=[sent["id"]])
+
+    def traces() -> set[str]:
+        wanted = {"text": secret[4:24].encode(), "tokens": ids, "name": name.encode(), "id": sent["id"].encode()}
+        content = b"".join(path.read_bytes() for path in told["data_dir"].rglob("*") if path.is_file())
+        return {what for what, trace in wanted.items() if trace in content}
+
+    assert traces() == {"text", "tokens", "name", "id"}
+    refused = httpx.delete(document)
+    assert refusal(refused).startswith("document_in_use") and "'asked', 'cited'" in refused.text
+    assert httpx.delete(f"{document}?cascade=true", timeout=60).status_code == 200
+    assert traces() == set()
+    left = {each["name"] for each in httpx.get(f"{url}/v1/sessions").json()["data"]}
+    assert not left & {"asked", "cited", f"document:{sent['id']}"}
 
 
 def test_what_was_made_otherwise_or_altered_is_refused(url: str, told: dict[str, Any], tmp_path: Path) -> None:
