@@ -30,7 +30,7 @@ from server.inquiry import (
     ServedModel,
 )
 from server.metrics import Metrics
-from server.prompt import NOT_FOUND, Budget, ChatTokenizer, Prompt, build_chat, build_prompt
+from server.prompt import NOT_FOUND, Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
 from server.recording import Recording
 from server.sessions.book import Book, SessionTurn
 from server.sessions.traces import Trace, Traces
@@ -111,7 +111,7 @@ class Answering:
             tenant=inquiry.tenant,
             max_seconds=self.limits.max_request_seconds,
             measure_information=self.limits.measure_information,
-            keep=Keep(found.prompt.borders, tail=inquiry.session is not None and not inquiry.documents),
+            keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and not inquiry.documents),
         )
 
     def _turn(self, inquiry: Inquiry) -> AbstractAsyncContextManager[SessionTurn | None]:

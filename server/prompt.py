@@ -14,6 +14,8 @@ from server.conversation import Conversation, History, PartTokenizer, converse
 from server.errors import EvidenceTooLong
 
 NOT_FOUND = "Not found in the passages."
+# To read fewer tokens than this again takes as long as to read one.
+NEAR_TOKENS = 32
 
 
 class ChatTokenizer(PartTokenizer, Protocol):
@@ -84,6 +86,11 @@ def build_prompt(
 def build_chat(tokenizer: PartTokenizer, turns: Sequence[Turn], history: History | None = None) -> Conversation:
     """A conversation as it is, of any length, with the token ids of ``history`` as far as the text is the same."""
     return converse(tokenizer, _messages(turns), history)
+
+
+def worthwhile(prompt: Prompt) -> tuple[int, ...]:
+    """The borders at which to keep what was read: but for those by the end of the prompt, which is kept anyway."""
+    return tuple(border for border in prompt.borders if len(prompt.ids) - border >= NEAR_TOKENS)
 
 
 def document_question(question: str, passages: Sequence[str]) -> str:

@@ -112,11 +112,12 @@ class Book:
             fingerprint = await self._states.check_fingerprint(session)
             history = await self._states.history(session)
             snapshots = await self._states.load(session)
-            if not session.manifest.is_saved and session.saved_tokens < len(history.ids):
-                history = history.until(session.saved_tokens)
+            saved = history if session.manifest.is_saved else history.until(session.saved_tokens)
+            await self._states.admit(session, saved, snapshots)
+            if len(saved.ids) < len(history.ids):
                 documents = session.manifest.documents
-                await self._writer.commit(tenant, name, session.policy, history, fingerprint, documents)
-            await self._states.admit(session, history, snapshots)
+                await self._writer.commit(tenant, name, session.policy, saved, fingerprint, documents)
+                await self._states.release(session)
             return await self._view(session)
 
     async def fork(self, tenant: str, name: str, to: str) -> SessionView:

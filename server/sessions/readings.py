@@ -1,6 +1,7 @@
 """Sessions that are the reading of a document: made while the model reads, forked by conversations, gone with it."""
 
 import asyncio
+import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -10,7 +11,7 @@ import anyio.to_thread
 from model.policy import AttentionPolicy
 from server.conversation import History
 from server.sessions.errors import SessionDamaged
-from server.sessions.refusals import DocumentInUse, SessionBusy
+from server.sessions.refusals import DocumentInUse
 from server.sessions.register import DOCUMENT_PREFIX, Register
 from server.sessions.states import States
 from server.sessions.upkeep import to_its_end
@@ -18,6 +19,7 @@ from server.sessions.vault import Vault
 from server.sessions.writer import Writer
 
 WAIT_SECONDS = 0.02
+LONGEST_WAIT_SECONDS = 60.0
 
 
 class Readings:
@@ -60,16 +62,13 @@ class Readings:
         """
         name = DOCUMENT_PREFIX + document_id
         ids = token_ids if isinstance(token_ids, array) else array("i", token_ids)
-        while True:
-            with suppress(SessionBusy), self._register.occupied(tenant, name):
-                await anyio.to_thread.run_sync(self._find_document, tenant, document_id)
-                session = self._register.get(tenant, name)
-                own = policy or (session.policy if session else self._policy)
-                fingerprint = await self._states.fingerprint(own)
-                history = History(ids, (), len(ids) if is_complete else 0)
-                await self._writer.commit(tenant, name, own, history, fingerprint, (document_id,))
-                return
-            await asyncio.sleep(WAIT_SECONDS)
+        async with self._occupied(tenant, name):
+            await anyio.to_thread.run_sync(self._find_document, tenant, document_id)
+            session = self._register.get(tenant, name)
+            own = policy or (session.policy if session else self._policy)
+            fingerprint = await self._states.fingerprint(own)
+            history = History(ids, (), len(ids) if is_complete else 0)
+            await self._writer.commit(tenant, name, own, history, fingerprint, (document_id,))
 
     async def open_document(self, tenant: str, document_id: str) -> "array[int] | None":
         """What was read of a document, to be read on, with the saved part of its state at hand.
@@ -104,11 +103,11 @@ class Readings:
     async def without_document(self, tenant: str, document_id: str, cascade: bool) -> AsyncIterator[None]:
         """Nothing of the document is in any session from here on; inside, no session can take it up again.
 
-        Raises ``DocumentInUse`` naming the sessions that contain it unless they are to go too (``cascade``), and
-        ``SessionBusy`` where one of them is in use.
+        Waits while the reading is being saved. Raises ``DocumentInUse`` naming the sessions that contain it unless they
+        are to go too (``cascade``), and ``SessionBusy`` where one of them is in use.
         """
         own = DOCUMENT_PREFIX + document_id
-        with self._register.occupied(tenant, own):
+        async with self._occupied(tenant, own):
             names = self.sessions_with(tenant, document_id)
             if names and not cascade:
                 raise DocumentInUse(document_id, names)
@@ -126,4 +125,13 @@ class Readings:
                 await anyio.to_thread.run_sync(self._vault.delete_containing, tenant, document_id)
 
             await to_its_end(sweep())
+            yield
+
+    @asynccontextmanager
+    async def _occupied(self, tenant: str, name: str) -> AsyncIterator[None]:
+        """Have the name to oneself, as soon as it is free. Raises ``SessionBusy`` where that takes too long."""
+        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        while self._register.is_busy(tenant, name) and time.monotonic() < deadline:
+            await asyncio.sleep(WAIT_SECONDS)
+        with self._register.occupied(tenant, name):
             yield

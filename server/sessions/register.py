@@ -124,9 +124,9 @@ class Register:
             if document_id in each.manifest.documents and each.document_id != document_id
         ]
 
-    def is_busy(self, session: Session) -> bool:
-        """Whether a request has the session."""
-        return session.key in self._busy
+    def is_busy(self, tenant: str, name: str) -> bool:
+        """Whether a request has the name."""
+        return (tenant, name) in self._busy
 
     @contextmanager
     def occupied(self, tenant: str, name: str) -> Iterator[Hold]:

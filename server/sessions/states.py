@@ -121,14 +121,12 @@ class States:
             raise _Damaged(error, f"the saved state of session {session.name!r} is damaged", remedy) from error
 
     async def admit(self, session: Session, history: History, snapshots: "Sequence[Snapshot]") -> None:
-        """Bring a saved state to the host. Raises ``HostBudgetExceeded``; what fits is there then."""
+        """Bring a saved state of ``history`` to the host. Raises ``HostBudgetExceeded``; what fits is there then."""
 
         def bring(engine: SteppedEngine) -> None:
-            try:
-                engine.checkpoints.admit(session.tree, history.ids, snapshots)
-            finally:
-                engine.checkpoints.anchor(session.key, session.tree, history.ids)
-                engine.checkpoints.release(session.key)
+            engine.checkpoints.admit(session.tree, history.ids, snapshots)
+            engine.checkpoints.anchor(session.key, session.tree, history.ids)
+            engine.checkpoints.release(session.key)
 
         await self._bridge.call(bring)
 

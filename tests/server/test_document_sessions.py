@@ -138,6 +138,11 @@ async def test_progress_waits_while_the_reading_is_in_use(
         assert not going.done()
     await going
     assert services_of(world).readings.is_read("default", document)
+    with register.occupied("default", f"document:{document}"):
+        deleting = asyncio.create_task(client.delete(f"/v1/documents/{document}"))
+        await asyncio.sleep(0.1)
+        assert not deleting.done()
+    assert (await deleting).status_code == 200
 
 
 async def test_sessions_that_contain_a_document_are_named_and_go_only_with_cascade(
