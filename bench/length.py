@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--longest-full", type=int, default=16384, help="policy full is not tried beyond this")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--information", action="store_true", help="also add up the surprisal of what is read")
     parser.add_argument("--dtype", choices=[*Dtype], default=Dtype.BFLOAT16)
     options = parser.parse_args()
 
@@ -57,7 +58,7 @@ def main() -> None:
         )
         engine, _ = load_engine(options.checkpoint, config)
         for turn in range(options.rounds):
-            costs += [read(engine, policy, length, f"{turn}/{length}") for length in lengths]
+            costs += [read(engine, policy, length, f"{turn}/{length}", options.information) for length in lengths]
 
     machine = describe_machine(options.threads)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
@@ -72,10 +73,20 @@ def main() -> None:
         microseconds, milliseconds = row["prefill_cpu_seconds_per_token"] * 1e6, row["decode_cpu_seconds"] * 1e3
         print(f"{policy_name:8} {length:8} {row['kv_bytes']:12,} {row['state_bytes']:12,}", end=" ")
         print(f"{microseconds:18.1f} {milliseconds:10.2f}")
-    print(json.dumps({"bench": "length", "machine": machine, "dtype": options.dtype, "rows": rows}))
+    print(
+        json.dumps(
+            {
+                "bench": "length",
+                "machine": machine,
+                "dtype": options.dtype,
+                "information": options.information,
+                "rows": rows,
+            }
+        )
+    )
 
 
-def read(engine: Engine, policy: AttentionPolicy, num_tokens: int, request_id: str) -> Cost:
+def read(engine: Engine, policy: AttentionPolicy, num_tokens: int, request_id: str, information: bool) -> Cost:
     """Read random ids and write ``NUM_DECODED`` tokens; CPU seconds of the steps."""
     ids = tuple(random_ids(num_tokens, 512))
     sampling = SamplingParams(max_tokens=NUM_DECODED, seed=0)
@@ -83,7 +94,8 @@ def read(engine: Engine, policy: AttentionPolicy, num_tokens: int, request_id: s
     prefill_seconds, decode_seconds = 0.0, []
     # Random ids may draw an end of text at once; then the few tokens are fewer.
     # A tenant of its own, so that nothing is reused; what is kept in passing is part of the cost.
-    engine.submit(GenerationRequest(request_id, ids, sampling, tenant=request_id))
+    request = GenerationRequest(request_id, ids, sampling, tenant=request_id, measure_information=information)
+    engine.submit(request)
     while usage is None:
         started = time.process_time()
         events = engine.step()
