@@ -80,7 +80,10 @@ class ScriptedRunner:
         assert sequence in self.held
         self.held |= set(forks)
 
-    def begin(self, sequence: Sequence) -> None:
+    def advance(self, sequence: Sequence) -> None:
+        pass
+
+    def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
         sequence.group.begin(PrefixOutcome("miss", "empty"), 0, CHUNK)
 
     def num_missing_blocks(self, sequence: Sequence, end: int) -> int:

@@ -29,8 +29,12 @@ class Memory(Protocol):
     def num_bytes_to_save(self, sequences: Collection[Sequence]) -> int:
         """Host memory that saving the sequences would take."""
 
-    def begin(self, sequence: Sequence) -> None:
-        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group."""
+    def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
+        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group; ``beside`` are
+        those that run."""
+
+    def advance(self, sequence: Sequence) -> None:
+        """Skip what another sequence has read meanwhile."""
 
     def save(self, sequences: Collection[Sequence]) -> bool:
         """Move what the sequences hold to host memory; False, and nothing was done, where the host has none left."""

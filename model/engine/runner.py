@@ -13,6 +13,7 @@ from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
 from model.cache.place import Place
+from model.cache.prefix_tree import common_length
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
 from model.engine.books import Capacity
@@ -186,27 +187,53 @@ class ModelRunner:
         )
         group.kept(planned.end)
 
-    def begin(self, sequence: Sequence) -> None:
-        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group."""
+    def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
+        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group.
+
+        ``beside`` are those that run: where the prompt parts from one of theirs is worth keeping, too.
+        """
         group, request = sequence.group, sequence.group.request
-        num_read, num_common = 0, 0
+        num_common = 0
         if request.keep.nothing or request.sampling.prompt_logprobs is not None:
             outcome = PrefixOutcome("miss", "not_wanted" if request.keep.nothing else "prompt_logprobs")
         else:
             found = self.checkpoints.find(_tree(sequence), sequence.token_ids, request.measure_information)
-            outcome, num_common = PrefixOutcome("miss", found.reason), found.num_common
-            if (checkpoint := found.checkpoint) is not None:
-                held = self.checkpoints.open(checkpoint)
-                if held is None:
-                    outcome = PrefixOutcome("miss", "no_room")
-                else:
-                    self._held[sequence] = held
-                    num_read = sequence.num_read = checkpoint.num_tokens
-                    outcome = PrefixOutcome("hit", found.reason, num_read)
-                    self._recall(sequence, checkpoint.hidden, checkpoint.information_bits)
+            alike = [each for each in beside if _tree(each) == _tree(sequence)]
+            shared = [common_length(each.token_ids, sequence.token_ids, 0) for each in alike]
+            num_common = max(found.num_common, *shared, 0)
+            outcome = PrefixOutcome("miss", found.reason)
+            if found.checkpoint is not None:
+                is_there = self._take_up(sequence, found.checkpoint)
+                reused = PrefixOutcome("hit", found.reason, found.checkpoint.num_tokens)
+                outcome = reused if is_there else PrefixOutcome("miss", "no_room")
         if request.measure_information and group.information_bits is None:
             group.information_bits = 0.0
         group.begin(outcome, num_common, self._chunk_tokens)
+
+    def advance(self, sequence: Sequence) -> None:
+        """Skip what another sequence has read meanwhile: prompts that begin alike are read together, in turns."""
+        request, num_read = sequence.group.request, sequence.num_read
+        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
+            return
+        found = self.checkpoints.find(_tree(sequence), sequence.token_ids, request.measure_information)
+        checkpoint, before = found.checkpoint, self._held.get(sequence)
+        if checkpoint is None or checkpoint.num_tokens - num_read < LEAST_TOKENS:
+            return
+        if self._take_up(sequence, checkpoint):
+            sequence.group.skip(num_read, checkpoint.num_tokens, found.reason)
+            if before is not None:
+                before.free(self._states)
+
+    def _take_up(self, sequence: Sequence, checkpoint: Checkpoint) -> bool:
+        """Let the sequence hold what is remembered after the first tokens of its prompt; False where no room is left
+        for it."""
+        held = self.checkpoints.open(checkpoint)
+        if held is None:
+            return False
+        self._held[sequence] = held
+        sequence.num_read = checkpoint.num_tokens
+        self._recall(sequence, checkpoint.hidden, checkpoint.information_bits)
+        return True
 
     def _recall(self, sequence: Sequence, hidden: Tensor | None, information_bits: float | None) -> None:
         """What the last row of a checkpoint says of the token after it."""

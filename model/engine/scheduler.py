@@ -210,6 +210,11 @@ class Scheduler:
             sequence = group.sequences[0]
             if sequence.is_recalled:
                 continue
+            if len(prompts) > 1:
+                self._memory.advance(sequence)
+            if sequence.is_recalled:
+                planned.append(PlannedChunk.of(sequence, 0))
+                continue
             if sequence.group.request.sampling.prompt_logprobs is not None:
                 num_left = min(num_left, PROMPT_LOGPROB_ROWS)
             pause = group.next_cut(sequence.num_read)
@@ -259,7 +264,7 @@ class Scheduler:
             if group.status is Status.SAVED:
                 self._memory.restore(group.sequences)
             else:
-                self._memory.begin(group.sequences[0])
+                self._memory.begin(group.sequences[0], [each.sequences[0] for each in self._running])
             self._waiting.remove(group)
             group.status = Status.RUNNING
             place = sum(each.submitted_at <= group.submitted_at for each in self._running)

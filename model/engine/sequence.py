@@ -139,6 +139,12 @@ class SequenceGroup:
         self._interval = interval(self.num_prompt_tokens, chunk_tokens)
         self._cuts = [*cuts(self.num_prompt_tokens, prefix.num_tokens, self.request.keep, num_common)]
 
+    def skip(self, start: int, end: int, reason: str) -> None:
+        """The tokens from ``start`` to ``end`` of the prompt need not be read after all."""
+        before = 0 if self.prefix is None else self.prefix.num_tokens
+        self.prefix = PrefixOutcome("hit", reason, before + end - start)
+        self._kept_at = end
+
     def next_cut(self, num_read: int) -> int:
         """Where reading must pause after ``num_read`` tokens of the prompt, at the latest at its end."""
         return next((at for at, _ in self._cuts if at > num_read), self.num_prompt_tokens)

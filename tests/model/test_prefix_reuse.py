@@ -77,6 +77,19 @@ def test_a_long_common_beginning_is_read_twice_at_most(
     assert cached[2:] == [1500] * 62
 
 
+def test_prompts_that_begin_alike_at_the_same_time_are_read_together(model: HybridLM, tokenizer: Tokenizer) -> None:
+    bench = Bench(model, tokenizer)
+    shared = bench.text(1500)
+    own = [bench.text(200) for _ in range(6)]
+    for number, rest in enumerate(own):
+        bench.engine.submit(request(str(number), [*shared, *rest], max_tokens=1))
+    events = finish(bench.engine)
+    cached = {event.request_id: event.usage.num_cached_tokens for event in events if event.usage is not None}
+    stats = bench.engine.stats()
+    assert stats.num_prompt_tokens + sum(cached.values()) == 6 * 1700
+    assert stats.num_prompt_tokens < 1500 + 6 * 200 + 3 * CHUNK, "three ran at a time, and read the same tokens"
+
+
 def test_prompts_of_less_than_a_chunk_reuse_all_but_their_own_part(model: HybridLM, tokenizer: Tokenizer) -> None:
     """The workload of vLLM issue 40696: prompts under 528 tokens."""
     bench = Bench(model, tokenizer)

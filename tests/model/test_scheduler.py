@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -46,7 +47,10 @@ class Pools:
     def num_blocks_to_restore(self, sequences: list[Sequence]) -> int:
         return sum(self.saved.get(each, 0) for each in sequences)
 
-    def begin(self, sequence: Sequence) -> None:
+    def advance(self, sequence: Sequence) -> None:
+        pass
+
+    def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
         sequence.group.begin(PrefixOutcome("miss", "empty"), 0, BUDGET.prefill_chunk_tokens)
 
     def save(self, sequences: list[Sequence]) -> bool:
