@@ -11,7 +11,7 @@ import anyio.to_thread
 from model.policy import AttentionPolicy
 from server.conversation import History
 from server.sessions.errors import SessionDamaged
-from server.sessions.refusals import DocumentInUse
+from server.sessions.refusals import DocumentInUse, SessionBusy
 from server.sessions.register import DOCUMENT_PREFIX, Register
 from server.sessions.states import States
 from server.sessions.upkeep import to_its_end
@@ -85,6 +85,14 @@ class Readings:
                 await self._states.take_up(session)
             return None if session.history is None else session.history.ids
 
+    async def whole_document(self, tenant: str, document_id: str) -> "array[int] | None":
+        """What was read of a document that was read to its end, with its state at hand; else None, as above."""
+        while self.is_read(tenant, document_id):
+            with suppress(SessionBusy):
+                return await self.open_document(tenant, document_id)
+            await asyncio.sleep(WAIT_SECONDS)
+        return None
+
     async def save(self, tenant: str, name: str) -> None:
         """Write the state of a document's session to the disk. Raises ``UnknownSession`` and ``SessionBusy``."""
         with self._register.occupied(tenant, name):
@@ -115,10 +123,10 @@ class Readings:
             with ExitStack() as holds:
                 for name in names:
                     holds.enter_context(self._register.occupied(tenant, name))
-                for name in names:
-                    await self._writer.delete(tenant, name)
                 if self._register.get(tenant, own) is not None:
                     await self._writer.delete(tenant, own)
+                for name in names:
+                    await self._writer.delete(tenant, name, with_document=True)
 
             async def sweep() -> None:
                 # Damaged manifests may mention it, too.

@@ -138,11 +138,14 @@ class States:
         """The session's state is on the disk, and may be given up in the engine."""
         await self._bridge.call(lambda engine: engine.checkpoints.release(session.key))
 
-    async def forget(self, session: Session) -> None:
-        """Let go of the session's state in the engine, and of all that begins like its text and nobody else needs."""
+    async def forget(self, session: Session, with_document: bool) -> None:
+        """Let go of the session's state in the engine, and of all that begins like its text and nobody else needs.
+
+        The document before a conversation is not its text, unless ``with_document``.
+        """
         history = session.history
         # What was never read from the disk in this process, the engine has not seen.
-        num_general = 0 if history is None else self._num_general(session, history.ids)
+        num_general = 0 if history is None else self._num_general(session, history.ids, with_document)
 
         def drop(engine: SteppedEngine) -> None:
             engine.checkpoints.unanchor(session.key)
@@ -174,9 +177,9 @@ class States:
 
         return await self._bridge.call(copy)
 
-    def _num_general(self, session: Session, ids: "array[int]") -> int:
+    def _num_general(self, session: Session, ids: "array[int]", with_document: bool) -> int:
         """How many tokens at the beginning of the session's text are not its own: the template's, or a document's."""
-        if session.document_id is None and session.manifest.prelude_tokens:
+        if session.document_id is None and session.manifest.prelude_tokens and not with_document:
             return session.manifest.prelude_tokens
         written = (place for place, each in enumerate(ids) if self._tokenizer.control_token(each) is None)
         return next(written, len(ids))

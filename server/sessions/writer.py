@@ -83,8 +83,9 @@ class Writer:
 
         return await to_its_end(copy())
 
-    async def delete(self, tenant: str, name: str) -> None:
-        """Remove the session's files, and what the engine keeps of its text. Raises ``UnknownSession``."""
+    async def delete(self, tenant: str, name: str, with_document: bool = False) -> None:
+        """Remove the session's files, and what the engine keeps of its text; ``with_document`` also of the document
+        before it. Raises ``UnknownSession``."""
         session = self._register.get(tenant, name)
 
         def remove() -> None:
@@ -94,7 +95,7 @@ class Writer:
         async def drop() -> None:
             await anyio.to_thread.run_sync(remove)
             if session is not None:
-                await self._states.forget(session)
+                await self._states.forget(session, with_document)
 
         await to_its_end(drop())
 

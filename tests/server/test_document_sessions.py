@@ -211,6 +211,39 @@ async def test_nothing_of_a_deleted_document_is_on_disk_or_in_the_engine(
             assert "Margarethe" not in tokenizer.decode(kept)
 
 
+async def test_a_deleted_session_leaves_the_document_to_others(
+    client: httpx.AsyncClient, world: World, tokenizer: Tokenizer
+) -> None:
+    document = world.library.put(TEXT)
+    ids = await read(world, tokenizer, document)
+    await fork(client, document, "talk")
+    await ask(client, "talk")
+    assert (await client.delete("/v1/sessions/talk")).status_code == 200
+    assert [kept for _, kept in world.engine.checkpoints.kept] == [tuple(ids)]
+    assert (await fork(client, document, "again")).json()["state_tokens"] == len(ids)
+
+
+async def test_a_fork_that_a_later_process_took_up_goes_with_the_document(
+    new_world: WorldMaker, tokenizer: Tokenizer
+) -> None:
+    world = new_world()
+    async with open_client(world) as client:
+        document = world.library.put(TEXT)
+        await read(world, tokenizer, document)
+        await client.post(f"/v1/sessions/document:{document}/save")
+        for name in ("a", "b"):
+            await fork(client, document, name)
+    later = new_world()
+    later.library.documents.update(world.library.documents)
+    later.library.texts.update(world.library.texts)
+    async with open_client(later) as client:
+        for name in ("a", "b"):
+            assert (await ask(client, name)).status_code == 200
+        assert len(later.engine.checkpoints.kept) == 2
+        assert (await client.delete(f"/v1/documents/{document}?cascade=true")).status_code == 200
+        assert later.engine.checkpoints.kept == {}
+
+
 async def test_a_damaged_manifest_that_mentions_the_document_goes_too(
     new_world: WorldMaker, tokenizer: Tokenizer
 ) -> None:

@@ -112,25 +112,25 @@ async def test_the_object_tells_tokens_tier_and_bytes(
     assert (told["status"], told["state_tokens"], told["bytes"]["ssm_state"]) == ("tokens", 0, 0)
 
 
+@pytest.mark.parametrize("asks_document", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tokens_are_on_the_disk_before_the_end_of_the_turn_is_told(
-    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch, stream: bool
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch, stream: bool, asks_document: bool
 ) -> None:
     told: list[bool] = []
-    commit = Vault.commit_turn
 
     def failing(self: Vault, *args: Any, **more: Any) -> Any:
         told.append(True)
-        monkeypatch.setattr(Vault, "commit_turn", commit)
+        monkeypatch.undo()
         raise SessionStorageFull("the disk is full")
 
-    async with asyncio.timeout(20):
-        monkeypatch.setattr(Vault, "commit_turn", failing)
-        reply = await say(client, HELLO, stream=stream)
+    documents = [world.library.put("Hello there, said the vault.")] if asks_document else []
+    monkeypatch.setattr(Vault, "commit_turn", failing)
+    reply = await say(client, HELLO, stream=stream, fano={"documents": documents})
     assert told == [True]
     if stream:
         assert "[DONE]" not in reply.text and '"finish_reason":"stop"' not in reply.text
-        assert '"code":"session_storage_full"' in reply.text
+        assert '"content":"ok"' in reply.text and '"code":"session_storage_full"' in reply.text
     else:
         assert error_of(reply) == (507, "session_storage_full")
     # Nothing was changed, and the name is free.
