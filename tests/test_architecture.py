@@ -6,8 +6,11 @@ import sys
 import pytest
 
 WITHOUT_TORCH = [
+    "model.cache.place",
     "model.cache.plan",
+    "model.cache.prefix_tree",
     "model.config",
+    "model.engine.placement",
     "model.engine.request",
     "model.engine.scheduler",
     "model.engine.stats",
@@ -22,6 +25,7 @@ WITHOUT_TORCH = [
     "server.bridge",
     "server.cli",
     "server.services",
+    "server.sessions.vault",
 ]
 
 BLOCK_TORCH = """
