@@ -14,6 +14,7 @@ from model.config import ReadingUnit
 from model.engine.request import FinishReason, GenerationRequest, Keep, TokenEvent, TokenLogprob
 from model.errors import PromptTooLong
 from model.policy import PolicyName
+from server.answer_form import AnswerStart
 from server.bridge import EngineThread, EventStream
 from server.citations import Citation, Source, cite
 from server.conversation import History
@@ -31,8 +32,10 @@ from server.inquiry import (
 )
 from server.metrics import Metrics
 from server.prompt import NOT_FOUND, Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
+from server.reading import reading_policy
 from server.recording import Recording
 from server.sessions.book import Book, SessionTurn
+from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
 
 if TYPE_CHECKING:
@@ -54,9 +57,11 @@ class Answering:
         metrics: Metrics,
         limits: Limits,
         book: Book,
+        readings: Readings,
         traces: Traces,
     ) -> None:
         self._book = book
+        self._readings = readings
         self._traces = traces
         self._library = library
         self._bridge = bridge
@@ -73,9 +78,8 @@ class Answering:
         ``EvidenceTooLong``, what the session refuses, and what the engine refuses.
         """
         async with self._turn(inquiry) as turn:
-            if turn is not None:
-                inquiry = replace(inquiry, policy=turn.policy)
-            found = await self.groundwork(inquiry, history=None if turn is None else turn.history)
+            inquiry, history = await self.begin(inquiry) if turn is None else self._go_on(inquiry, turn)
+            found = await self.groundwork(inquiry, history=history)
             recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
             if inquiry.documents and not found.sources:
                 yield _Nothing(found, recording)
@@ -98,6 +102,17 @@ class Answering:
             self._metrics.retrieved("skipped", NO_DOCUMENTS, {})
         return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked, history)
 
+    async def begin(self, inquiry: Inquiry) -> tuple[Inquiry, History | None]:
+        """The inquiry as it can be answered, and what its prompt begins with: what was read of its one document, if it
+        is to start there and that was read, under the policy that is asked for."""
+        policy, form = reading_policy(self._model.policy), inquiry.form
+        if form.start is AnswerStart.DOCUMENT and len(inquiry.documents) == 1 and inquiry.policy in (None, policy):
+            ids = await self._readings.whole_document(inquiry.tenant, inquiry.documents[0])
+            # The question and its passages may fill the window.
+            if ids is not None and len(ids) + policy.window <= self._model.max_context_tokens:
+                return replace(inquiry, policy=policy), History(ids, (), len(ids))
+        return replace(inquiry, form=replace(form, start=AnswerStart.FRESH)), None
+
     def request(self, inquiry: Inquiry, found: Groundwork) -> GenerationRequest:
         """What the engine is asked."""
         return GenerationRequest(
@@ -118,6 +133,11 @@ class Answering:
         if inquiry.session is None:
             return nullcontext()
         return self._book.turn(inquiry.tenant, inquiry.session, inquiry.policy)
+
+    def _go_on(self, inquiry: Inquiry, turn: SessionTurn) -> tuple[Inquiry, History | None]:
+        """As ``begin``, with the memory of a session."""
+        form = replace(inquiry.form, start=AnswerStart.FRESH)
+        return replace(inquiry, policy=turn.policy, form=form), turn.history
 
     def _trace(self, inquiry: Inquiry, prompt: Prompt) -> Trace:
         """What the engine must forget of the prompt with any of its documents: all after the question's role."""
@@ -179,12 +199,14 @@ class Answering:
             [source.passage.text for source in readings],
             Budget(max_tokens, self._model.max_context_tokens, window),
             history,
+            inquiry.form.place,
         )
         reason = result.reason
         if dropped := len(readings) - prompt.num_passages:
             reason = f"{reason}; {dropped} of {len(readings)} passages left out to fit"
             sources = readings = readings[: prompt.num_passages]
-        bill = RetrievalBill(True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes)
+        start = inquiry.form.start
+        bill = RetrievalBill(True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start)
         evidence = quotable(readings) if inquiry.recall == "verbatim" else ()
         sampling = sampling_params(inquiry, max_tokens, 0.0)
         return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation)

@@ -14,7 +14,9 @@ from server.schemas import (
     MAX_PASSAGES,
     SESSION_NAME,
     DocumentId,
+    Place,
     Recall,
+    Start,
     Text,
     WireModel,
     carried_by_utf8,
@@ -120,6 +122,8 @@ class FanoOptions(WireModel):
 
     documents: Annotated[list[DocumentId], Field(max_length=MAX_DOCUMENTS)] = Field(default_factory=list)
     recall: Recall | None = None
+    start: Start | None = None
+    question_place: Place | None = None
     policy: PolicyOptions | None = None
     max_passages: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] | None = None
     # Also the names of documents' readings, which are refused with the remedy.

@@ -1,10 +1,11 @@
 """What is asked, and what comes back: an inquiry, and the events of its answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.config import ReadingUnit
 from model.engine.request import FinishReason, RequestUsage, TokenLogprob
 from model.policy import AttentionPolicy
+from server.answer_form import AnswerForm, AnswerStart
 from server.citations import Citation
 from server.prompt import Turn
 from server.schemas import Recall
@@ -67,11 +68,12 @@ class Inquiry:
     started: float
     policy: AttentionPolicy | None = None
     session: str | None = None
+    form: AnswerForm = field(default_factory=AnswerForm)
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalBill:
-    """What was searched, and how much of it stands in the prompt."""
+    """What was searched, how much of it stands in the prompt, and with what memory the prompt begins."""
 
     used: bool
     reason: str
@@ -80,6 +82,7 @@ class RetrievalBill:
     seconds: float = 0.0
     text_bytes: int = 0
     index_bytes: int = 0
+    start: AnswerStart = AnswerStart.FRESH
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.errors import PromptTooLong
+from server.answer_form import QuestionPlace
 from server.conversation import Conversation, History, PartTokenizer, converse
 from server.errors import EvidenceTooLong
 
@@ -58,6 +59,7 @@ def build_prompt(
     passages: Sequence[str],
     budget: Budget,
     history: History | None = None,
+    place: QuestionPlace = QuestionPlace.AFTER,
 ) -> Prompt:
     """The question after as many of the passages, best first, as the budget allows; earlier turns come before.
 
@@ -69,7 +71,7 @@ def build_prompt(
     assert passages, "a question without evidence is answered without a prompt"
     refusal: Exception | None = None
     for num_passages in range(len(passages), 0, -1):
-        last = Turn("user", document_question(question, passages[:num_passages]))
+        last = Turn("user", document_question(question, passages[:num_passages], place))
         # The question's own turn must be seen whole; earlier turns may have passed into the state.
         num_tokens = len(build_chat(tokenizer, [last]).ids)
         if budget.window is not None and num_tokens + budget.max_tokens > budget.window:
@@ -93,10 +95,11 @@ def worthwhile(prompt: Prompt) -> tuple[int, ...]:
     return tuple(border for border in prompt.borders if len(prompt.ids) - border >= NEAR_TOKENS)
 
 
-def document_question(question: str, passages: Sequence[str]) -> str:
+def document_question(question: str, passages: Sequence[str], place: QuestionPlace = QuestionPlace.AFTER) -> str:
     """The user turn of a document question."""
     numbered = [f"[{number}] {passage}" for number, passage in enumerate(passages, start=1)]
-    return "\n\n".join([*numbered, f"Question: {question}"])
+    asked = f"Question: {question}"
+    return "\n\n".join([*([asked] if place is QuestionPlace.BOTH else []), *numbered, asked])
 
 
 def _messages(turns: Sequence[Turn]) -> list[Mapping[str, object]]:

@@ -127,6 +127,7 @@ def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
             if usage
             else ResidentBytes(),
             archive_bytes=ArchiveBytes(text=retrieval.text_bytes, index=retrieval.index_bytes),
+            start=retrieval.start.value,
             state_capacity_bits=usage.state_capacity_bits if usage else 0,
             state_recall_bits=model.state_recall_bits,
             context_information_bits=usage.information_bits if usage else None,

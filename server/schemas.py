@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+Start = Literal["fresh", "document"]
+Place = Literal["after", "both"]
 MAX_DOCUMENTS = 64
 MAX_QUESTION_CHARACTERS = 20_000
 MAX_PASSAGES = 20
@@ -49,6 +51,8 @@ class DocumentQuestion(WireModel):
     question: QuestionText
     stream: bool = False
     recall: DocumentRecall = "grounded"
+    start: Start | None = None
+    question_place: Place | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
@@ -233,13 +237,18 @@ class PrefixView(BaseModel):
 
 
 class FanoUsage(BaseModel):
-    """The request's bill. ``state_capacity_bits`` is the size of all memory held, ``state_recall_bits`` what of it the
-    model's state alone recalled when that was measured, ``context_information_bits`` the surprisal of the prompt."""
+    """The request's bill.
+
+    ``start`` is whether it began with the memory of its document. ``state_capacity_bits`` is the size of all memory
+    held, ``state_recall_bits`` what of it the model's state alone recalled when that was measured,
+    ``context_information_bits`` the surprisal of the prompt.
+    """
 
     policy: dict[str, str | int]
     dtype: str
     resident_bytes: ResidentBytes
     archive_bytes: ArchiveBytes
+    start: str
     state_capacity_bits: int
     state_recall_bits: float | None = None
     context_information_bits: float | None = None

@@ -70,7 +70,9 @@ class Services:
         )
         self.reads_documents = settings.read_documents
         self.ingestor = Ingestor(library, self.reader.wake)
-        self.answering = Answering(library, self.bridge, tokenizer, model, metrics, limits, self.book, self.traces)
+        self.answering = Answering(
+            library, self.bridge, tokenizer, model, metrics, limits, self.book, self.readings, self.traces
+        )
         self.spool_dir = settings.data_dir / "uploads"
         self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats)
         metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
 
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
+    answer_start: Literal["fresh", "document"] = Field(
+        "fresh", description="Answers start with no memory, or with that of the one document asked, once it was read."
+    )
+    question_place: Literal["after", "both"] = Field(
+        "after", description="Where the question stands: after the passages, or before and after them."
+    )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
 
     max_upload_bytes: int = Field(200_000_000, ge=1, description="Largest file taken, as sent.")

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
+from server.answer_form import answer_form
 from server.answering import Answer
 from server.citations import Citation
 from server.delivery import whole_answer, with_error_event
@@ -14,6 +15,7 @@ from server.inquiry import AnswerDone, AnswerText, Inquiry, Sampling, ServedMode
 from server.prompt import Turn
 from server.rendering import answer_view, citation_view, source_view
 from server.schemas import AnswerView, DocumentQuestion, Question, error_responses
+from server.settings import Settings
 from server.sse import EventStreamResponse, event, with_keep_alive
 
 router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
@@ -28,9 +30,7 @@ async def admit_question(
     arrival: ArrivalDep,
 ) -> AsyncIterator[Answer]:
     """The answer to a question about the documents of the body."""
-    inquiry = _inquiry(
-        body, tuple(dict.fromkeys(body.documents)), tenant, request_id, arrival, state.settings.max_passages
-    )
+    inquiry = _inquiry(body, tuple(dict.fromkeys(body.documents)), tenant, request_id, arrival, state.settings)
     async with services.answering.answer(inquiry) as answer:
         yield answer
 
@@ -45,7 +45,7 @@ async def admit_document_question(
     arrival: ArrivalDep,
 ) -> AsyncIterator[Answer]:
     """The answer to a question about the document of the path."""
-    inquiry = _inquiry(body, (document_id,), tenant, request_id, arrival, state.settings.max_passages)
+    inquiry = _inquiry(body, (document_id,), tenant, request_id, arrival, state.settings)
     async with services.answering.answer(inquiry) as answer:
         yield answer
 
@@ -80,7 +80,7 @@ def _inquiry(
     tenant: str,
     request_id: str,
     arrival: float,
-    max_passages: int,
+    settings: Settings,
 ) -> Inquiry:
     return Inquiry(
         request_id=request_id,
@@ -89,8 +89,9 @@ def _inquiry(
         documents=documents,
         recall=body.recall,
         sampling=Sampling(max_tokens=body.max_tokens),
-        max_passages=max_passages,
+        max_passages=settings.max_passages,
         started=arrival,
+        form=answer_form(body.start, body.question_place, settings),
     )
 
 

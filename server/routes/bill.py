@@ -6,6 +6,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 
 from model.engine.request import GenerationRequest, SamplingParams
+from server.answer_form import answer_form
 from server.bill_schema import BillView, ForecastView, PlanRequest, bill_view, forecast_view
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import NotReady, RequestInvalid, UnknownModel
@@ -13,6 +14,7 @@ from server.inquiry import Inquiry, Sampling
 from server.prompt import Turn
 from server.schemas import error_responses
 from server.services import Services
+from server.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["bill"])
 
@@ -46,14 +48,14 @@ async def plan_request(
     """
     if body.model not in (None, services.model.name):
         raise UnknownModel(str(body.model), services.model.name)
-    asked = await _asked(body, services, tenant, state.settings.max_passages, request_id, arrival)
+    asked = await _asked(body, services, tenant, state.settings, request_id, arrival)
     stats = services.bridge.stats()
     forecast = None if asked is None else services.forecaster.forecast(asked, stats)
     return forecast_view(forecast, services.model, services.forecaster.max_context_tokens)
 
 
 async def _asked(
-    body: PlanRequest, services: Services, tenant: str, max_passages: int, request_id: str, arrival: float
+    body: PlanRequest, services: Services, tenant: str, settings: Settings, request_id: str, arrival: float
 ) -> GenerationRequest | None:
     """The request that the body describes; None where no model would be asked."""
     policy = body.fano.policy.over(services.model.policy) if body.fano.policy else None
@@ -74,11 +76,13 @@ async def _asked(
         documents=tuple(dict.fromkeys(body.documents)),
         recall="grounded" if body.documents else "free",
         sampling=Sampling(max_tokens=body.max_tokens, num_choices=body.n),
-        max_passages=max_passages,
+        max_passages=settings.max_passages,
         started=arrival,
         policy=policy,
+        form=answer_form(None, None, settings),
     )
-    found = await services.answering.groundwork(inquiry, is_asked=False)
+    inquiry, history = await services.answering.begin(inquiry)
+    found = await services.answering.groundwork(inquiry, is_asked=False, history=history)
     if inquiry.documents and not found.sources:
         return None
     return services.answering.request(inquiry, found)

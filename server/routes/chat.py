@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
+from server.answer_form import answer_form
 from server.answering import Answer
 from server.chat_schema import ChatRequest
 from server.chat_shape import ChatShape
@@ -41,6 +42,7 @@ async def admit_chat(
         sampling=body.sampling,
         max_passages=body.fano.max_passages or state.settings.max_passages,
         started=arrival,
+        form=answer_form(body.fano.start, body.fano.question_place, state.settings),
         policy=body.fano.policy.over(services.model.policy) if body.fano.policy else None,
         session=_session(body),
     )
@@ -76,8 +78,9 @@ def _recall(body: ChatRequest) -> Recall:
     if not body.fano.documents:
         if recall != "free":
             raise RequestInvalid(f"fano.recall is {recall!r}, which needs fano.documents", "fano.recall")
-        if body.fano.max_passages is not None:
-            raise RequestInvalid("fano.max_passages needs fano.documents", "fano.max_passages")
+        for key in ("max_passages", "start", "question_place"):
+            if getattr(body.fano, key) is not None:
+                raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
         return recall
     if recall == "free":
         raise RequestInvalid("fano.recall is 'free', which uses no documents; leave out one of them", "fano.recall")

@@ -58,6 +58,7 @@ async def test_the_bill_tells_policy_bytes_and_retrieval(client: httpx.AsyncClie
         "dtype": "float32",
         "resident_bytes": {"kv": 100, "ssm_state": 100, "conv_state": 10},
         "archive_bytes": {"text": len(TEXT), "index": 1500},
+        "start": "fresh",
         "state_capacity_bits": 1680,
         "state_recall_bits": None,
         "context_information_bits": None,
