@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 T = TypeVar("T")
 
@@ -20,7 +21,8 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
                 await asyncio.wait({working})
             except asyncio.CancelledError:
                 was_cancelled = True
+    working.exception()  # if it failed and the caller is gone, nobody is left to be told
     if was_cancelled:
-        working.exception()  # nobody is left to be told
         raise asyncio.CancelledError
+    await anyio.lowlevel.checkpoint_if_cancelled()
     return working.result()

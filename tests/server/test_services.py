@@ -41,10 +41,13 @@ def test_settings_reach_the_engine() -> None:
         max_queue=5,
         max_context_tokens=4096,
         saved_bytes=77,
+        session_bytes=78,
+        checkpoint_slots=3,
     )
     config = engine_config(settings, ModelConfig.from_pretrained(embedded_checkpoint()))
     assert (config.dtype, config.num_threads, config.num_slots) == (Dtype.FLOAT32, 3, 2)
     assert (config.max_waiting, config.max_context_tokens, config.saved_bytes) == (5, 4096, 77)
+    assert (config.session_bytes, config.num_checkpoint_slots) == (78, 3)
     assert config.policy == AttentionPolicy(PolicyName.FULL, 128, 2048)
     own = AttentionPolicy(PolicyName.WINDOW, 64, 512)
     assert attention_policy(Settings(window=1024), own) == AttentionPolicy(PolicyName.WINDOW, 64, 1024)
