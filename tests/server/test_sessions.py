@@ -9,9 +9,11 @@ import httpx
 import pytest
 from fakes_checkpoints import CONV_BYTES, KV_BYTES, SSM_BYTES
 from fakes_engine import WINDOW
-from fakes_server import MODEL, World, WorldMaker, chunks, open_client
+from fakes_server import MODEL, World, WorldMaker, open_client
 
 from model.tokenizer import Tokenizer
+from server.inquiry import AnswerDone, ChoiceDone, Inquiry, Sampling
+from server.prompt import Turn
 from server.services import Services
 from server.sessions.errors import SessionStorageFull
 from server.sessions.vault import Vault
@@ -156,11 +158,19 @@ async def test_two_requests_at_once_cannot_have_one_session(client: httpx.AsyncC
     assert (await say(client, HELLO)).status_code == 200
 
 
-async def test_the_next_turn_may_follow_at_the_last_event(client: httpx.AsyncClient, world: World) -> None:
-    for version in range(1, 4):
-        reply = await say(client, HELLO, stream=True)
-        assert len(chunks(reply.text)) > 1
-        assert (await look(client))["version"] == version
+async def test_the_next_turn_may_follow_when_the_end_of_this_one_is_told(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    services = services_of(world)
+    inquiry = Inquiry("r", "default", (Turn("user", "Hello"),), (), "free", Sampling(), 5, 0.0, session="talk")
+    async with services.answering.answer(inquiry) as answer:
+        async for event in answer.events():
+            if isinstance(event, ChoiceDone | AnswerDone):
+                # The first answer's block is not left yet: a client is quicker than the end of its reply.
+                assert (await say(client, HELLO)).status_code == 200
+            else:
+                assert error_of(await say(client, HELLO)) == (409, "session_busy")
+    assert (await look(client))["version"] == 3
 
 
 async def test_a_turn_that_fails_leaves_the_history_as_it_was(
