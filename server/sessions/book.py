@@ -16,7 +16,7 @@ from server.bill import SessionStats
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
 from server.logs import log_event
-from server.sessions.errors import SessionError, SessionExists
+from server.sessions.errors import SessionError
 from server.sessions.readings import Readings
 from server.sessions.refusals import SessionBusy, SessionNotSaved, SessionOfDocument, SessionPolicy, SessionReading
 from server.sessions.register import DOCUMENT_PREFIX, Hold, Register, Session
@@ -69,7 +69,7 @@ class Book:
         """
         if name.startswith(DOCUMENT_PREFIX):
             raise SessionOfDocument(name)
-        with self._register.occupied(tenant, name) as hold:
+        async with self._register.taken(tenant, name) as hold:
             session = self._register.get(tenant, name)
             if session is None:
                 self._writer.check_whole(tenant, name)
@@ -95,7 +95,7 @@ class Book:
 
     async def save(self, tenant: str, name: str) -> SessionView:
         """Write the state after the whole history to the disk; what was not read yet is read for it."""
-        with self._register.occupied(tenant, name):
+        async with self._register.taken(tenant, name):
             session = self._known(tenant, name)
             await self._writer.save(session)
             return await self._view(session)
@@ -105,7 +105,7 @@ class Book:
 
         Raises also ``SessionNotSaved``, ``SessionFingerprint`` and ``HostBudgetExceeded``.
         """
-        with self._register.occupied(tenant, name):
+        async with self._register.taken(tenant, name):
             session = self._known(tenant, name)
             if not session.manifest.checkpoints:
                 raise SessionNotSaved(name)
@@ -122,18 +122,16 @@ class Book:
 
     async def fork(self, tenant: str, name: str, to: str) -> SessionView:
         """A second session that shares history and state. Raises also ``SessionExists`` and ``SessionReading``."""
-        with self._register.occupied(tenant, name), self._register.occupied(tenant, to):
+        async with self._register.taken(tenant, name), self._register.taken(tenant, to):
             source = self._known(tenant, name)
             if source.document_id is not None and not source.manifest.prelude_tokens:
                 raise SessionReading(name)
-            if self._register.get(tenant, to) is not None:
-                raise SessionExists(to)
             self._writer.check_whole(tenant, to)
             return await self._view(await self._writer.fork(source, to))
 
     async def delete(self, tenant: str, name: str) -> None:
         """Remove the session: its files, damaged ones too, and what the engine keeps of its text."""
-        with self._register.occupied(tenant, name):
+        async with self._register.taken(tenant, name):
             await self._writer.delete(tenant, name)
 
     async def end_turn(self, turn: "SessionTurn", history: History, documents: Sequence[str]) -> None:
@@ -154,7 +152,7 @@ class Book:
             if session.history is None:
                 continue
             try:
-                with suppress(SessionBusy), self._register.occupied(*session.key):
+                with suppress(SessionBusy), self._register.occupied(*session.key, is_upkeep=True):
                     if self._register.get(*session.key) is not session:
                         continue  # it was deleted meanwhile
                     excess -= await self._make_safe(session)

@@ -1,25 +1,20 @@
 """Sessions that are the reading of a document: made while the model reads, forked by conversations, gone with it."""
 
-import asyncio
-import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import anyio.to_thread
 
 from model.policy import AttentionPolicy
 from server.conversation import History
 from server.sessions.errors import SessionDamaged
-from server.sessions.refusals import DocumentInUse, SessionBusy
+from server.sessions.refusals import DocumentInUse
 from server.sessions.register import DOCUMENT_PREFIX, Register
 from server.sessions.states import States
 from server.sessions.upkeep import to_its_end
 from server.sessions.vault import Vault
 from server.sessions.writer import Writer
-
-WAIT_SECONDS = 0.02
-LONGEST_WAIT_SECONDS = 60.0
 
 
 class Readings:
@@ -62,7 +57,7 @@ class Readings:
         """
         name = DOCUMENT_PREFIX + document_id
         ids = token_ids if isinstance(token_ids, array) else array("i", token_ids)
-        async with self._occupied(tenant, name):
+        async with self._register.taken(tenant, name, patience=True):
             await anyio.to_thread.run_sync(self._find_document, tenant, document_id)
             session = self._register.get(tenant, name)
             own = policy or (session.policy if session else self._policy)
@@ -74,10 +69,10 @@ class Readings:
         """What was read of a document, to be read on, with the saved part of its state at hand.
 
         None where nothing was read, where it was read by another model or in another way than now, and where what was
-        written is damaged. Raises ``SessionBusy``.
+        written is damaged. Waits while somebody saves or forks it, like everything here.
         """
         name = DOCUMENT_PREFIX + document_id
-        with self._register.occupied(tenant, name):
+        async with self._register.taken(tenant, name, patience=True):
             session = self._register.get(tenant, name)
             if session is None or await self._states.fingerprint(session.policy) != dict(session.manifest.fingerprint):
                 return None
@@ -87,15 +82,11 @@ class Readings:
 
     async def whole_document(self, tenant: str, document_id: str) -> "array[int] | None":
         """What was read of a document that was read to its end, with its state at hand; else None, as above."""
-        while self.is_read(tenant, document_id):
-            with suppress(SessionBusy):
-                return await self.open_document(tenant, document_id)
-            await asyncio.sleep(WAIT_SECONDS)
-        return None
+        return await self.open_document(tenant, document_id) if self.is_read(tenant, document_id) else None
 
     async def save(self, tenant: str, name: str) -> None:
-        """Write the state of a document's session to the disk. Raises ``UnknownSession`` and ``SessionBusy``."""
-        with self._register.occupied(tenant, name):
+        """Write the state of a document's session to the disk. Raises ``UnknownSession``."""
+        async with self._register.taken(tenant, name, patience=True):
             await self._writer.save(self._register.known(tenant, name))
 
     def is_read(self, tenant: str, document_id: str) -> bool:
@@ -115,14 +106,14 @@ class Readings:
         are to go too (``cascade``), and ``SessionBusy`` where one of them is in use.
         """
         own = DOCUMENT_PREFIX + document_id
-        async with self._occupied(tenant, own):
+        async with self._register.taken(tenant, own, patience=True):
             names = self.sessions_with(tenant, document_id)
             if names and not cascade:
                 raise DocumentInUse(document_id, names)
             # All of them are free, or none is deleted.
-            with ExitStack() as holds:
+            async with AsyncExitStack() as holds:
                 for name in names:
-                    holds.enter_context(self._register.occupied(tenant, name))
+                    await holds.enter_async_context(self._register.taken(tenant, name))
                 if self._register.get(tenant, own) is not None:
                     await self._writer.delete(tenant, own)
                 for name in names:
@@ -133,13 +124,4 @@ class Readings:
                 await anyio.to_thread.run_sync(self._vault.delete_containing, tenant, document_id)
 
             await to_its_end(sweep())
-            yield
-
-    @asynccontextmanager
-    async def _occupied(self, tenant: str, name: str) -> AsyncIterator[None]:
-        """Have the name to oneself, as soon as it is free. Raises ``SessionBusy`` where that takes too long."""
-        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
-        while self._register.is_busy(tenant, name) and time.monotonic() < deadline:
-            await asyncio.sleep(WAIT_SECONDS)
-        with self._register.occupied(tenant, name):
             yield

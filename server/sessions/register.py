@@ -1,9 +1,11 @@
 """Which sessions there are, and which of them somebody is using: plain bookkeeping in memory."""
 
+import asyncio
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from model.policy import AttentionPolicy, PolicyName
@@ -14,6 +16,8 @@ from server.sessions.refusals import SessionBusy
 
 # The reading of a document is a session, under a name that no client can choose.
 DOCUMENT_PREFIX = "document:"
+WAIT_SECONDS = 0.02
+LONGEST_WAIT_SECONDS = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -58,18 +62,18 @@ class Session:
         return self.manifest.checkpoints[-1].num_tokens if self.manifest.checkpoints else 0
 
 
+@dataclass(slots=True)
 class Hold:
-    """One request's use of a name, until ``release`` or the end of ``Register.occupied``."""
+    """The use of a name, by a client's request or for the server's own ``is_upkeep``."""
 
-    def __init__(self, busy: set[tuple[str, str]], key: tuple[str, str]) -> None:
-        self._busy: set[tuple[str, str]] | None = busy
-        self._key = key
+    busy: "dict[tuple[str, str], Hold]"
+    key: tuple[str, str]
+    is_upkeep: bool
 
     def release(self) -> None:
         """Let others use the name. Idempotent."""
-        if self._busy is not None:
-            self._busy.discard(self._key)
-            self._busy = None
+        if self.busy.get(self.key) is self:
+            del self.busy[self.key]
 
 
 class Register:
@@ -78,7 +82,7 @@ class Register:
     def __init__(self, manifests: Iterable[Manifest]) -> None:
         self._lock = threading.Lock()
         self._clock = 0
-        self._busy: set[tuple[str, str]] = set()
+        self._busy: dict[tuple[str, str], Hold] = {}
         self._sessions = {
             (manifest.tenant, manifest.name): Session(
                 manifest, policy_of(manifest.fingerprint), status="saved" if manifest.checkpoints else "tokens"
@@ -124,22 +128,31 @@ class Register:
             if document_id in each.manifest.documents and each.document_id != document_id
         ]
 
-    def is_busy(self, tenant: str, name: str) -> bool:
-        """Whether a request has the name."""
-        return (tenant, name) in self._busy
-
     @contextmanager
-    def occupied(self, tenant: str, name: str) -> Iterator[Hold]:
+    def occupied(self, tenant: str, name: str, is_upkeep: bool = False) -> Iterator[Hold]:
         """Have the name, whether or not there is such a session, to oneself. Raises ``SessionBusy``."""
         key = (tenant, name)
         if key in self._busy:
             raise SessionBusy(name)
-        self._busy.add(key)
-        hold = Hold(self._busy, key)
+        hold = self._busy[key] = Hold(self._busy, key, is_upkeep)
         try:
             yield hold
         finally:
             hold.release()
+
+    @asynccontextmanager
+    async def taken(self, tenant: str, name: str, patience: bool = False) -> AsyncIterator[Hold]:
+        """As ``occupied``, but the server's own use of the name is waited for; with ``patience`` that of clients, too.
+
+        Raises ``SessionBusy`` where a client has it, or where that takes too long.
+        """
+        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        while (hold := self._busy.get((tenant, name))) is not None and (hold.is_upkeep or patience):
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(WAIT_SECONDS)
+        with self.occupied(tenant, name, is_upkeep=patience) as own:
+            yield own
 
 
 def policy_of(fingerprint: Mapping[str, str]) -> AttentionPolicy:

@@ -14,7 +14,6 @@ from model.engine.request import GenerationRequest, SamplingParams
 from model.tokenizer import Tokenizer
 from retrieval.errors import UnknownDocument
 from server.services import Services
-from server.sessions.refusals import SessionBusy
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 QUESTION = [{"role": "user", "content": "Who paid invoice QX-7741-B?"}]
@@ -131,8 +130,6 @@ async def test_progress_waits_while_the_reading_is_in_use(
     await read(world, tokenizer, document, is_complete=False)
     register = services_of(world).readings._register
     with register.occupied("default", f"document:{document}"):
-        with pytest.raises(SessionBusy):
-            await services_of(world).readings.open_document("default", document)
         going = asyncio.create_task(read(world, tokenizer, document))
         await asyncio.sleep(0.1)
         assert not going.done()

@@ -446,6 +446,15 @@ async def test_when_the_host_fills_up_what_was_used_longest_ago_is_saved(
     assert world.engine.checkpoints.released == {("default", "old")}
 
 
+async def test_the_servers_own_saving_is_waited_for(client: httpx.AsyncClient, world: World) -> None:
+    await say(client, HELLO)
+    with services_of(world).book._register.occupied("default", "talk", is_upkeep=True):
+        waiting = asyncio.create_task(say(client, HELLO))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+    assert (await waiting).status_code == 200
+
+
 async def test_a_full_disk_budget_refuses_and_changes_nothing(new_world: WorldMaker) -> None:
     world = new_world(session_disk_bytes=2000)
     async with open_client(world) as client:
