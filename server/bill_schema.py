@@ -53,13 +53,15 @@ class FitView(BaseModel):
 
 class ForecastView(BaseModel):
     """The bill of a request before it runs. ``resident_bytes`` are those of ``usage.fano`` when it has run to its last
-    token; ``peak_kv_bytes``, the most while its prompt is read, must be free for it to begin."""
+    token; ``peak_kv_bytes``, the most while its prompt is read, must be free for it to begin. ``cached_tokens`` of the
+    prompt would not be read again now; None where only their number was sent."""
 
     object: str = "plan"
     model: str
     policy: dict[str, str | int]
     dtype: str
     prompt_tokens: int
+    cached_tokens: int | None
     max_tokens: int
     n: int
     resident_bytes: ResidentBytes
@@ -176,7 +178,9 @@ def bill_view(bill: MemoryBill) -> BillView:
     )
 
 
-def forecast_view(forecast: Forecast | None, model: ServedModel, max_context_tokens: int) -> ForecastView:
+def forecast_view(
+    forecast: Forecast | None, model: ServedModel, max_context_tokens: int, cached_tokens: int | None
+) -> ForecastView:
     """The forecast for a client; None is a request for which no model would be asked."""
     refusal = forecast.refusal if forecast else None
     return ForecastView(
@@ -184,6 +188,7 @@ def forecast_view(forecast: Forecast | None, model: ServedModel, max_context_tok
         policy=policy_view(forecast.policy if forecast else model.policy),
         dtype=model.dtype,
         prompt_tokens=forecast.num_prompt_tokens if forecast else 0,
+        cached_tokens=cached_tokens,
         max_tokens=forecast.max_tokens if forecast else 0,
         n=forecast.num_choices if forecast else 1,
         resident_bytes=ResidentBytes(

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.policy import BLOCK_TOKENS
+from server.answer_form import BEST_FORM
 
 PREFIX = "FANO_"
 
@@ -67,10 +68,11 @@ class Settings(BaseSettings):
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
     answer_start: Literal["fresh", "document"] = Field(
-        "fresh", description="Answers start with no memory, or with that of the one document asked, once it was read."
+        BEST_FORM.start.value,
+        description="Answers start with no memory, or with that of the one document asked, once it was read.",
     )
     question_place: Literal["after", "both"] = Field(
-        "after", description="Where the question stands: after the passages, or before and after them."
+        BEST_FORM.place.value, description="Where the question stands: after the passages, or before and after them."
     )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
 

@@ -51,7 +51,12 @@ async def plan_request(
     asked = await _asked(body, services, tenant, state.settings, request_id, arrival)
     stats = services.bridge.stats()
     forecast = None if asked is None else services.forecaster.forecast(asked, stats)
-    return forecast_view(forecast, services.model, services.forecaster.max_context_tokens)
+    cached_tokens = None
+    if asked is not None and body.messages is not None:
+        policy = asked.policy or services.forecaster.policy
+        held = await services.bridge.call(lambda engine: engine.holding(tenant, policy, asked.prompt_ids))
+        cached_tokens = held.num_tokens
+    return forecast_view(forecast, services.model, services.forecaster.max_context_tokens, cached_tokens)
 
 
 async def _asked(

@@ -106,6 +106,12 @@ def test_the_checkpoint_names_its_policy() -> None:
     assert ModelConfig.from_dict(values).policy == AttentionPolicy(PolicyName.WINDOW, 64, 2048)
 
 
+def test_the_checkpoint_may_say_what_its_state_recalled() -> None:
+    values = TINY_CONFIG | {"fano": {"policy": "window", "recall_bits": 12}}
+    assert ModelConfig.from_dict(values).state_recall_bits == 12.0
+    assert ModelConfig.from_dict(TINY_CONFIG).state_recall_bits is None
+
+
 def test_the_checkpoint_names_the_evidence_it_reads_best() -> None:
     values = TINY_CONFIG | {"fano": {"policy": "window", "reads": "sentence"}}
     assert ModelConfig.from_dict(values).reads is ReadingUnit.SENTENCE
@@ -142,6 +148,7 @@ def test_the_checkpoint_names_the_evidence_it_reads_best() -> None:
         ({"fano": {"policy": "sliding"}}, "fano.policy"),
         ({"fano": {"policy": "window", "reads": "books"}}, "fano.reads"),
         ({"fano": {"policy": "window", "windows": 64}}, "fano.windows"),
+        ({"fano": {"policy": "window", "recall_bits": -1}}, "fano.recall_bits"),
         ({"fano": {"policy": "window", "window": 100}}, "fano"),
         ({"fano": {"policy": "window", "window": 0}}, "window"),
     ],

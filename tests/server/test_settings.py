@@ -36,7 +36,7 @@ def test_the_environment_counts_and_options_count_more(monkeypatch: pytest.Monke
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(SettingsInvalid, match=r"FANO_MAX_SEQUENCE is not a setting; did you mean FANO_MAX_SEQUENCES\?"):
         load_settings(environ={"FANO_MAX_SEQUENCE": "4", "PATH": "/bin"})
-    with pytest.raises(SettingsInvalid, match="known are FANO_ANSWER_MAX_TOKENS, FANO_API_KEY"):
+    with pytest.raises(SettingsInvalid, match="known are FANO_ANSWER_MAX_TOKENS, FANO_ANSWER_START"):
         load_settings(environ={"FANO_ZZZZZZZZ": ""})
 
 
