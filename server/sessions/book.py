@@ -10,7 +10,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from model.errors import ModelError
+from model.errors import EngineDraining, EngineStopped, ModelError
 from model.policy import AttentionPolicy
 from server.bill import SessionStats
 from server.bridge import EngineThread
@@ -156,6 +156,8 @@ class Book:
                     if self._register.get(*session.key) is not session:
                         continue  # it was deleted meanwhile
                     excess -= await self._make_safe(session)
+            except (EngineDraining, EngineStopped):
+                return
             except (SessionError, ModelError) as error:
                 logger.warning("sessions cannot be moved to the disk to make room: %s", error)
                 return
