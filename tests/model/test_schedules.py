@@ -17,7 +17,7 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy
 
 logger = logging.getLogger(__name__)
 
-NUM_FAST, NUM_SLOW, NUM_REFERENCE = 120, 1000, 15
+NUM_FAST, NUM_SLOW, NUM_REFERENCE = 110, 1000, 15
 # Share of the schedules that run on two threads, which are slow where they lack a core of their own.
 THREADED = 0.04
 POOLS = ("weights", "ssm_state", "conv_state", "kv")
@@ -200,7 +200,7 @@ def run_natively(world: World, seeds: range, monkeypatch: pytest.MonkeyPatch) ->
     kinds += ["one choice came back", "several choices came back", "prefill step", "decode step", "mixed step"]
     kinds += [f"abort {where}" for where in ("in the line", "before the answer", "in the answer", "of a saved request")]
     kinds += ["schedule on several threads", "saved and brought back", "no room for what was saved", "forgotten"]
-    places = ("prompt", "message", "divergence", "tail", "interval", "restored")
+    places = ("prompt", "message", "tail", "interval", "restored")
     reasons = ("empty", "different", "not_kept", "evicted", "not_wanted", "prompt_logprobs", "no_information")
     kinds += [f"hit: {place}" for place in places] + [f"miss: {reason}" for reason in reasons]
     kinds += [f"{what} refereed" for what in ("greedy choice", "prompt probabilities", "probability")]
