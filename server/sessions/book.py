@@ -8,7 +8,9 @@ import asyncio
 import logging
 from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import anyio.to_thread
 
 from model.errors import EngineDraining, EngineStopped, ModelError
 from model.policy import AttentionPolicy
@@ -33,8 +35,9 @@ FULL_SHARE = 0.75
 class Book:
     """All named sessions. Coroutines belong to the event loop; ``stats`` is for any thread.
 
-    ``policy`` is the engine's own. Every coroutine raises ``SessionBusy`` where another request has the session,
-    ``UnknownSession`` where there is none, ``SessionDamaged``, and what the vault raises.
+    ``policy`` is the engine's own; ``find_document(tenant, document_id)`` raises ``UnknownDocument``. Every coroutine
+    raises ``SessionBusy`` where another request has the session, ``UnknownSession`` where there is none,
+    ``SessionDamaged``, and what the vault raises.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class Book:
         register: Register,
         states: States,
         writer: Writer,
+        find_document: Callable[[str, str], object],
     ) -> None:
+        self._find_document = find_document
         self._vault = vault
         self._bridge = bridge
         self._policy = policy
@@ -136,7 +141,14 @@ class Book:
 
     async def end_turn(self, turn: "SessionTurn", history: History, documents: Sequence[str]) -> None:
         """As ``SessionTurn.commit``, which calls it."""
-        await self._writer.commit(turn.tenant, turn.name, turn.policy, history, turn.fingerprint, documents)
+        async with AsyncExitStack() as holds:
+            # A document that is deleted meanwhile must not live on in what was answered from it.
+            for document_id in sorted(set(documents)):
+                reading = DOCUMENT_PREFIX + document_id
+                await holds.enter_async_context(self._register.taken(turn.tenant, reading, patience=True))
+                await anyio.to_thread.run_sync(self._find_document, turn.tenant, document_id)
+            every = tuple(dict.fromkeys((*turn.documents, *documents)))
+            await self._writer.commit(turn.tenant, turn.name, turn.policy, history, turn.fingerprint, every)
         stats = self._bridge.stats()
         is_full = stats.checkpoint_bytes > FULL_SHARE * stats.checkpoint_budget_bytes
         if is_full and (self._relief is None or self._relief.done()):
@@ -202,15 +214,15 @@ class SessionTurn:
         self.fingerprint = fingerprint
         self._book = book
         self._hold = hold
-        self._documents = documents
+        self.documents = documents
 
     async def commit(self, history: History, documents: Sequence[str] = ()) -> None:
         """Make ``history`` the session's; ``documents`` are those that the turn was answered from.
 
-        Durable on return; then the name is free. Raises what the vault raises; the former history stays.
+        Durable on return; then the name is free. Raises what the vault raises, and ``UnknownDocument`` for one that
+        was deleted meanwhile; then the former history stays.
         """
-        every = tuple(dict.fromkeys((*self._documents, *documents)))
-        await self._book.end_turn(self, history, every)
+        await self._book.end_turn(self, history, documents)
         self._hold.release()
 
 
@@ -225,5 +237,5 @@ def open_book(
     register = Register(vault.manifests())
     states = States(vault, bridge, tokenizer)
     writer = Writer(vault, register, states)
-    book = Book(vault, bridge, policy, register, states, writer)
+    book = Book(vault, bridge, policy, register, states, writer, find_document)
     return book, Readings(vault, register, states, writer, policy, find_document)

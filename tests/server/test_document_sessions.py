@@ -177,6 +177,21 @@ async def test_a_session_in_use_keeps_the_document_and_all_its_sessions(
     assert (await client.get(f"/v1/documents/{document}")).status_code == 200
 
 
+async def test_an_answer_from_a_document_that_was_deleted_meanwhile_is_not_remembered(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    document = world.library.put(TEXT)
+    world.engine.stall()
+    asking = asyncio.create_task(ask(client, "asked", documents=[document]))
+    while not world.engine.requests:
+        await asyncio.sleep(0.002)
+    assert (await client.delete(f"/v1/documents/{document}")).status_code == 200
+    world.engine.go_on()
+    assert error_of(await asking) == (404, "document_not_found")
+    assert (await client.get("/v1/sessions")).json()["data"] == []
+    assert not [each for each in (world.settings.data_dir / "sessions").rglob("*") if each.is_file()]
+
+
 def files(directory: Path) -> Iterator[bytes]:
     for path in directory.rglob("*"):
         if path.is_file():
