@@ -15,7 +15,8 @@ from model.engine.stats import EngineStats
 if TYPE_CHECKING:
     from retrieval.library import LibraryStats
 
-TIERS = ("resident", "host", "saved")
+# Of a session without state there are only the tokens, which are read again when it goes on.
+TIERS = ("resident", "host", "saved", "tokens")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """The bill of a request before it runs, and the whole bill now."""
 
 from array import array
+from contextlib import suppress
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
 
 from model.engine.request import GenerationRequest, SamplingParams
+from model.errors import EngineStopped
 from server.answer_form import answer_form
 from server.bill_schema import BillView, ForecastView, PlanRequest, bill_view, forecast_view
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
@@ -29,6 +31,8 @@ async def read_memory(request: Request, state: StateDep) -> BillView:
         state.tenants.tenant_of(request.headers.get("authorization"))
     if state.services is None:
         raise NotReady(state.readiness.reason)
+    with suppress(EngineStopped):
+        await state.services.book.look()
     return bill_view(await anyio.to_thread.run_sync(state.services.bookkeeper.bill))
 
 

@@ -59,6 +59,10 @@ class Book:
         self._writer = writer
         self._relief: asyncio.Task[None] | None = None
 
+    async def look(self) -> None:
+        """Find out where the states of all sessions are now, which ``stats`` then tells."""
+        await self._states.views(self._register.all())
+
     def stats(self) -> SessionStats:
         """Sessions by the tier that each was last seen in, and bytes on the disk."""
         counts = dict.fromkeys(("resident", "host", "saved", "tokens"), 0)

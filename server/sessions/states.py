@@ -132,7 +132,12 @@ class States:
 
     async def anchor(self, session: Session, history: History) -> None:
         """Hold on to the session's state in the engine."""
-        await self._bridge.call(lambda engine: engine.checkpoints.anchor(session.key, session.tree, history.ids))
+
+        def hold(engine: SteppedEngine) -> Holding:
+            engine.checkpoints.anchor(session.key, session.tree, history.ids)
+            return engine.holding(session.tenant, session.policy, history.ids)
+
+        _view(session, await self._bridge.call(hold))
 
     async def release(self, session: Session) -> None:
         """The session's state is on the disk, and may be given up in the engine."""

@@ -179,3 +179,18 @@ async def test_metrics_tell_of_prefixes_and_contexts(client: httpx.AsyncClient) 
     assert more("fano_request_archive_bytes_count") == 2
     assert after["fano_state_recall_bits"] == 12.5
     assert after['fano_sessions{status="saved"}'] == 0 and after['fano_disk_bytes{pool="sessions"}'] == 0
+
+
+async def test_sessions_are_told_by_tier(client: httpx.AsyncClient) -> None:
+    body = {**chat(60, 3), "fano": {"session": "a-talk"}}
+    (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+    assert (await scrape(client))['fano_sessions{status="resident"}'] == 1
+    bill = (await client.get("/v1/memory")).json()
+    assert bill["sessions"] == {"resident": 1, "host": 0, "saved": 0, "tokens": 0}
+    assert bill["disk"]["pools"]["sessions"] > 0
+    # Other texts push its state out to the host, which the bill sees and the metrics then tell.
+    for number in range(8):
+        other = {**chat(0, 1), "messages": [{"role": "user", "content": f"{number} {WORDS} {WORDS} {WORDS}"}]}
+        await client.post("/v1/chat/completions", json=other)
+    assert (await client.get("/v1/memory")).json()["sessions"]["host"] == 1
+    assert (await scrape(client))['fano_sessions{status="host"}'] == 1

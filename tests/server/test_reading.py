@@ -104,6 +104,7 @@ async def test_a_document_is_read_once_and_any_question_goes_on_from_there(new_d
     assert usage is not None and usage.num_cached_tokens == len(ids)
     async with desk.bridge.generate(replace(request, request_id="other", tenant="other")) as events:
         assert (await collect(events))[-1].usage.num_cached_tokens == 0
+    assert desk.book.stats().num_sessions["resident"] == 1
     view = await desk.book.get(TENANT, f"document:{document_id}")
     assert (view.manifest.num_tokens, view.manifest.prelude_tokens, view.manifest.is_saved) == (len(ids),) * 2 + (True,)
     assert view.manifest.checkpoints[-1].num_tokens == len(ids)
