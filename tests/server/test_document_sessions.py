@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes_engine import WINDOW
 from fakes_server import MODEL, World, WorldMaker, open_client
 
 from model.engine.request import GenerationRequest, SamplingParams
@@ -230,8 +231,10 @@ async def test_a_deleted_session_leaves_the_document_to_others(
     ids = await read(world, tokenizer, document)
     await fork(client, document, "talk")
     await ask(client, "talk")
+    others = (*ids, 77, 78)
+    world.engine.checkpoints.keep(("default", WINDOW), others)
     assert (await client.delete("/v1/sessions/talk")).status_code == 200
-    assert [kept for _, kept in world.engine.checkpoints.kept] == [tuple(ids)]
+    assert [kept for _, kept in world.engine.checkpoints.kept] == [tuple(ids), others]
     assert (await fork(client, document, "again")).json()["state_tokens"] == len(ids)
 
 

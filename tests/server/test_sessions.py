@@ -289,10 +289,16 @@ async def test_a_fork_goes_on_by_itself(client: httpx.AsyncClient, world: World,
     fork = await act(client, "talk/fork", 201, json={"to": "copy"})
     assert (fork["name"], fork["num_tokens"], fork["status"]) == ("copy", len(before), "resident")
     assert len(world.engine.requests) == num_requests
+    # Neither is on the disk, so neither may be given up; a fork of what was saved may.
+    assert {"talk", "copy"} <= {name for _, name in world.engine.checkpoints.anchors}
+    assert world.engine.checkpoints.released == set()
     await say(client, [*HELLO, message("assistant", "clause twelve"), message("user", "Which?")], "copy")
     assert list(world.engine.requests[-1].prompt_ids[: len(before)]) == before
     assert list(stored(world)) == before and len(stored(world, "copy")) > len(before)
     assert error_of(await client.post("/v1/sessions/talk/fork", json={"to": "copy"})) == (409, "session_exists")
+    await act(client, "talk/save")
+    await act(client, "talk/fork", 201, json={"to": "third"})
+    assert world.engine.checkpoints.released == {("default", "talk"), ("default", "third")}
     for to in ("", "no name", "document:x", "-x", "x" * 129):
         assert (await client.post("/v1/sessions/talk/fork", json={"to": to})).status_code == 400
 
