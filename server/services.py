@@ -16,7 +16,7 @@ from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
 from server.answering import Answering
 from server.bill import Bookkeeper
-from server.bridge import EngineThread, SteppedEngine
+from server.bridge import EngineThread
 from server.forecast import Forecaster
 from server.ingesting import Ingestor
 from server.inquiry import Limits, ServedModel
@@ -28,6 +28,7 @@ from server.sessions.book import open_book
 from server.sessions.traces import Traces
 from server.sessions.vault import Vault
 from server.settings import Settings
+from server.stepped import SteppedEngine
 from server.uploads import SPOOL_PREFIX
 
 if TYPE_CHECKING:
