@@ -383,7 +383,8 @@ class Engine:
         if group is None:
             return False
         del self._running[request_id]
-        if group.prefix is not None:
+        # What is read in pieces goes on from its own beginning, which spared nobody anything.
+        if group.prefix is not None and not group.request.is_background:
             self._prefixes[group.prefix.result, group.prefix.reason] += 1
             self._counts["num_cached_tokens"] += group.prefix.num_tokens
         for sequence in group.sequences:

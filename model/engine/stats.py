@@ -48,8 +48,9 @@ class EngineStats:
     ``pool_bytes`` are bytes of tensors held, ``plan_bytes`` those promised at the start, both by
     the names in ``POOL_NAMES``. ``num_saved`` of the waiting requests were preempted: their state and blocks, of
     ``saved_bytes``, are in host memory. ``num_prefixes`` counts ended requests by result and reason of the look for
-    their prompt's beginning; ``checkpoint_bytes`` of ``checkpoint_budget_bytes`` on the host are checkpoints,
-    ``num_checkpoints`` by tier; ``num_checkpoints_lost`` had an anchor and were given up all the same. Counters
+    their prompt's beginning, ``num_cached_tokens`` what was found of it, both without those that only read in the
+    background; ``checkpoint_bytes`` of ``checkpoint_budget_bytes`` on the host are checkpoints, ``num_checkpoints`` by
+    tier; ``num_checkpoints_lost`` had an anchor and were given up all the same. Counters
     (``num_*_tokens``, ``num_aborted``, ``num_failed``, ``num_finished``, ``num_preemptions``, ``num_steps``) only grow.
     """
 

@@ -90,6 +90,8 @@ async def test_a_document_is_read_once_and_any_question_goes_on_from_there(new_d
     ids = document_ids(desk.engine.tokenizer, TEXT)
     num_read = desk.engine.stats().num_prompt_tokens
     assert num_read == len(ids) > 6 * PIECE
+    # That the pieces went on from each other spared nobody anything.
+    assert desk.engine.stats().num_cached_tokens == 0 and not desk.engine.stats().num_prefixes
     told = desk.library.progress_told
     assert [done for done, _, _ in told] == [0, *range(PIECE, len(ids), PIECE), len(ids)]
     assert {total for _, total, _ in told} == {len(ids)}
