@@ -38,13 +38,17 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-async def client(engine: Engine, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+def library() -> FakeLibrary:
+    return FakeLibrary()
+
+
+@pytest.fixture
+async def client(engine: Engine, library: FakeLibrary, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     checkpoint = ModelConfig.from_pretrained(embedded_checkpoint())
     settings, metrics = Settings(data_dir=tmp_path, information=True), Metrics()
     model = ServedModel("reader", 0, engine.policy, "float32", CONFIG.max_context_tokens, state_recall_bits=12.5)
-    services = Services(
-        settings, metrics, FakeLibrary(), engine, engine.tokenizer, model, Forecaster(checkpoint, CONFIG)
-    )
+    forecaster = Forecaster(checkpoint, CONFIG)
+    services = Services(settings, metrics, library, engine, engine.tokenizer, model, forecaster)
     async with open_client(create_app(settings, services, metrics)) as client:
         yield client
 
@@ -194,3 +198,29 @@ async def test_sessions_are_told_by_tier(client: httpx.AsyncClient) -> None:
         await client.post("/v1/chat/completions", json=other)
     assert (await client.get("/v1/memory")).json()["sessions"]["host"] == 1
     assert (await scrape(client))['fano_sessions{status="host"}'] == 1
+
+
+async def test_the_plan_of_a_question_about_documents_is_its_bill(
+    client: httpx.AsyncClient, library: FakeLibrary
+) -> None:
+    document = library.put("The captain of the northern harbour keeps a copper lantern. Nobody else does.")
+    question = {"role": "user", "content": "Which lantern does the captain of the harbour keep?"}
+    plan = (
+        await client.post("/v1/plan", json={"messages": [question], "max_tokens": 9, "documents": [document]})
+    ).json()
+    body = {"model": "reader", "messages": [question], "max_tokens": 9, "logit_bias": {"2": -100, "263": -100}}
+    usage = (await client.post("/v1/chat/completions", json={**body, "fano": {"documents": [document]}})).json()[
+        "usage"
+    ]
+    assert plan["prompt_tokens"] == usage["prompt_tokens"] > 0
+    assert plan["resident_bytes"] == usage["fano"]["resident_bytes"]
+    before = await scrape(client)
+    unheard_of = {"messages": [{"role": "user", "content": "Penguins?"}], "documents": [document]}
+    nothing = (await client.post("/v1/plan", json=unheard_of)).json()
+    assert nothing["total_bytes"] == 0 and nothing["fits"]["now"]
+    # To ask for a bill is not to ask the question.
+    retrievals = [name for name in before if name.startswith("fano_retrieval_total")]
+    after = await scrape(client)
+    assert retrievals and all(after[name] == before[name] for name in retrievals)
+    unknown = await client.post("/v1/plan", json={**unheard_of, "documents": ["doc_none"]})
+    assert unknown.status_code == 404
