@@ -32,8 +32,9 @@ DECODE_GAP_FLOATS = 16
 # a program for each, 150 to 300 KiB for each matrix: so their number is rounded up to one of a few.
 STABLE_ROWS = 16
 ROUND_ROWS = 64
+FEW_ROWS = (STABLE_ROWS, 32)
 
 
 def num_padded_rows(num_rows: int) -> int:
     """Rows of the product that is taken for one of ``num_rows``."""
-    return STABLE_ROWS if num_rows <= STABLE_ROWS else -(-num_rows // ROUND_ROWS) * ROUND_ROWS
+    return next((few for few in FEW_ROWS if num_rows <= few), -(-num_rows // ROUND_ROWS) * ROUND_ROWS)

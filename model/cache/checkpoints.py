@@ -100,12 +100,11 @@ class Checkpoints:
     def open(self, checkpoint: Checkpoint) -> Held | None:
         """What a sequence takes up from ``checkpoint``, or None where the pools have no room for it."""
         self._touch(checkpoint)
-        self.make_room(1, 0)
         if checkpoint.held is not None:
+            self.make_room(1, 0, spared=checkpoint)
             return checkpoint.held.fork(self._states) if self._states.num_free else None
         snapshot = checkpoint.snapshot
-        if snapshot is None:
-            return None
+        assert snapshot is not None, "a checkpoint is on the device or on the host"
         self.make_room(1, len(snapshot.blocks))
         if not self._states.num_free or self._blocks.num_free < len(snapshot.blocks):
             return None
@@ -151,12 +150,14 @@ class Checkpoints:
         self._touch(known)
         return True
 
-    def make_room(self, num_slots: int, num_blocks: int) -> None:
-        """Give up checkpoints on the device until so much is free, or none is left."""
-        while self._resident and (lacks_slots := self._states.num_free < num_slots) | (
-            lacks_blocks := self._blocks.num_free < num_blocks
-        ):
-            self._step_down(lacks_blocks and not lacks_slots)
+    def make_room(self, num_slots: int, num_blocks: int, spared: Checkpoint | None = None) -> None:
+        """Give up checkpoints on the device, but for the ``spared`` one, until so much is free, or none is left."""
+        while True:
+            lacks_slots, lacks_blocks = self._states.num_free < num_slots, self._blocks.num_free < num_blocks
+            candidates = [each for each in self._resident if each is not spared]
+            if not candidates or not (lacks_slots or lacks_blocks):
+                return
+            self._step_down(candidates, lacks_blocks and not lacks_slots)
 
     # Paths with names.
 
@@ -265,9 +266,9 @@ class Checkpoints:
         )
         return {id(checkpoint) for checkpoint in deepest if checkpoint is not None}
 
-    def _step_down(self, for_blocks: bool) -> None:
-        """Move the checkpoint that was used longest ago from the device to the host, or drop it where the host has no
-        room; one that must not be dropped only if all are such."""
+    def _step_down(self, candidates: list[Checkpoint], for_blocks: bool) -> None:
+        """Move the one that was used longest ago from the device to the host, or drop it where the host has no room;
+        one that must not be dropped only if all are such."""
         protected = self._protected()
 
         def order(checkpoint: Checkpoint) -> tuple[bool, int]:
@@ -275,7 +276,7 @@ class Checkpoints:
             # One that shares all its blocks with sequences gives none back.
             return for_blocks and held is not None and held.table.num_cached == 0, checkpoint.touched
 
-        oldest = sorted(self._resident, key=order)
+        oldest = sorted(candidates, key=order)
         for victim in oldest:
             snapshot = self.snapshot(victim)
             if self._make_host_room(snapshot, protected):

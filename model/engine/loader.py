@@ -96,6 +96,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         checkpoint_bytes=config.session_bytes,
         chunk_tokens=config.prefill_chunk_tokens,
     )
+    runner.warm_up()
     stats = EngineStats(
         build=BuildInfo(directory.name, config.device, kernels.name, config.dtype.value, str(policy)),
         slots=runner.slots,

@@ -23,7 +23,8 @@ from model.engine.sequence import Sequence
 from model.engine.stats import PoolCounts
 from model.engine.step import PlannedChunk, StepPlan
 from model.hybrid import HybridLM
-from model.policy import AttentionPolicy
+from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.tiles import FEW_ROWS, ROUND_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,23 @@ class ModelRunner:
             bytes_per_block=self._blocks.bytes_per_block,
             saved_bytes=saved_bytes,
         )
+
+    def warm_up(self) -> None:
+        """Read and draw a little of nothing, so that the first request does not wait for what is made at first use:
+        programs for the usual numbers of rows, threads, the addresses of the weights."""
+        policy = AttentionPolicy()
+        num_most = min(self._chunk_tokens, self._blocks.num_blocks * BLOCK_TOKENS)
+        held = Held(self._states.allocate(), BlockTable(self._blocks))
+        try:
+            held.table.prepare(0, num_most)
+            for num_tokens in (*FEW_ROWS, ROUND_ROWS, num_most):
+                ids = [0] * min(num_tokens, num_most)
+                chunk = SequenceChunk(ids, 0, held.slot, held.table.blocks, policy)
+                self._model(Batch.pack([chunk], self._device), self._states, self._blocks)
+            chunk = SequenceChunk([0], num_most - 1, held.slot, held.table.blocks, policy, is_decode=True)
+            self._model(Batch.pack([chunk], self._device), self._states, self._blocks)
+        finally:
+            held.free(self._states)
 
     def run(self, plan: StepPlan) -> Tensor:
         """Read the planned tokens; returns the logits [rows, V] float32 of each chunk's last ``num_logits`` tokens.

@@ -202,14 +202,13 @@ class Scheduler:
         prompts = self._prompts()
         # What is there already needs no reading, and costs nobody time.
         planned = [PlannedChunk.of(group.sequences[0], 0) for group in prompts if group.sequences[0].is_recalled]
+        unread = [group for group in prompts if not group.sequences[0].is_recalled]
         if beside_streams and not self._pacing.allows_prompts:
             return planned
         num_left = self._budget.mixed_chunk_tokens if beside_streams else self._budget.prefill_chunk_tokens
         # Stable: between tenants by service, within one in turns.
-        for group in sorted(prompts, key=lambda group: self._shares.served(group.tenant)):
+        for group in sorted(unread, key=lambda group: self._shares.served(group.tenant)):
             sequence = group.sequences[0]
-            if sequence.is_recalled:
-                continue
             if len(prompts) > 1:
                 self._memory.advance(sequence)
             if sequence.is_recalled:
