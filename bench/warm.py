@@ -91,7 +91,7 @@ def ask_in_turn(child: Child, documents: dict[int, dict[str, Any]], rounds: int)
 def ask(child: Child, document_id: str, state: str, turn: int) -> Asked:
     # Other words before it, so that the prompt of a fresh state is not simply there from the round before.
     question = f"Round {turn}. {QUESTION}"
-    body = {"question": question, "recall": "verbatim", "stream": True, "max_tokens": 24, "state": state}
+    body = {"question": question, "recall": "verbatim", "stream": True, "max_tokens": 24, "start": state}
     listener, done = Listener(child), None
     for event in child.stream(f"/v1/documents/{document_id}/ask", body):
         if "answer" in event:

@@ -171,6 +171,7 @@ def test_quotes_stand_out_in_the_source() -> None:
             "dtype": "float32",
             "resident_bytes": {},
             "archive_bytes": {},
+            "start": "fresh",
             "state_capacity_bits": 1,
             "retrieval": {"used": True, "reason": "r"},
             "ttft_seconds": None,
