@@ -94,6 +94,8 @@ def ask(child: Child, document_id: str, state: str, turn: int) -> Asked:
     body = {"question": question, "recall": "verbatim", "stream": True, "max_tokens": 24, "start": state}
     listener, done = Listener(child), None
     for event in child.stream(f"/v1/documents/{document_id}/ask", body):
+        if not isinstance(event, dict):
+            continue  # the sources, a list
         if "answer" in event:
             done = event
         elif set(event) == {"text"}:
