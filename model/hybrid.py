@@ -77,9 +77,10 @@ class HybridLM(Parameterised):
         if self._decoder is None or not batch.num_decodes:
             reading = self._read(batch, states, blocks)
             return reading._replace(hidden=reading.hidden[batch.num_decodes :])
-        drawn = self._decoder(batch.decodes(), states, blocks)
         if batch.num_decodes == batch.num_tokens:
+            drawn = self._decoder(batch, states, blocks)
             return Reading(drawn, drawn.new_empty(0, self.config.hidden_size))
+        drawn = self._decoder(batch.decodes(), states, blocks)
         reading = self._read(batch.prompts(), states, blocks)
         return reading._replace(logits=torch.cat((drawn, reading.logits)))
 
