@@ -14,9 +14,10 @@ from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.engine.admission import Admission
 from model.engine.books import Capacity
-from model.engine.engine import Engine, Runner
+from model.engine.engine import Engine
+from model.engine.holdings import HeldBytes, Holding
 from model.engine.request import GenerationRequest, PrefixOutcome, SamplingParams, TokenEvent
-from model.engine.runner import HeldBytes, Holding
+from model.engine.running import Runner
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.sequence import Sequence
 from model.engine.stats import BuildInfo, EngineStats, PoolCounts

@@ -8,27 +8,25 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
 from contextlib import ExitStack
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Protocol
 
 from torch import Tensor
 
-from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.prefix_tree import as_ids, common_length
 from model.engine.admission import Admission
-from model.engine.books import Memory
 from model.engine.generation import Generation
+from model.engine.holdings import Holding
 from model.engine.request import FinishReason, GenerationRequest, RequestUsage, TokenEvent
-from model.engine.runner import HeldBytes, Holding
+from model.engine.running import Runner
 from model.engine.sampler import Draw, Drawn, draw
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Sequence, SequenceGroup, Status
-from model.engine.stats import EngineStats, PoolCounts, StepRecord
+from model.engine.stats import EngineStats, StepRecord
 from model.engine.step import StepPlan
 from model.engine.token_trie import TokenTrie
 from model.engine.transcript import FreeTranscript, Transcript, VerbatimTranscript
@@ -42,47 +40,6 @@ logger = logging.getLogger(__name__)
 
 # What can go wrong with one request's own numbers. A broken law (AssertionError) is not among them: it ends the engine.
 STEP_FAILURES = (ArithmeticError, LookupError, MemoryError, ModelError, OSError, RuntimeError, TypeError, ValueError)
-
-
-class Runner(Memory, Protocol):
-    """What the engine needs of ``model.engine.runner.ModelRunner``."""
-
-    @property
-    def slots(self) -> PoolCounts:
-        """State slots by status."""
-
-    @property
-    def blocks(self) -> PoolCounts:
-        """Key/value blocks by status."""
-
-    @property
-    def num_shared_blocks(self) -> int:
-        """Key/value blocks that several sequences hold."""
-
-    def run(self, plan: StepPlan) -> Tensor:
-        """Read the planned tokens; logits [rows, V] of each chunk's last ``num_logits`` tokens."""
-
-    def fork(self, sequence: Sequence, forks: Collection[Sequence]) -> None:
-        """Let ``forks`` hold what ``sequence`` holds."""
-
-    def held_bytes(self, sequences: Collection[Sequence]) -> HeldBytes:
-        """What the sequences of one request hold now."""
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """What was kept of texts that were read."""
-
-    def holding(self, checkpoint: Checkpoint) -> Holding:
-        """Where a checkpoint is and what it takes."""
-
-    def retire(self, sequence: Sequence) -> None:
-        """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
-
-    def close(self, sequence: Sequence) -> None:
-        """Give back everything the sequence holds."""
-
-    def check(self) -> None:
-        """Assert conservation."""
 
 
 class Engine:

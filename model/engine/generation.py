@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from model.engine.holdings import HeldBytes
 from model.engine.logprobs import token_logprobs
 from model.engine.request import PrefixOutcome, RequestUsage, TokenLogprob
-from model.engine.runner import HeldBytes
 from model.engine.sampler import SequenceSampler
 from model.engine.sequence import Sequence, SequenceGroup
 from model.engine.step import PlannedChunk

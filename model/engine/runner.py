@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,12 +12,12 @@ from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
 from model.cache.place import Place
-from model.cache.prefix_tree import common_length
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
 from model.engine.books import Capacity
+from model.engine.holdings import HeldBytes, Holding
 from model.engine.placement import LEAST_TOKENS
-from model.engine.request import PrefixOutcome
+from model.engine.recollection import Recollection, tree_of
 from model.engine.sequence import Sequence
 from model.engine.stats import PoolCounts
 from model.engine.step import PlannedChunk, StepPlan
@@ -27,35 +26,6 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import FEW_ROWS, ROUND_ROWS
 
 logger = logging.getLogger(__name__)
-
-# Surprisals are rounded to this part of a bit, so that their sum does not depend on where a prompt was cut.
-INFORMATION_UNIT = 2.0**-24
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBytes:
-    """Bytes of the tensors that the sequences of one request hold; what they share is counted once."""
-
-    kv: int = 0
-    ssm_state: int = 0
-    conv_state: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.kv + self.ssm_state + self.conv_state
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """Where the deepest checkpoint of a text is (``resident``, ``host``, or ``none``), after how many tokens it was
-    kept, and the bytes it takes there, shared ones in full."""
-
-    tier: str = "none"
-    num_tokens: int = 0
-    kv_bytes: int = 0
-    ssm_state_bytes: int = 0
-    conv_state_bytes: int = 0
 
 
 class ModelRunner:
@@ -83,9 +53,8 @@ class ModelRunner:
         self._chunk_tokens = chunk_tokens
         self._held: dict[Sequence, Held] = {}
         self._saved: dict[Sequence, Snapshot] = {}
-        # The last row of prompts that were recalled to their end, until their first token is drawn.
-        self._recalled: dict[Sequence, Tensor] = {}
         self.checkpoints = Checkpoints(states, blocks, checkpoint_bytes)
+        self._recollection = Recollection(model, states, self.checkpoints, self._held, device, chunk_tokens)
         self.saved_bytes = 0
 
     @property
@@ -165,7 +134,7 @@ class ModelRunner:
         start = 0
         for planned in plan.chunks:
             if not planned.num_tokens:
-                rows.append(self._model.logits(self._recalled.pop(planned.sequence)[None]))
+                rows.append(self._recollection.first_logits(planned.sequence))
             elif logits is not None:
                 rows.append(logits[start : start + planned.num_logits])
                 start += planned.num_logits
@@ -181,91 +150,16 @@ class ModelRunner:
                 continue
             surprisal = None if read.surprisal is None else read.surprisal[start : start + planned.num_tokens]
             start, row = start + planned.num_tokens, row + planned.num_logits
-            self._prompt_was_read(planned, read.hidden[row - 1] if planned.num_logits else None, surprisal)
+            self._recollection.was_read(planned, read.hidden[row - 1] if planned.num_logits else None, surprisal)
         return read.logits
 
-    def _prompt_was_read(self, planned: PlannedChunk, hidden: Tensor | None, surprisal: Tensor | None) -> None:
-        """Add up what was told of the prompt, and keep the state where that is wanted."""
-        group, before = planned.sequence.group, None
-        if group.information_bits is not None and surprisal is not None:
-            units = torch.round(surprisal / INFORMATION_UNIT)
-            # What the last row says is of a token that was not read yet.
-            before = group.information_bits + INFORMATION_UNIT * float(units[:-1].sum())
-            group.information_bits = before + INFORMATION_UNIT * float(units[-1])
-        if planned.place is None:
-            return
-        self.checkpoints.make_room(1, 0)
-        if self._states.num_free == 0:
-            return
-        assert hidden is not None, "what is kept is kept with its last row"
-        held = self._held[planned.sequence].fork(self._states, is_cached=True)
-        ids = planned.sequence.token_ids[: planned.end]
-        self.checkpoints.keep(
-            _tree(planned.sequence), ids, planned.end, held, planned.place, hidden.to("cpu", copy=True), before
-        )
-        group.kept(planned.end)
-
     def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
-        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group.
-
-        ``beside`` are those that run: where the prompt parts from one of theirs is worth keeping, too.
-        """
-        group, request = sequence.group, sequence.group.request
-        num_common = 0
-        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
-            outcome = PrefixOutcome("miss", "not_wanted" if request.keep.nothing else "prompt_logprobs")
-        else:
-            found = self.checkpoints.find(_tree(sequence), sequence.token_ids, request.measure_information)
-            alike = [each for each in beside if _tree(each) == _tree(sequence)]
-            shared = [common_length(each.token_ids, sequence.token_ids, 0) for each in alike]
-            num_common = max(found.num_common, *shared, 0)
-            outcome = PrefixOutcome("miss", found.reason)
-            if found.checkpoint is not None:
-                is_there = self._take_up(sequence, found.checkpoint)
-                reused = PrefixOutcome("hit", found.reason, found.checkpoint.num_tokens)
-                outcome = reused if is_there else PrefixOutcome("miss", "no_room")
-        if request.measure_information and group.information_bits is None:
-            group.information_bits = 0.0
-        group.begin(outcome, num_common, self._chunk_tokens)
+        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group."""
+        self._recollection.begin(sequence, beside)
 
     def advance(self, sequence: Sequence) -> None:
-        """Skip what another sequence has read meanwhile: prompts that begin alike are read together, in turns."""
-        request, num_read = sequence.group.request, sequence.num_read
-        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
-            return
-        found = self.checkpoints.find(_tree(sequence), sequence.token_ids, request.measure_information)
-        checkpoint, before = found.checkpoint, self._held.get(sequence)
-        if checkpoint is None or checkpoint.num_tokens - num_read < LEAST_TOKENS:
-            return
-        if self._take_up(sequence, checkpoint):
-            sequence.group.skip(num_read, checkpoint.num_tokens, found.reason)
-            if before is not None:
-                before.free(self._states)
-
-    def _take_up(self, sequence: Sequence, checkpoint: Checkpoint) -> bool:
-        """Let the sequence hold what is remembered after the first tokens of its prompt; False where no room is left
-        for it."""
-        held = self.checkpoints.open(checkpoint)
-        if held is None:
-            return False
-        self._held[sequence] = held
-        sequence.num_read = checkpoint.num_tokens
-        self._recall(sequence, checkpoint.hidden, checkpoint.information_bits)
-        return True
-
-    def _recall(self, sequence: Sequence, hidden: Tensor | None, information_bits: float | None) -> None:
-        """What the last row of a checkpoint says of the token after it."""
-        group, num_read = sequence.group, sequence.num_read
-        if sequence.is_recalled:
-            assert hidden is not None, "a whole prompt is recalled with its last row"
-            self._recalled[sequence] = hidden.to(self._device)
-        if not group.request.measure_information or information_bits is None:
-            return
-        group.information_bits = information_bits
-        if hidden is not None and not sequence.is_recalled:
-            next_id = torch.tensor([sequence.token_ids[num_read]], device=self._device)
-            bits = self._model.surprisal(hidden.to(self._device)[None], next_id)
-            group.information_bits += INFORMATION_UNIT * float(torch.round(bits / INFORMATION_UNIT)[0])
+        """Skip what another sequence has read meanwhile."""
+        self._recollection.advance(sequence)
 
     def retire(self, sequence: Sequence) -> None:
         """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
@@ -275,11 +169,11 @@ class ModelRunner:
             return
         ids, place = sequence.token_ids[:num_read], Place.TURN if sequence.num_completion_tokens else Place.ABORTED
         if (held := self._held.pop(sequence, None)) is not None:
-            self.checkpoints.keep(_tree(sequence), ids, num_read, held.keep(self._states), place)
+            self.checkpoints.keep(tree_of(sequence), ids, num_read, held.keep(self._states), place)
         elif (saved := self._saved.get(sequence)) is not None:
             self._forget(sequence)
-            self.checkpoints.keep_snapshot(_tree(sequence), ids, saved, place)
-        self._recalled.pop(sequence, None)
+            self.checkpoints.keep_snapshot(tree_of(sequence), ids, saved, place)
+        self._recollection.forget(sequence)
 
     def fork(self, sequence: Sequence, forks: Collection[Sequence]) -> None:
         """Let ``forks`` hold what ``sequence`` holds: blocks are shared until one writes to them, states copied."""
@@ -362,7 +256,7 @@ class ModelRunner:
             self._give_back(sequence)
         if sequence in self._saved:
             self._forget(sequence)
-        self._recalled.pop(sequence, None)
+        self._recollection.forget(sequence)
 
     def check(self) -> None:
         """Assert conservation in both pools, and that sequences and checkpoints hold what is used and cached."""
@@ -372,7 +266,8 @@ class ModelRunner:
         assert self._states.num_used == len(self._held), "a slot is held by nobody"
         assert self._states.num_cached == self.checkpoints.num_resident, "a cached slot is no checkpoint's"
         assert self._held or self._blocks.num_used == 0, "a block is held by nobody"
-        assert self._recalled.keys() <= self._held.keys() | self._saved.keys(), "a recalled prompt holds nothing"
+        recalled = set(self._recollection.sequences)
+        assert recalled <= self._held.keys() | self._saved.keys(), "a recalled prompt holds nothing"
         assert self.saved_bytes == sum(saved.nbytes for saved in self._saved.values()), "saved bytes differ"
         assert not self._held.keys() & self._saved.keys(), "a sequence is on the device and on the host"
 
@@ -401,8 +296,3 @@ class ModelRunner:
 
     def _forget(self, sequence: Sequence) -> None:
         self.saved_bytes -= self._saved.pop(sequence).nbytes
-
-
-def _tree(sequence: Sequence) -> tuple[str, AttentionPolicy]:
-    """What a sequence may share its beginning with: texts of its tenant, read under its policy."""
-    return sequence.group.tenant, sequence.policy

@@ -1,0 +1,144 @@
+"""Prompts that begin like others: taken up where those were kept, kept where others may want them."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from model.cache.checkpoint import Checkpoint
+from model.cache.checkpoints import Checkpoints
+from model.cache.held import Held
+from model.cache.prefix_tree import common_length
+from model.cache.state_pool import StatePool
+from model.engine.placement import LEAST_TOKENS
+from model.engine.request import PrefixOutcome
+from model.engine.sequence import Sequence
+from model.engine.step import PlannedChunk
+from model.hybrid import HybridLM
+from model.policy import AttentionPolicy
+
+# Surprisals are rounded to this part of a bit, so that their sum does not depend on where a prompt was cut.
+INFORMATION_UNIT = 2.0**-24
+
+
+class Recollection:
+    """The part of a runner that reads no prompt twice. ``held`` is what the runner's sequences hold."""
+
+    def __init__(
+        self,
+        model: HybridLM,
+        states: StatePool,
+        checkpoints: Checkpoints,
+        held: dict[Sequence, Held],
+        device: str,
+        chunk_tokens: int,
+    ) -> None:
+        self._model = model
+        self._states = states
+        self._checkpoints = checkpoints
+        self._held = held
+        self._device = device
+        self._chunk_tokens = chunk_tokens
+        # The last row of prompts that were recalled to their end, until their first token is drawn.
+        self._rows: dict[Sequence, Tensor] = {}
+
+    @property
+    def sequences(self) -> Collection[Sequence]:
+        """Those whose whole prompt was recalled, and whose first token is not drawn yet."""
+        return self._rows.keys()
+
+    def first_logits(self, sequence: Sequence) -> Tensor:
+        """Logits [1, V] float32 for the first token after a prompt that was recalled to its end."""
+        return self._model.logits(self._rows.pop(sequence)[None])
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended."""
+        self._rows.pop(sequence, None)
+
+    def was_read(self, planned: PlannedChunk, hidden: Tensor | None, surprisal: Tensor | None) -> None:
+        """Add up what was told of the prompt, and keep the state where that is wanted."""
+        group, before = planned.sequence.group, None
+        if group.information_bits is not None and surprisal is not None:
+            units = torch.round(surprisal / INFORMATION_UNIT)
+            # What the last row says is of a token that was not read yet.
+            before = group.information_bits + INFORMATION_UNIT * float(units[:-1].sum())
+            group.information_bits = before + INFORMATION_UNIT * float(units[-1])
+        if planned.place is None:
+            return
+        self._checkpoints.make_room(1, 0)
+        if self._states.num_free == 0:
+            return
+        assert hidden is not None, "what is kept is kept with its last row"
+        held = self._held[planned.sequence].fork(self._states, is_cached=True)
+        ids = planned.sequence.token_ids[: planned.end]
+        self._checkpoints.keep(
+            tree_of(planned.sequence), ids, planned.end, held, planned.place, hidden.to("cpu", copy=True), before
+        )
+        group.kept(planned.end)
+
+    def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
+        """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group.
+
+        ``beside`` are those that run: where the prompt parts from one of theirs is worth keeping, too.
+        """
+        group, request = sequence.group, sequence.group.request
+        num_common = 0
+        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
+            outcome = PrefixOutcome("miss", "not_wanted" if request.keep.nothing else "prompt_logprobs")
+        else:
+            found = self._checkpoints.find(tree_of(sequence), sequence.token_ids, request.measure_information)
+            alike = [each for each in beside if tree_of(each) == tree_of(sequence)]
+            shared = [common_length(each.token_ids, sequence.token_ids, 0) for each in alike]
+            num_common = max(found.num_common, *shared, 0)
+            outcome = PrefixOutcome("miss", found.reason)
+            if found.checkpoint is not None:
+                is_there = self._take_up(sequence, found.checkpoint)
+                reused = PrefixOutcome("hit", found.reason, found.checkpoint.num_tokens)
+                outcome = reused if is_there else PrefixOutcome("miss", "no_room")
+        if request.measure_information and group.information_bits is None:
+            group.information_bits = 0.0
+        group.begin(outcome, num_common, self._chunk_tokens)
+
+    def advance(self, sequence: Sequence) -> None:
+        """Skip what another sequence has read meanwhile: prompts that begin alike are read together, in turns."""
+        request, num_read = sequence.group.request, sequence.num_read
+        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
+            return
+        found = self._checkpoints.find(tree_of(sequence), sequence.token_ids, request.measure_information)
+        checkpoint, before = found.checkpoint, self._held.get(sequence)
+        if checkpoint is None or checkpoint.num_tokens - num_read < LEAST_TOKENS:
+            return
+        if self._take_up(sequence, checkpoint):
+            sequence.group.skip(num_read, checkpoint.num_tokens, found.reason)
+            if before is not None:
+                before.free(self._states)
+
+    def _take_up(self, sequence: Sequence, checkpoint: Checkpoint) -> bool:
+        """Let the sequence hold what is remembered after the first tokens of its prompt; False where no room is left
+        for it."""
+        held = self._checkpoints.open(checkpoint)
+        if held is None:
+            return False
+        self._held[sequence] = held
+        sequence.num_read = checkpoint.num_tokens
+        self._recall(sequence, checkpoint.hidden, checkpoint.information_bits)
+        return True
+
+    def _recall(self, sequence: Sequence, hidden: Tensor | None, information_bits: float | None) -> None:
+        """What the last row of a checkpoint says of the token after it."""
+        group, num_read = sequence.group, sequence.num_read
+        if sequence.is_recalled:
+            assert hidden is not None, "a whole prompt is recalled with its last row"
+            self._rows[sequence] = hidden.to(self._device)
+        if not group.request.measure_information or information_bits is None:
+            return
+        group.information_bits = information_bits
+        if hidden is not None and not sequence.is_recalled:
+            next_id = torch.tensor([sequence.token_ids[num_read]], device=self._device)
+            bits = self._model.surprisal(hidden.to(self._device)[None], next_id)
+            group.information_bits += INFORMATION_UNIT * float(torch.round(bits / INFORMATION_UNIT)[0])
+
+
+def tree_of(sequence: Sequence) -> tuple[str, AttentionPolicy]:
+    """What a sequence may share its beginning with: texts of its tenant, read under its policy."""
+    return sequence.group.tenant, sequence.policy

@@ -1,0 +1,55 @@
+"""What an engine needs of whatever runs its model."""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from torch import Tensor
+
+from model.cache.checkpoint import Checkpoint
+from model.cache.checkpoints import Checkpoints
+from model.engine.books import Memory
+from model.engine.holdings import HeldBytes, Holding
+from model.engine.sequence import Sequence
+from model.engine.stats import PoolCounts
+from model.engine.step import StepPlan
+
+
+class Runner(Memory, Protocol):
+    """What the engine needs of ``model.engine.runner.ModelRunner``."""
+
+    @property
+    def slots(self) -> PoolCounts:
+        """State slots by status."""
+
+    @property
+    def blocks(self) -> PoolCounts:
+        """Key/value blocks by status."""
+
+    @property
+    def num_shared_blocks(self) -> int:
+        """Key/value blocks that several sequences hold."""
+
+    def run(self, plan: StepPlan) -> Tensor:
+        """Read the planned tokens; logits [rows, V] of each chunk's last ``num_logits`` tokens."""
+
+    def fork(self, sequence: Sequence, forks: Collection[Sequence]) -> None:
+        """Let ``forks`` hold what ``sequence`` holds."""
+
+    def held_bytes(self, sequences: Collection[Sequence]) -> HeldBytes:
+        """What the sequences of one request hold now."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What was kept of texts that were read."""
+
+    def holding(self, checkpoint: Checkpoint) -> Holding:
+        """Where a checkpoint is and what it takes."""
+
+    def retire(self, sequence: Sequence) -> None:
+        """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
+
+    def close(self, sequence: Sequence) -> None:
+        """Give back everything the sequence holds."""
+
+    def check(self) -> None:
+        """Assert conservation."""
