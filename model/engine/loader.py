@@ -2,6 +2,7 @@
 
 import os
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from model.cache.state_pool import StatePool
 from model.config import Dtype, EngineConfig, ModelConfig
 from model.engine.admission import Admission
 from model.engine.engine import Engine
+from model.engine.request import GenerationRequest, SamplingParams
 from model.engine.runner import ModelRunner
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.stats import BuildInfo, EngineStats
@@ -25,6 +27,8 @@ from model.kernels import Kernels, choose, forced
 from model.tokenizer import Tokenizer
 from model.weights import load_weights, resolve_checkpoint
 
+# Enough that its state is kept, too.
+REHEARSED_TOKENS = 40
 CPU_FLAGS_FILE = Path("/proc/cpuinfo")
 
 
@@ -107,7 +111,6 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         checkpoint_budget_bytes=config.session_bytes,
     )
     budget = Budget(config.prefill_chunk_tokens, config.mixed_chunk_tokens, config.prefill_share)
-    scheduler = Scheduler(runner, runner.capacity(config.saved_bytes), budget, config.max_waiting)
     admission = Admission(
         model_config.vocab_size,
         config.max_context_tokens,
@@ -117,7 +120,14 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     )
     vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
     weights = weights_digest(directory)
-    engine = Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats, weights=weights)
+
+    def engine() -> Engine:
+        scheduler = Scheduler(runner, runner.capacity(config.saved_bytes), budget, config.max_waiting)
+        return Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats, weights=weights)
+
+    # By one of its own, whose counters nobody sees.
+    _rehearse(engine())
+    loaded = engine()
     report = LoadReport(
         directory=directory,
         num_parameters=model_config.num_parameters(),
@@ -129,7 +139,20 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         policy=Choice(str(policy), "as configured" if config.policy else "the checkpoint's own"),
         seconds=time.perf_counter() - started,
     )
-    return engine, report
+    return loaded, report
+
+
+def _rehearse(engine: Engine) -> None:
+    """Answer a made-up prompt and forget it, so that no first request waits for what is made at first use."""
+    prompt = array("i", [0]) * min(REHEARSED_TOKENS, engine.stats().max_context_tokens - 2)
+    if not prompt:
+        return
+    sampling = SamplingParams(max_tokens=2, temperature=0.0)
+    engine.submit(GenerationRequest("rehearsal", prompt, sampling))
+    while engine.has_work():
+        engine.step()
+    engine.forget("default", engine.policy, prompt, 0)
+    engine.check()
 
 
 def choose_device() -> tuple[str, str]:
