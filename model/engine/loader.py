@@ -3,6 +3,7 @@
 import os
 import time
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from model.engine.runner import ModelRunner
 from model.engine.scheduler import Budget, Scheduler
 from model.engine.stats import BuildInfo, EngineStats
 from model.engine.token_trie import TokenTrie
-from model.errors import ConfigInvalid
+from model.errors import ConfigInvalid, ModelError
 from model.fingerprint import weights_digest
 from model.hybrid import HybridLM
 from model.kernels import Kernels, choose, forced
@@ -152,6 +153,11 @@ def _rehearse(engine: Engine) -> None:
     while engine.has_work():
         engine.step()
     engine.forget("default", engine.policy, prompt, 0)
+    # The tokenizer starts its threads and the template is compiled at their first text. Some templates refuse this one.
+    engine.tokenizer.encode("Once upon a time. " * REHEARSED_TOKENS)
+    if engine.tokenizer.has_chat_template:
+        with suppress(ModelError):
+            engine.tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
     engine.check()
 
 
