@@ -13,6 +13,9 @@ from retrieval.passage import Chunk, Fact, Span
 from retrieval.store import alive
 from retrieval.vector_rows import VectorRow
 
+# A sentence or row has at most 600 characters, so it holds no more facts than this.
+_NEIGHBOURS = 300
+
 
 class StoredChunk(NamedTuple):
     """Where a chunk stands. ``ordinal`` counts the chunks of its document from 0, in reading order."""
@@ -26,9 +29,13 @@ class StoredChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredFact:
-    """A fact that a key led to, and the chunk it begins in. ``form`` 0 is the key as written, more is folded more."""
+    """A fact that a key led to, and the chunk it begins in. ``form`` 0 is the key as written, more is folded more.
+
+    ``number`` is its place among the facts of its document.
+    """
 
     document: int
+    number: int
     chunk: int
     key: str
     form: int
@@ -181,7 +188,7 @@ class Contents:
         """Every fact of these documents that stands under one of ``keys``, in reading order."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT k.document, (SELECT c.ordinal FROM chunks c WHERE c.document = k.document "
+                "SELECT k.document, k.fact, (SELECT c.ordinal FROM chunks c WHERE c.document = k.document "
                 "AND c.start <= f.start ORDER BY c.start DESC LIMIT 1) AS chunk, "
                 'k.key, k.form, f.kind, f.start, f."end", f.evidence_start, f.evidence_end '
                 "FROM json_each(?1) d CROSS JOIN json_each(?2) q "
@@ -191,9 +198,23 @@ class Contents:
                 (json.dumps(list(numbers)), json.dumps(list(keys))),
             ).fetchall()
         return [
-            StoredFact(document, chunk, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
-            for document, chunk, key, form, kind, start, end, evidence_start, evidence_end in rows
+            StoredFact(document, number, chunk, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
+            for document, number, chunk, key, form, kind, start, end, evidence_start, evidence_end in rows
         ]
+
+    def facts_in(self, number: int, span: Span, around: int) -> list[tuple[str, Span]]:
+        """Kind and span of the facts that stand whole in ``span`` of a document, in reading order.
+
+        Facts are numbered in reading order: of those near the number ``around`` all are seen, without a look
+        through all facts of the document.
+        """
+        with self._database.read() as connection:
+            rows = connection.execute(
+                'SELECT kind, start, "end" FROM facts WHERE document = ?1 AND fact BETWEEN ?2 - ?3 AND ?2 + ?3 '
+                'AND start >= ?4 AND "end" <= ?5 ORDER BY start, "end"',
+                (number, around, _NEIGHBOURS, span.start, span.end),
+            ).fetchall()
+        return [(kind, Span(start, end)) for kind, start, end in rows]
 
     def totals(self) -> tuple[int, int]:
         """How many vectors and how many facts the store holds."""

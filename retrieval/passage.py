@@ -131,7 +131,9 @@ class Passage:
 
     ``found_by`` says which searches returned it ("key", "lexical", "dense"). On a key hit
     ``evidence`` is the sentence or row that holds the key, else None. ``nearest`` is None where the search by meaning
-    did not return the passage.
+    did not return the passage. ``values`` are what the evidence says under the key asked for, each once, in reading
+    order: the value of the key, or, of an identifier in a sentence, the other facts of that sentence; empty when
+    nothing is certain. Every one lies in ``evidence``.
     """
 
     document_id: str
@@ -143,11 +145,16 @@ class Passage:
     found_by: tuple[str, ...]
     evidence: Span | None = None
     nearest: Nearest | None = None
+    values: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Passages best first, and what was searched. ``found`` is False when nothing relevant stood anywhere."""
+    """Passages best first, and what was searched.
+
+    ``confidence`` is the calibrated probability that the answer stands in the passages. ``found`` is False when a
+    key led nowhere and the confidence is too low; the nearest passages may be given all the same.
+    """
 
     passages: tuple[Passage, ...]
     found: bool
@@ -155,3 +162,4 @@ class SearchResult:
     num_facts: int
     num_chunks_searched: int
     seconds: dict[str, float]
+    confidence: float = 1.0

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from retrieval.contents import Contents, StoredChunk
+from retrieval.contents import Contents, StoredChunk, StoredFact
 from retrieval.errors import UnknownDocument
 from retrieval.fusion import fuse
-from retrieval.passage import Nearest, Passage, Span
+from retrieval.keys import fold
+from retrieval.passage import FactKind, Nearest, Passage, Span
 from retrieval.store import Record, Store
 from retrieval.words import words
 
@@ -28,16 +29,24 @@ class KeyHit:
     """A chunk that keys of the question stand in.
 
     ``forms`` says for each key of the question how far it had to be folded to meet the text (0: as written);
-    ``evidence`` holds the sentences and rows where they met.
+    ``meetings`` where it met which fact.
     """
 
     forms: dict[int, int] = field(default_factory=dict)
-    evidence: set[Span] = field(default_factory=set)
+    meetings: list["Meeting"] = field(default_factory=list)
 
-    def note(self, key: int, form: int, evidence: Span) -> None:
+    def note(self, key: int, form: int, fact: StoredFact) -> None:
         """One more meeting of a key and the text."""
         self.forms[key] = min(form, self.forms.get(key, form))
-        self.evidence.add(evidence)
+        self.meetings.append(Meeting(key, form, fact))
+
+
+class Meeting(NamedTuple):
+    """A key of the question, by its number, and a fact that stands under it; ``form`` as in ``KeyHit``."""
+
+    key: int
+    form: int
+    fact: StoredFact
 
 
 class NearRow(NamedTuple):
@@ -99,6 +108,7 @@ def compose(
                 found_by=_finders(group, rankings),
                 evidence=evidence,
                 nearest=_nearest(contents, record, group, rankings.dense),
+                values=_values(store, contents, record, hits, evidence),
             )
         )
     return tuple(passages)
@@ -168,7 +178,7 @@ def _fits(place: Place, group: Sequence[Place], chunks: Mapping[Place, StoredChu
 
 def _evidence(store: Store, record: Record, hits: Sequence[KeyHit], question_words: Sequence[str]) -> Span | None:
     """The sentence or row under the keys that shares most words with the question; the first of equal ones."""
-    spans = sorted({span for hit in hits for span in hit.evidence})
+    spans = sorted({meeting.fact.evidence for hit in hits for meeting in hit.meetings})
     if len(spans) < 2:
         return spans[0] if spans else None
     asked = set(question_words)
@@ -179,3 +189,31 @@ def _evidence(store: Store, record: Record, hits: Sequence[KeyHit], question_wor
         return len(asked.intersection(words(text[span.start - offset : span.end - offset])))
 
     return max(spans, key=lambda span: (num_shared(span), -span.start, -span.end))
+
+
+def _values(
+    store: Store, contents: Contents, record: Record, hits: Sequence[KeyHit], evidence: Span | None
+) -> tuple[Span, ...]:
+    """What ``evidence`` says under the keys asked for; see ``Passage.values``."""
+    if evidence is None:
+        return ()
+    met = [meeting for hit in hits for meeting in hit.meetings if meeting.fact.evidence == evidence]
+    under_key = [meeting for meeting in met if meeting.fact.kind == FactKind.KEY_VALUE]
+    if under_key:
+        # Where several keys of the question have values, the likeliest key counts, in its most exact form.
+        first = min((meeting.key, meeting.form) for meeting in under_key)
+        found = [meeting.fact.span for meeting in under_key if (meeting.key, meeting.form) == first]
+    else:
+        asked = [meeting.fact.span for meeting in met]
+        others = contents.facts_in(record.number, evidence, met[0].fact.number)
+        found = [span for _, span in others if not any(span.start < one.end and one.start < span.end for one in asked)]
+    text = store.text(record.number, evidence.start, evidence.end)
+    said = [text[meeting.fact.span.start - evidence.start : meeting.fact.span.end - evidence.start] for meeting in met]
+    known = set() if under_key else {form for quote in said for form in fold(quote)}
+    values: list[Span] = []
+    for span in sorted(set(found)):
+        forms = fold(text[span.start - evidence.start : span.end - evidence.start])
+        if evidence.start <= span.start and span.end <= evidence.end and known.isdisjoint(forms):
+            known.update(forms[:1])
+            values.append(span)
+    return tuple(values)

@@ -97,7 +97,7 @@ class Search:
         for fact in facts:
             hit = hits.setdefault((documents[fact.document], fact.chunk), KeyHit())
             for number, form in forms[fact.key]:
-                hit.note(number, form + fact.form, fact.evidence)
+                hit.note(number, form + fact.form, fact)
         return hits, len({(fact.document, fact.span) for fact in facts})
 
     def _dense(self, question: str, shelves: Sequence[Shelf]) -> dict[Place, NearRow]:

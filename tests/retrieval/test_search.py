@@ -147,6 +147,32 @@ def test_of_several_sentences_under_a_key_the_nearest_to_the_question_is_the_evi
     assert text[top.evidence.start : top.evidence.end] == "Order KX-1001 was paid by cheque at last."
 
 
+def values(library, document, question):
+    top = ask(library, question, document).passages[0]
+    assert all(top.evidence.start <= span.start <= span.end <= top.evidence.end for span in top.values)
+    return [library.text(TENANT, document.id, span.start, span.end) for span in top.values]
+
+
+def test_under_a_key_asked_for_stands_its_value(library, add_text):
+    document = add_text(
+        library,
+        "Deadline: the Friday after Easter\n\nThe parcel QX-7741-B weighs 12 kg and came on 3 May 2021.\n\n"
+        "| valve | tested |\n| KX-1001 | by Mrs Ellery |\n\nThe gate RR-4141, as RR 4141 is written, is green.\n",
+    )
+    assert values(library, document, "What is the deadline?") == ["the Friday after Easter"]
+    assert values(library, document, "What do the notes say of qx 7741 b?") == ["12 kg", "3 May 2021"]
+    assert values(library, document, "Who tested KX1001?") == ["by Mrs Ellery"]
+    # Neither the key itself nor another mention of it is a value.
+    assert values(library, document, "What colour has the gate RR-4141?") == []
+
+
+def test_what_no_key_led_to_has_no_values(open_library, add_text):
+    library = open_library(Meaning())
+    document = add_text(library, paragraphs("The porter QX-7741-B hides the spare one in a globe on 3 May 2021."))
+    top = ask(library, "Where does the doorman keep it?", document).passages[0]
+    assert (top.evidence, top.values) == (None, ())
+
+
 def test_only_the_documents_asked_are_searched(library, add_text):
     first = add_text(library, paragraphs("The lantern KX-1001 hangs in the hall."))
     second = add_text(library, paragraphs("The lantern KX-1001 hangs in the yard."))
