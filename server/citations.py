@@ -5,24 +5,12 @@ is hoped to make. Words are compared as they are; only the kind of white space b
 (a source breaks its lines), so ``quote`` is always ``document[start:end]``.
 """
 
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval.passage import Passage
-
-# Joined to a word when they stand between two word characters: 12,345.67, A-1234.5/x, it's, a@b.org.
-JOINERS = frozenset("-.,:/@_'’+#&·‑")
-
-# Two of these side by side say nothing about where an answer came from.
-FUNCTION_WORDS = frozenset(
-    """a about after all also am an and any are as at be because been before being but by can could did do does for
-    from had has have he her him his how i if in into is it its may me more most my no nor not of on one only or other
-    our out over shall she should so some such than that the their them then there these they this those to under up
-    us was we were what when where which while who whom whose will with would yes you your""".split()
-)
-
+from server.wording import Word, Wording, says_something, words
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -46,42 +34,45 @@ class Citation:
     answer_end: int
 
 
-def cite(answer: str, sources: Sequence[Source]) -> list[Citation]:
-    """The maximal matches between word borders, in the order of the answer, none overlapping another.
+class Quoting:
+    """The citations of an answer that arrives in pieces, each as soon as no further text can change it.
 
-    A match counts when it has two content words, or a number, an identifier or a name. Among equally
-    long matches the source of the best rank wins, and in it the first place.
+    They are the maximal matches between word borders, in the order of the answer, none overlapping another. A match
+    counts when it has two content words, or a number, an identifier or a name. Among equally long matches the source
+    of the best rank wins, and in it the first place. However the answer is cut into pieces, they are the same.
     """
-    words = _words(answer)
-    texts = [_Text(source, _words(source.passage.text)) for source in sources]
-    citations: list[Citation] = []
-    place = 0
-    while place < len(words):
-        match = _longest(words, place, texts)
-        if match is None or not _says_something(words[match.first : match.last + 1]):
-            place += 1
-            continue
-        citations.append(_citation(words, match))
-        place = match.last + 1
-    return citations
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._texts = [_Text(source, words(source.passage.text)) for source in sources]
+        self._wording = Wording()
+        self._words: list[Word] = []
+        self._place = 0
+
+    def add(self, text: str, is_last: bool = False) -> list[Citation]:
+        """The citations that ``text`` made certain; the rest of them if it ``is_last``."""
+        self._words += self._wording.add(text, is_last)
+        found: list[Citation] = []
+        while self._place < len(self._words):
+            match, is_open = _longest(self._words, self._place, self._texts)
+            if is_open and not is_last:
+                break
+            if match is None or not says_something(self._words[match.first : match.last + 1]):
+                self._place += 1
+                continue
+            found.append(_citation(self._words, match))
+            self._place = match.last + 1
+        return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
-    """A word, or one character of punctuation; whether white space stands before it; whether a quote may end at it."""
-
-    text: str
-    start: int
-    end: int
-    spaced: bool
-    is_word: bool
-    may_border: bool
+def cite(answer: str, sources: Sequence[Source]) -> list[Citation]:
+    """All citations of a whole answer."""
+    return Quoting(sources).add(answer, is_last=True)
 
 
 class _Text:
     """A source's words, and where each of them stands."""
 
-    def __init__(self, source: Source, words: list[_Word]) -> None:
+    def __init__(self, source: Source, words: list[Word]) -> None:
         self.source = source
         self.words = words
         self.places: dict[str, list[int]] = defaultdict(list)
@@ -99,30 +90,33 @@ class _Match:
     last: int
 
 
-def _longest(words: Sequence[_Word], first: int, texts: Sequence[_Text]) -> _Match | None:
-    """The longest match that begins with ``words[first]`` and neither begins nor ends with a comma or the like."""
+def _longest(words: Sequence[Word], first: int, texts: Sequence[_Text]) -> tuple[_Match | None, bool]:
+    """The longest match that begins with ``words[first]`` and neither begins nor ends with a comma or the like; and
+    whether more words could make it longer."""
     if not words[first].may_border:
-        return None
+        return None, False
     best: _Match | None = None
+    is_open = False
     for text in texts:
         for at in text.places.get(words[first].text, ()):
             last = first
             while _same(words, last + 1, text.words, at + last + 1 - first):
                 last += 1
+            is_open = is_open or (last + 1 == len(words) and at + last + 1 - first < len(text.words))
             while not words[last].may_border:
                 last -= 1
             if best is None or last > best.last:
                 best = _Match(text, at, first, last)
-    return best
+    return best, is_open
 
 
-def _same(words: Sequence[_Word], place: int, others: Sequence[_Word], at: int) -> bool:
+def _same(words: Sequence[Word], place: int, others: Sequence[Word], at: int) -> bool:
     if place >= len(words) or at >= len(others):
         return False
     return words[place].text == others[at].text and words[place].spaced == others[at].spaced
 
 
-def _citation(words: Sequence[_Word], match: _Match) -> Citation:
+def _citation(words: Sequence[Word], match: _Match) -> Citation:
     passage = match.text.source.passage
     start = match.text.words[match.at].start
     end = match.text.words[match.at + match.last - match.first].end
@@ -135,72 +129,4 @@ def _citation(words: Sequence[_Word], match: _Match) -> Citation:
         page=passage.page,
         answer_start=words[match.first].start,
         answer_end=words[match.last].end,
-    )
-
-
-def _says_something(words: Sequence[_Word]) -> bool:
-    """Two content words, or one that has a digit or a capital letter and is no function word."""
-    content = [word.text for word in words if word.is_word and word.text.lower() not in FUNCTION_WORDS]
-    if any(any(c.isdigit() for c in text) or (text[0].isupper() and len(text) > 1) for text in content):
-        return True
-    # In scripts without spaces every character is a word here, and about two make one.
-    return sum(0.5 if _is_unspaced(text[0]) else 1 for text in content) >= 2
-
-
-def _words(text: str) -> list[_Word]:
-    return list(_scan(text))
-
-
-def _scan(text: str) -> Iterator[_Word]:
-    place, spaced = 0, False
-    while place < len(text):
-        if text[place].isspace():
-            place, spaced = place + 1, True
-            continue
-        end = _word_end(text, place)
-        is_word = _is_letter(text[place])
-        yield _Word(text[place:end], place, end, spaced, is_word, is_word or _is_unit_sign(text[place]))
-        place, spaced = end, False
-
-
-def _word_end(text: str, start: int) -> int:
-    """End of the word or the single character of punctuation at ``start``; marks stay with their letter."""
-    end = start + 1
-    if not _is_letter(text[start]) or _is_unspaced(text[start]):
-        while end < len(text) and _is_mark(text[end]):
-            end += 1
-        return end
-    while end < len(text):
-        if (_is_letter(text[end]) and not _is_unspaced(text[end])) or _is_mark(text[end]):
-            end += 1
-        elif text[end] in JOINERS and end + 1 < len(text) and _is_letter(text[end + 1]):
-            end += 2
-        else:
-            break
-    return end
-
-
-def _is_letter(character: str) -> bool:
-    return character.isalnum() or character == "_"
-
-
-def _is_unit_sign(character: str) -> bool:
-    """Signs that belong to a number: currencies, per cent, degrees, paragraphs."""
-    return character in "%‰°§" or unicodedata.category(character) == "Sc"
-
-
-def _is_mark(character: str) -> bool:
-    """Combining marks, and the joiner that emoji and some scripts put between two characters of one."""
-    return character > "\u02ff" and (unicodedata.category(character)[0] == "M" or character in "\u200c\u200d")
-
-
-def _is_unspaced(character: str) -> bool:
-    """Kana, Chinese characters, Thai to Khmer: written without spaces between words."""
-    return (
-        "\u3040" <= character <= "\u30ff"
-        or "\u3400" <= character <= "\u9fff"
-        or "\uf900" <= character <= "\ufaff"
-        or "\U00020000" <= character <= "\U0003ffff"
-        or "\u0e00" <= character <= "\u0eff"
-        or "\u1780" <= character <= "\u17ff"
     )

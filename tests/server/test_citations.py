@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrieval.passage import Passage, Span
-from server.citations import Citation, Source, cite
+from server.citations import Citation, Quoting, Source, cite
 
 DOCUMENT = (
     "The custodian of the northern archive is Wilhelmina Thackeray-Oduya. She was paid $1,234.50 on 2024-01-02,\n"
@@ -147,3 +147,59 @@ def test_no_quote_ends_inside_a_word(case: tuple[str, str, list[Source]]) -> Non
 def is_written_without_spaces(character: str) -> bool:
     name = unicodedata.name(character, "")
     return name.startswith(("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER"))
+
+
+@st.composite
+def adversarial(draw: st.DrawFn) -> tuple[str, str, list[Source], list[str]]:
+    """An answer of pieces of its sources, noise and marks that look like citations, and how it is cut on the way."""
+    document, _, sources = draw(cases())
+    noise = st.sampled_from(["[1]", "[2]", " [12]", "(source 1)", "“", ".", ",", "-", "\u0301", "\u200d", " ", "1", "A"])
+    pieces = []
+    for _ in range(draw(st.integers(0, 6))):
+        start = draw(st.integers(0, len(document)))
+        pieces.append(document[start : draw(st.integers(start, len(document)))])
+        pieces.append(draw(noise | TEXTS))
+    answer = "".join(pieces)
+    cuts = sorted(draw(st.lists(st.integers(0, len(answer)), max_size=8)))
+    borders = [0, *cuts, len(answer)]
+    return document, answer, sources, [answer[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+
+
+@given(adversarial())
+def test_however_an_answer_arrives_its_citations_are_the_same(case: tuple[str, str, list[Source], list[str]]) -> None:
+    _, answer, sources, pieces = case
+    quoting = Quoting(sources)
+    arrived = [citation for piece in pieces for citation in quoting.add(piece)]
+    assert [*arrived, *quoting.add("", is_last=True)] == cite(answer, sources)
+
+
+@given(adversarial())
+def test_no_citation_is_invented(case: tuple[str, str, list[Source], list[str]]) -> None:
+    document, answer, sources, pieces = case
+    quoting = Quoting(sources)
+    arrived = ""
+    for number, piece in enumerate(pieces, start=1):
+        arrived += piece
+        for citation in quoting.add(piece, is_last=number == len(pieces)):
+            passage = sources[citation.source - 1].passage
+            assert document[citation.start : citation.end] == citation.quote
+            assert passage.span.start <= citation.start < citation.end <= passage.span.end
+            # What is cited has been said, and says something.
+            assert citation.answer_end <= len(arrived)
+            assert answer[citation.answer_start : citation.answer_end].split() == citation.quote.split()
+            assert any(character.isalnum() for character in citation.quote)
+
+
+def test_a_citation_comes_as_soon_as_its_match_can_grow_no_more() -> None:
+    text = "The ferry to Skellig leaves on Tuesday at 12,345.67 hours."
+    quoting = Quoting([source(0, len(text), text=text)])
+    assert quoting.add("On Tuesday") == []
+    assert quoting.add(" at 12") == []
+    assert quoting.add(",") == []  # a comma may join two numbers
+    assert [c.quote for c in quoting.add(" no")] == ["Tuesday at"]
+    assert quoting.add("thing of Skellig leaves") == []
+    assert [c.quote for c in quoting.add("", is_last=True)] == ["Skellig leaves"]
+
+
+def test_a_mark_that_looks_like_a_citation_is_none() -> None:
+    assert quotes("It is so [1], says【2】the book (source 1) [^3] <|file-doc_1|>.") == []
