@@ -7,7 +7,6 @@ from typing import NamedTuple
 from retrieval.contents import Contents, StoredChunk, StoredFact
 from retrieval.errors import UnknownDocument
 from retrieval.fusion import fuse
-from retrieval.keys import fold
 from retrieval.passage import FactKind, Nearest, Passage, Span
 from retrieval.store import Record, Store
 from retrieval.words import words
@@ -208,12 +207,8 @@ def _values(
         others = contents.facts_in(record.number, evidence, met[0].fact.number)
         found = [span for _, span in others if not any(span.start < one.end and one.start < span.end for one in asked)]
     text = store.text(record.number, evidence.start, evidence.end)
-    said = [text[meeting.fact.span.start - evidence.start : meeting.fact.span.end - evidence.start] for meeting in met]
-    known = set() if under_key else {form for quote in said for form in fold(quote)}
-    values: list[Span] = []
+    values: dict[str, Span] = {}
     for span in sorted(set(found)):
-        forms = fold(text[span.start - evidence.start : span.end - evidence.start])
-        if evidence.start <= span.start and span.end <= evidence.end and known.isdisjoint(forms):
-            known.update(forms[:1])
-            values.append(span)
-    return tuple(values)
+        if evidence.start <= span.start and span.end <= evidence.end:
+            values.setdefault(text[span.start - evidence.start : span.end - evidence.start], span)
+    return tuple(values.values())
