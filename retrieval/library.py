@@ -15,7 +15,8 @@ from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
 from retrieval.faiss_index import FaissIndex
 from retrieval.ingestion import Ingestion
-from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, page_at
+from retrieval.occurrences import occurrences
+from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
 from retrieval.search import Search
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
@@ -196,6 +197,26 @@ class Library:
             if not record.document.answerable:
                 raise DocumentNotReady(self._with_progress(record.document))
         return self._search.run(query, records, max_passages)
+
+    def locate(
+        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100
+    ) -> Sequence[tuple[str, Span]]:
+        """Where ``text`` stands in these documents, document by document in the order given, ``limit`` places at most.
+
+        In each document as ``retrieval.occurrences`` has it: verbatim, or else but for blanks and line ends. Empty
+        for a text that stands nowhere, and for one without anything but blanks.
+
+        Raises:
+            DocumentNotReady: one of them has no text yet.
+        """
+        places: list[tuple[str, Span]] = []
+        for document_id in dict.fromkeys(document_ids):
+            record = self._store.record(document_id, tenant)
+            if record.document.num_characters is None:
+                raise DocumentNotReady(self._with_progress(record.document))
+            found = occurrences(self._store.text(record.number), text, limit - len(places))
+            places += [(document_id, span) for span in found]
+        return places
 
     def stats(self) -> LibraryStats:
         """What the library holds and takes; reads counters only."""
