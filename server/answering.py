@@ -6,34 +6,30 @@ from array import array
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from model.config import ReadingUnit
-from model.engine.request import FinishReason, GenerationRequest, Keep, TokenEvent, TokenLogprob
+from model.engine.request import GenerationRequest, Keep
 from model.errors import PromptTooLong
 from model.policy import PolicyName
 from server.answer_form import AnswerStart
-from server.bridge import EngineThread, EventStream
-from server.citations import Citation, Source, cite
+from server.bridge import EngineThread
+from server.citations import Source
 from server.conversation import History
-from server.errors import AnswerAborted
 from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
-    AnswerDone,
-    AnswerEvent,
-    AnswerText,
-    ChoiceDone,
     Inquiry,
     Limits,
     RetrievalBill,
     ServedModel,
 )
 from server.metrics import Metrics
-from server.prompt import NOT_FOUND, Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
+from server.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
 from server.reading import reading_policy
 from server.recording import Recording
+from server.replies import Answer, Generated, NothingFound
 from server.sessions.book import Book, SessionTurn
 from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
@@ -71,7 +67,7 @@ class Answering:
         self.limits = limits
 
     @asynccontextmanager
-    async def answer(self, inquiry: Inquiry) -> AsyncIterator["Answer"]:
+    async def answer(self, inquiry: Inquiry) -> AsyncIterator[Answer]:
         """An accepted inquiry's answer, ready to be read; what it holds is given back on leaving.
 
         Raises on entry whatever refuses it: ``UnknownDocument``, ``DocumentNotReady``,
@@ -82,13 +78,13 @@ class Answering:
             found = await self.groundwork(inquiry, history=history)
             recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
             if inquiry.documents and not found.sources:
-                yield _Nothing(found, recording)
+                yield NothingFound(found, recording)
                 return
             request = self.request(inquiry, found)
             if inquiry.documents:
                 await self._traces.note(self._trace(inquiry, found.prompt))
             async with self._bridge.generate(request) as events:
-                yield _Generated(inquiry, found, events, self._library, self._metrics, recording)
+                yield Generated(inquiry, found, events, self._library, self._metrics, recording)
 
     async def groundwork(self, inquiry: Inquiry, is_asked: bool = True, history: History | None = None) -> Groundwork:
         """What stands before the model is asked: documents are searched. Raises as ``answer``.
@@ -210,136 +206,3 @@ class Answering:
         evidence = quotable(readings) if inquiry.recall == "verbatim" else ()
         sampling = sampling_params(inquiry, max_tokens, 0.0)
         return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation)
-
-
-class Answer(Protocol):
-    """An answer that is under way. ``events`` is read once; the last event is ``AnswerDone``."""
-
-    sources: tuple[Source, ...]
-
-    def events(self) -> AsyncIterator[AnswerEvent]:
-        """The pieces, then the citations, then the whole. Raises when the generation fails."""
-
-
-class _Nothing:
-    """The answer when nothing was found: what was searched, and no model is asked."""
-
-    def __init__(self, groundwork: Groundwork, recording: Recording) -> None:
-        self.sources: tuple[Source, ...] = ()
-        self._groundwork = groundwork
-        self._recording = recording
-
-    async def events(self) -> AsyncIterator[AnswerEvent]:
-        """The one sentence, and the end."""
-        text = f"Nothing about this was found. {self._groundwork.searched}"
-        choice = ChoiceDone(0, text, FinishReason.STOP)
-        yield AnswerText(text)
-        await self._recording.end(text)
-        yield choice
-        yield AnswerDone((choice,), False, (), None, self._groundwork.bill, None)
-
-
-class _Generated:
-    """An answer that the model writes, freely or from spans of the evidence."""
-
-    def __init__(
-        self,
-        inquiry: Inquiry,
-        groundwork: Groundwork,
-        events: EventStream,
-        library: "Library",
-        metrics: Metrics,
-        recording: Recording,
-    ) -> None:
-        self._recording = recording
-        self.sources = groundwork.sources
-        self._inquiry = inquiry
-        self._groundwork = groundwork
-        self._events = events
-        self._library = library
-        self._metrics = metrics
-        self._first_text: float | None = None
-        self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-
-    async def events(self) -> AsyncIterator[AnswerEvent]:
-        """As ``Answer.events``. Raises ``AnswerAborted`` and what ended the engine."""
-        pieces: list[list[str]] = [[] for _ in range(self._inquiry.sampling.num_choices)]
-        ended: dict[int, ChoiceDone] = {}
-        last: TokenEvent | None = None
-        async for event in self._events:
-            self._note(event)
-            self._recording.note(event.token_ids)
-            if event.text or event.logprobs:
-                pieces[event.choice].append(event.text)
-                yield AnswerText(event.text, event.choice, event.logprobs)
-            if event.finish_reason is not None:
-                if event.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
-                    raise AnswerAborted
-                ended[event.choice] = ChoiceDone(event.choice, "".join(pieces[event.choice]), event.finish_reason)
-                if not self.sources:  # with sources there is more to say
-                    await self._recording.end(ended[event.choice].text)
-                    yield ended[event.choice]
-            last = event
-        if last is None or last.usage is None or len(ended) < len(pieces):
-            raise AnswerAborted
-        found, citations = True, list[Citation]()
-        if self.sources:
-            text, citations = await self._cited(ended[0].text, last)
-            found = bool(citations) if self._groundwork.evidence else text.strip() not in ("", NOT_FOUND)
-            if not found:
-                addition = f"{' ' if text else ''}{self._groundwork.searched}"
-                yield AnswerText(addition)
-                text += addition
-            for citation in citations:
-                yield citation
-            ended[0] = replace(ended[0], text=text)
-            await self._recording.end(text)
-            yield ended[0]
-        choices = tuple(ended[index] for index in range(len(pieces)))
-        seconds, bill = time.monotonic() - self._inquiry.started, self._groundwork.bill
-        archive_bytes = bill.text_bytes + bill.index_bytes
-        self._metrics.finished(choices[0].finish_reason.value, last.usage, seconds, archive_bytes)
-        yield AnswerDone(
-            choices, found, tuple(citations), last.usage, self._groundwork.bill, self._first_text, self._prompt_logprobs
-        )
-
-    def _note(self, event: TokenEvent) -> None:
-        if event.prompt_logprobs is not None:
-            self._prompt_logprobs = event.prompt_logprobs
-        if event.text and self._first_text is None:
-            self._first_text = time.monotonic() - self._inquiry.started
-            self._metrics.first_token(self._first_text)
-
-    async def _cited(self, text: str, last: TokenEvent) -> tuple[str, list[Citation]]:
-        """The answer's text and what it quotes."""
-        if self._groundwork.evidence:
-            # What is returned is the stored text; what was streamed is the same by the decoder's guarantee.
-            return await anyio.to_thread.run_sync(self._quoted, last)
-        citations = cite(text, self._groundwork.readings)
-        return text, await anyio.to_thread.run_sync(self._on_their_pages, citations)
-
-    def _quoted(self, last: TokenEvent) -> tuple[str, list[Citation]]:
-        """The answer made of the spans of the stored text, and a citation for each."""
-        text = ""
-        citations: list[Citation] = []
-        for span in last.spans:
-            piece = self._groundwork.evidence[span.evidence_index]
-            passage = piece.source.passage
-            start, end = piece.start + span.start, piece.start + span.end
-            quote = self._library.text(self._inquiry.tenant, passage.document_id, start, end)
-            text += f"{' ' if text else ''}{quote}"
-            at = len(text) - len(quote)
-            citations.append(
-                Citation(piece.source.number, passage.document_id, start, end, quote, passage.page, at, len(text))
-            )
-        return text, self._on_their_pages(citations)
-
-    def _on_their_pages(self, citations: list[Citation]) -> list[Citation]:
-        """A passage may run over pages; its own page is that of its start."""
-        tenant = self._inquiry.tenant
-        return [
-            citation
-            if citation.page is None
-            else replace(citation, page=self._library.page(tenant, citation.document, citation.start))
-            for citation in citations
-        ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from retrieval.passage import Passage
 from server.wording import Word, Wording, says_something, words
 
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A passage as it stands in the prompt, by its number there."""

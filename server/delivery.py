@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from model.engine.request import TokenLogprob
-from server.answering import Answer
 from server.errors import ClientLeft, envelope, is_known
 from server.inquiry import AnswerDone, AnswerText
+from server.replies import Answer
 from server.sse import event
 
 logger = logging.getLogger(__name__)

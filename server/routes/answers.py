@@ -7,13 +7,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from server.answer_form import answer_form
-from server.answering import Answer
 from server.citations import Citation
 from server.delivery import whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.inquiry import AnswerDone, AnswerText, Inquiry, Sampling, ServedModel
 from server.prompt import Turn
 from server.rendering import answer_view, citation_view, source_view
+from server.replies import Answer
 from server.schemas import AnswerView, DocumentQuestion, Question, error_responses
 from server.settings import Settings
 from server.sse import EventStreamResponse, event, with_keep_alive

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from server.answer_form import answer_form
-from server.answering import Answer
 from server.chat_schema import ChatRequest
 from server.chat_shape import ChatShape
 from server.citations import Citation
@@ -16,6 +15,7 @@ from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep,
 from server.errors import RequestInvalid, UnknownModel
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone, Inquiry
 from server.prompt import Turn
+from server.replies import Answer
 from server.schemas import Recall, error_responses
 from server.sse import DONE, EventStreamResponse, event, with_keep_alive
 
@@ -110,20 +110,18 @@ def _session(body: ChatRequest) -> str | None:
 
 
 async def _events(answer: Answer, shape: ChatShape, num_choices: int, include_usage: bool) -> AsyncIterator[bytes]:
-    """The chunks of each choice: role, text, citations in one delta, finish reason; then the usage if asked for."""
+    """The chunks of each choice: role, text, each citation when it is certain, finish reason; then the usage if asked
+    for. Clients that join deltas append lists, so all annotations together are those of the whole reply."""
     usage = {"usage": None} if include_usage else {}
     for choice in range(num_choices):
         yield event(shape.opening(choice) | usage)
-    citations: list[Citation] = []
     async for each in answer.events():
         match each:
             case AnswerText():
                 yield event(shape.piece(each) | usage)
             case Citation():
-                citations.append(each)
+                yield event(shape.cited(0, [each]) | usage)
             case ChoiceDone():
-                if citations:
-                    yield event(shape.cited(each.choice, citations) | usage)
                 yield event(shape.closing(each) | usage)
             case AnswerDone():
                 if include_usage:

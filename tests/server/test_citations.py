@@ -153,7 +153,9 @@ def is_written_without_spaces(character: str) -> bool:
 def adversarial(draw: st.DrawFn) -> tuple[str, str, list[Source], list[str]]:
     """An answer of pieces of its sources, noise and marks that look like citations, and how it is cut on the way."""
     document, _, sources = draw(cases())
-    noise = st.sampled_from(["[1]", "[2]", " [12]", "(source 1)", "“", ".", ",", "-", "\u0301", "\u200d", " ", "1", "A"])
+    noise = st.sampled_from(
+        ["[1]", "[2]", " [12]", "(source 1)", "“", ".", ",", "-", "\u0301", "\u200d", " ", "1", "A"]
+    )
     pieces = []
     for _ in range(draw(st.integers(0, 6))):
         start = draw(st.integers(0, len(document)))
