@@ -4,6 +4,7 @@ import ipaddress
 import re
 
 from retrieval.dates import iso_dates
+from retrieval.durations import duration_forms
 
 _ORDINAL_OR_AGE = re.compile(r"\d{1,4}(?:st|nd|rd|th|s|am|pm|[a-z]?)(?:-[a-zA-Z]+)*|\d{1,4}(?:-[a-z]+)+", re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{3})*(?:[.,]\d+)?|\d+[.,]\d+")
@@ -39,6 +40,13 @@ def date_score(found: str) -> float | None:
     return 0.9
 
 
+def duration_score(found: str) -> float | None:
+    """It must be a number and its unit; ``one day`` is mostly some day."""
+    if not duration_forms(found) or found.casefold() in ("one day", "one night"):
+        return None
+    return 0.82
+
+
 def isbn_score(found: str) -> float | None:
     """The check digit of ISBN-10 or ISBN-13 must be right."""
     digits = found.replace("-", "").replace(" ", "").upper()
@@ -58,16 +66,6 @@ def iban_score(found: str) -> float | None:
         return None
     moved = account[4:] + account[:4]
     return 0.99 if int("".join(str(int(char, 36)) for char in moved)) % 97 == 1 else None
-
-
-def phone_score(found: str) -> float | None:
-    """Seven to fifteen digits (E.164), in groups or after a plus sign."""
-    num_digits = sum(char.isdigit() for char in found)
-    if not 7 <= num_digits <= 15 or re.fullmatch(r"\d{4}[ -]\d{4}", found) or _NUMBER.fullmatch(found):
-        return None
-    if re.fullmatch(r"\d{1,3}(?: \d{3})+", found):
-        return None  # a number grouped by blanks
-    return 0.75 if found[0] in "+(" else 0.65
 
 
 def network_score(found: str) -> float | None:

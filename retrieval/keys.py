@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retrieval.amounts import AMOUNT_FORMS, amount_forms
+from retrieval.contacts import EMAIL, PHONE, URL, address_end, contact_forms
 from retrieval.dates import DATE_FORMS, iso_dates
+from retrieval.durations import COUNTED_DURATION, ISO_DURATION, SPELLED_DURATION, duration_forms
 from retrieval.words import STOP_WORDS
 
 MAX_KEY_CHARACTERS = 200
@@ -34,7 +36,7 @@ def fold(raw: str) -> tuple[str, ...]:
     """Return the forms of ``raw``, most exact first, without repetition; () if nothing of it is a letter or digit.
 
     1. as written; 2. without regard to case, width, kind of dash and quote, and edges; then for a date its ISO
-    forms, for an amount its canonical forms, for anything else the form without separators but dots,
+    forms, for a duration, an amount, a telephone number or an address its canonical forms, for anything else the form without separators but dots,
     and, where there are letters, without dots too. Two things are the same key, the more exactly the earlier the
     form they share: ``INV-2024-000123`` and ``inv2024 000123`` share the third.
     """
@@ -47,9 +49,15 @@ def fold(raw: str) -> tuple[str, ...]:
     if not without_dots:
         return ()
     forms = [written, plain, bare]
+    contact, is_alone = contact_forms(bare if "(" not in plain and "+" not in plain else plain)
+    forms.extend(contact)
     # A letter right before a digit stands in no date or amount: most codes are spared the forms of both.
-    typed = () if _CODE_LIKE.search(bare) else iso_dates(bare) or amount_forms(plain) or amount_forms(bare)
-    if typed:
+    typed: tuple[str, ...] = ()
+    if not is_alone and not _CODE_LIKE.search(bare):
+        typed = iso_dates(bare) or duration_forms(bare) or amount_forms(plain) or amount_forms(bare)
+    if is_alone:
+        pass  # An address without its signs is another's.
+    elif typed:
         forms.extend(typed)
     elif without_dots.isdigit():
         forms.append(dotted)
@@ -69,6 +77,7 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _MAX_PHRASE_WORDS = 5
+_MAX_SPREAD_WORDS = 9
 _MAX_QUESTION_CHARACTERS = 4000
 
 
@@ -91,7 +100,9 @@ def query_keys(question: str) -> tuple[QueryKey, ...]:
 def _candidates(question: str) -> Iterator[str]:
     for match in _QUOTED.finditer(question):
         yield match[1] or match[2]
-    for form in (*DATE_FORMS, *AMOUNT_FORMS):
+    for match in URL.finditer(question):
+        yield match[0][: address_end(match[0])]
+    for form in (EMAIL, PHONE, *DATE_FORMS, SPELLED_DURATION, COUNTED_DURATION, ISO_DURATION, *AMOUNT_FORMS):
         for match in form.finditer(question):
             yield match[0]
     tokens = [token.strip(".:'’") for token in _TOKEN.findall(question)]
@@ -130,3 +141,23 @@ def _phrases(question: str) -> Iterator[str]:
         for first in range(len(words) - length + 1):
             if is_edge[first] and is_edge[first + length - 1]:
                 yield " ".join(words[first : first + length])
+    yield from _dense_phrases(words, is_edge)
+
+
+def _dense_phrases(words: list[str], is_content: list[bool]) -> Iterator[str]:
+    """``price brass valve`` for ``price of the brass valve``: cells and duties stand under words without small ones
+    between."""
+    for first in range(len(words)):
+        if not is_content[first]:
+            continue
+        chosen = [first]
+        skipped = False
+        for place in range(first + 1, min(len(words), first + _MAX_SPREAD_WORDS)):
+            if not is_content[place]:
+                skipped = True
+                continue
+            chosen.append(place)
+            if len(chosen) > _MAX_PHRASE_WORDS:
+                break
+            if skipped:
+                yield " ".join(words[each] for each in chosen)

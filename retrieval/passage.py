@@ -43,12 +43,23 @@ class Chunk:
 
 
 class FactKind(StrEnum):
-    """What a recogniser takes a span for."""
+    """What a span is: what a recogniser takes it for, or that somebody pinned it, or that it surprised the model."""
 
     IDENTIFIER = "identifier"
     AMOUNT = "amount"
     DATE = "date"
+    DURATION = "duration"
+    ORGANISATION = "organisation"
+    PERSON = "person"
+    TERM = "term"
+    OBLIGATION = "obligation"
     KEY_VALUE = "key_value"
+    PIN = "pin"
+    SURPRISING = "surprising"
+
+
+# A name stands on many pages: a question with one in it asks for its other words there, so it leads nowhere alone.
+KINDS_THAT_DO_NOT_LEAD = (FactKind.ORGANISATION, FactKind.PERSON, FactKind.SURPRISING)
 
 
 @dataclass(frozen=True, slots=True)

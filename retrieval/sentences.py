@@ -7,27 +7,31 @@ alone. It is quadratic in the number of sentences of one paragraph (400,000 sent
 end: nine minutes), so it never sees more than 2000 characters at a time.
 """
 
+import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from sentencex import get_sentence_boundaries
 
-from retrieval.lines import LineKind, lines
+from retrieval.lines import Line, LineKind, lines
 from retrieval.passage import Span
+
+# Evidence is what an answer quotes: of a "sentence" longer than this, only the clause is.
+MAX_EVIDENCE_CHARACTERS = 600
 
 _WINDOW = 2000
 _BLANK_FROM_END = re.compile(r"\s")
 
 
-def sentence_spans(text: str) -> list[Span]:
+def sentence_spans(text: str, its_lines: Iterable[Line] | None = None) -> list[Span]:
     """Return ascending, disjoint spans without blanks at their ends; every non-blank character is in one.
 
     A heading, row, ``key: value`` line, list item (with the lines it runs on to) and line of code is a
-    sentence of its own.
+    sentence of its own. ``its_lines`` spare another look for the lines of ``text``.
     """
     return [
         trimmed
-        for block, flows in _blocks(text)
+        for block, flows in _blocks(lines(text) if its_lines is None else its_lines)
         for span in (_sentences(text, block) if flows else (block,))
         if len(trimmed := trim(text, span))
     ]
@@ -40,10 +44,44 @@ def trim(text: str, span: Span) -> Span:
     return Span(start, max(start, span.end - (len(piece) - len(piece.rstrip()))))
 
 
-def _blocks(text: str) -> Iterator[tuple[Span, bool]]:
+class Sentences:
+    """The sentences of one text, to be asked which is around a place."""
+
+    def __init__(self, text: str, spans: Sequence[Span]) -> None:
+        self._text = text
+        self._spans = spans
+        self._starts = [span.start for span in spans]
+
+    def around(self, span: Span) -> Span:
+        """The sentence, or the sentences, that ``span`` stands in; of one longer than 600 characters the clause."""
+        if not self._spans:
+            return span
+        first = max(0, bisect.bisect_right(self._starts, span.start) - 1)
+        last = max(first, bisect.bisect_left(self._starts, span.end) - 1)
+        whole = Span(min(span.start, self._spans[first].start), max(span.end, self._spans[last].end))
+        return whole if len(whole) <= MAX_EVIDENCE_CHARACTERS else self._clause(whole, span)
+
+    def between(self, start: int, end: int) -> Sequence[Span]:
+        """The sentences that begin in ``[start, end)``."""
+        return self._spans[bisect.bisect_left(self._starts, start) : bisect.bisect_left(self._starts, end)]
+
+    def _clause(self, whole: Span, span: Span) -> Span:
+        margin = MAX_EVIDENCE_CHARACTERS // 2
+        low, high = max(whole.start, span.start - margin), min(whole.end, span.end + margin)
+        start = max(low, *(self._text.rfind(border, low, span.start) + 1 for border in _CLAUSE_BORDERS))
+        after = _CLAUSE_BORDER.search(self._text, span.end, high)
+        clause = trim(self._text, Span(start, after.start() if after else max(high, span.end)))
+        return Span(min(clause.start, span.start), max(clause.end, span.end))
+
+
+_CLAUSE_BORDERS = ",;{}|\n"
+_CLAUSE_BORDER = re.compile(f"[{_CLAUSE_BORDERS}]")
+
+
+def _blocks(its_lines: Iterable[Line]) -> Iterator[tuple[Span, bool]]:
     """Runs of lines that belong together, and whether sentences have to be looked for in them."""
     start = end = 0
-    for line in lines(text):
+    for line in its_lines:
         if line.kind is LineKind.PROSE:
             end = line.span.end
             continue

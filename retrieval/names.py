@@ -1,0 +1,166 @@
+"""Names of organisations and persons, by what stands in or around them. Precision first: no gazetteer, no guess."""
+
+import re
+from collections.abc import Iterator
+
+from retrieval.hits import Hit, Survey
+from retrieval.passage import FactKind, Span
+from retrieval.words import STOP_WORDS
+
+_UPPER = "A-ZÀ-ÖØ-ÞĀĂĄĆĈĊČĎĐĒĔĖĘĚĜĞĠĢĤĦĨĪĬĮİĶĹĻĽŁŃŅŇŌŎŐŒŔŖŘŚŜŞŠŢŤŨŪŬŮŰŲŴŶŸŹŻŽА-ЯЁΑ-Ω"
+_STOPPED = (
+    "Mr|Mrs|Ms|Dr|Prof|St|Inc|Ltd|Co|Corp|Jr|Sr|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Bros|Messrs|Assn|Dept|Univ|Pty|Sen|Rep|Gov"
+)
+_WORD = rf"(?:(?:{_STOPPED})\.(?!\w)|[{_UPPER}]\.(?=[ {_UPPER}])|[{_UPPER}][\w’'&-]*)"
+_LINK = r"(?:of the|of|and|for|the|&|de la|de|del|della|du|des|der|von|van der|van|zu|für|et|y)"
+_BLANK = r"(?:[ \u00a0]|\r?\n)"
+# A run of capitalised words; small words only between two of them.
+_RUN = re.compile(
+    rf"(?<![\w@.-]){_WORD}(?:(?:,{_BLANK}(?=(?:Inc|Ltd|LLC|LLP|L\.L\.C|Limited|Corp|Jr|Sr)\b)|"
+    rf"{_BLANK}(?:{_LINK}{_BLANK})?|(?<=\.)(?=[{_UPPER}]\.)){_WORD}){{1,11}}"
+)
+_PART = re.compile(rf"{_WORD}|[^\s,]+")
+
+_LEGAL = frozenset(
+    "inc incorporated ltd limited llc llp plc gmbh ag kg kgaa ohg ug corp corporation pty bv nv spa srl sarl sas oy oyj "
+    "ab aps asa co".split()
+)
+# These are words or places as well: only after two capitalised words, or with their stop.
+_LEGAL_CASED = frozenset("AG AB SAS SPA UG KG NV BV Co ASA CO".split())
+_TAILS = frozenset(
+    "university college institute foundation association society bank agency authority commission committee council "
+    "ministry company group holdings organization organisation corporation federation institution academy hospital "
+    "museum press partners airlines airways industries laboratories bureau consortium alliance coalition tribunal "
+    "department university library orchestra league club union fund".split()
+)
+_WEAK_TAILS = frozenset("group union club league fund press library department company council society bank".split())
+_HEADS = frozenset(
+    "university ministry institute department bank bureau college faculty office academy association federation society "
+    "council commission committee court chamber school foundation organization organisation agency".split()
+)
+_NO_HEADS = frozenset("court school office chamber college faculty bank society".split())
+
+_TITLES = frozenset(
+    "mr mrs ms miss dr prof professor sir dame senator rev reverend messrs mx madam mme herr frau".split()
+)
+_RANKS = frozenset(
+    "captain capt colonel col lieutenant lt sergeant sgt major general gen admiral judge justice president minister "
+    "ambassador secretary governor king queen prince princess pope bishop archbishop chancellor lord lady".split()
+)
+_ROLE = re.compile(
+    r",? ?(?:\((?:born|b\.|\d{4}\s?[–-]\s?\d{4})|<[\w.+-]{1,64}@|,? (?:Jr|Sr)\.|,? (?:the )?(?:[a-z]{2,12} )?"
+    r"(?:CEO|CFO|CTO|COO|Chief Executive|Managing Director|Director|chairman|chairwoman|chairperson|president|"
+    r"secretary|spokes(?:man|woman|person)|founder|author)\b)"
+)
+_BEFORE = re.compile(
+    r"(?:signed by|written by|authored by|directed by|founded by|represented by|invented by|composed by|edited by|"
+    r"author is|name is|named|Author:|Name:|Contact:|Signed:|Attn:|Attention:|Dear)\s$"
+)
+# What follows a name in the name of a place or thing that is named after somebody.
+_PLACES = frozenset(
+    "island islands street road avenue square university college school county court bay sound range mountain "
+    "mountains mount river lake sea land cape park bridge hall house castle church cathedral hospital airport station assembly "
+    "theorem law act award prize medal cup state states line city town village district province region peninsula "
+    "glacier coast strait channel fund institute museum library foundation association company society "
+    "committee".split()
+)
+
+
+class NameRecogniser:
+    """Looks through runs of capitalised words for those that are of one kind."""
+
+    def __init__(self, kind: FactKind) -> None:
+        """``kind`` is ORGANISATION or PERSON."""
+        self.name = kind.value
+        self.kind = kind
+
+    def find(self, survey: Survey) -> Iterator[Hit]:
+        """Hits in reading order."""
+        text = survey.text
+        find = _organisation if self.kind is FactKind.ORGANISATION else _person
+        for run in survey.matches(_RUN):
+            # Two names may be joined by a small word.
+            while len(run) and (found := find(text, run)) is not None:
+                yield found
+                run = Span(found.value.end, max(found.value.end, run.end))
+
+
+def _organisation(text: str, run: Span) -> Hit | None:
+    parts = _parts(text, run)
+    while parts and (_bare(text, parts[0]) in STOP_WORDS or not text[parts[0].start].isupper()):
+        parts = parts[1:]
+    if len(parts) < 2:
+        return None
+    words = [_bare(text, part) for part in parts]
+    legal = next((place for place in range(1, len(words)) if _is_legal(text, parts, words, place)), None)
+    if legal is not None:
+        return Hit(Span(parts[0].start, _end(text, parts[legal])), 0.85)
+    if words[0] in _HEADS and len(words) > 2 and words[1] in ("of", "for", "on"):
+        if words[0] in _NO_HEADS and len(words) < 4 and words[1] != "of":
+            return None
+        return Hit(Span(parts[0].start, _end(text, parts[-1])), 0.75)
+    tail = next((place for place in range(len(words) - 1, 0, -1) if words[place] in _TAILS), None)
+    if tail is None or words[0] in _TITLES:
+        return None
+    if words[tail] in _WEAK_TAILS and tail < 2:
+        return None
+    # University of Cape Town: what belongs to the last word goes with it.
+    end = len(parts) - 1 if len(parts) > tail + 2 and words[tail + 1] in ("of", "for") else tail
+    return Hit(Span(parts[0].start, _end(text, parts[end])), 0.7)
+
+
+def _is_legal(text: str, parts: list[Span], words: list[str], place: int) -> bool:
+    if words[place].replace(".", "") not in _LEGAL:
+        return False
+    written = text[parts[place].start : parts[place].end]
+    if written in _LEGAL_CASED:
+        return written != "CO" and (written != "Co" or words[place - 1] == "&")
+    return not (written.islower() or (written == "Limited" and place < 1))
+
+
+def _person(text: str, run: Span) -> Hit | None:
+    parts = _parts(text, run)
+    words = [_bare(text, part) for part in parts]
+    title = next((place for place, word in enumerate(words[:-1]) if word in _TITLES or word in _RANKS), None)
+    if title is not None:
+        name = []
+        for place in range(title + 1, min(len(parts), title + 6)):
+            written = text[parts[place].start : parts[place].end]
+            if words[place] in ("of", "the", "and", "for", "&", "in") or written.isdigit():
+                break
+            name.append(place)
+        while name and not text[parts[name[-1]].start].isupper():
+            name.pop()
+        if not name or (name[-1] + 1 < len(words) and words[name[-1]] in _PLACES) or words[name[-1]] in _PLACES:
+            return None
+        if any(words[place] in _TITLES | _RANKS | STOP_WORDS for place in name):
+            return None
+        weak = words[title] in _RANKS
+        if weak and (len(name) > 3 or text[parts[name[0]].start : parts[name[0]].end].isupper()):
+            return None
+        span = Span(parts[title].start, _end(text, parts[name[-1]]))
+        return Hit(span, 0.7 if weak else 0.85)
+    if not 2 <= len(parts) <= 4 or any(not text[part.start].isupper() for part in parts):
+        return None
+    if any(word in STOP_WORDS or word in _PLACES or word in _TAILS for word in words):
+        return None
+    role = _ROLE.match(text, run.end)
+    if role is None and _BEFORE.search(text, max(0, run.start - 16), run.start) is None:
+        return None
+    return Hit(Span(parts[0].start, _end(text, parts[-1])), 0.7)
+
+
+def _parts(text: str, run: Span) -> list[Span]:
+    return [Span(*match.span()) for match in _PART.finditer(text, run.start, run.end)]
+
+
+def _bare(text: str, part: Span) -> str:
+    return text[part.start : part.end].rstrip(".").casefold()
+
+
+def _end(text: str, part: Span) -> int:
+    """Without the sign of the genitive."""
+    end = part.end
+    if text[part.start : end].endswith(("'s", "’s")):
+        return end - 2
+    return end - 1 if text[end - 1] in "'’-&" else end
