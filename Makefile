@@ -54,6 +54,7 @@ test-all: $(NATIVE)
 bench: $(NATIVE)
 	$(BIN)/python -m bench.throughput --short
 	$(BIN)/python -m bench.retrieval --short
+	$(BIN)/python -m bench.recall --short
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
