@@ -76,19 +76,17 @@ class Blobs:
                 path.parent.rmdir()
 
     def sweep(self, wanted: Iterable[str]) -> int:
-        """Remove what a crash left behind: staged files, and bytes nobody refers to. Says how many."""
+        """Remove what a crash left behind: staged files, bytes nobody refers to, empty folders. Says how many files."""
         known = set(wanted)
+        folders = [folder for folder in self._directory.iterdir() if folder != self._staging and folder.is_dir()]
         leftovers = [path for path in self._staging.iterdir()]
-        leftovers += [
-            path
-            for folder in self._directory.iterdir()
-            if folder != self._staging and folder.is_dir()
-            for path in folder.iterdir()
-            if path.name not in known
-        ]
+        leftovers += [path for folder in folders for path in folder.iterdir() if path.name not in known]
         for path in leftovers:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+        for folder in folders:
+            with suppress(OSError):  # It holds what is wanted.
+                folder.rmdir()
         return len(leftovers)

@@ -1,5 +1,7 @@
 """One SQLite file: a single writer, many readers, a revision that every change advances."""
 
+import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -7,10 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from retrieval.durability import sync_directory
 from retrieval.errors import StoreInvalid
 from retrieval.migrations import migrate
+from retrieval.scrubbing import scrub
 
 BUSY_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Transaction(NamedTuple):
@@ -23,8 +29,9 @@ class Transaction(NamedTuple):
 class Database:
     """WAL journal, ``synchronous=FULL``: what a transaction committed is on the disk.
 
-    ``secure_delete`` overwrites deleted content with zeros, and ``checkpoint`` empties the journal, so that
-    deleted text is nowhere on the disk. Readers never wait for the writer, nor it for them.
+    ``secure_delete`` overwrites deleted content with zeros, and ``purge`` empties the journal and overwrites what
+    SQLite leaves of it elsewhere, so that deleted text is nowhere on the disk. Readers never wait for the writer, nor
+    it for them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +49,9 @@ class Database:
             raise StoreInvalid(
                 f"{path} cannot be read as a store ({error}); restore it from a backup, or move it away to start empty"
             ) from error
+        # Kept open: closing any descriptor of a file drops all locks that this process has on it (fcntl(2)).
+        self._file: int | None = os.open(path, os.O_RDWR)
+        self._due = path.with_name(path.name + "-purge")
 
     def close(self) -> None:
         """Close all connections; SQLite then empties and removes the journal."""
@@ -49,6 +59,9 @@ class Database:
             while self._idle:
                 self._idle.pop().close()
             self._writer.close()
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -88,6 +101,33 @@ class Database:
         with self.lock:
             (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not busy
+
+    @property
+    def is_purge_due(self) -> bool:
+        """Whether something was to be deleted for good, and a crash may have come before ``purge``."""
+        return self._due.exists()
+
+    def expect_purge(self) -> None:
+        """Note durably that something is about to be deleted for good."""
+        self._due.touch()
+        sync_directory(self._due.parent)
+
+    def purge(self) -> bool:
+        """Overwrite what is left of deleted content: in the journal, and in the middle of pages (see ``scrubbing``).
+
+        False when a reader was in the way too long; it is then due at the next purge or start. Reads the whole file.
+        """
+        with self.lock:
+            if not self.checkpoint():
+                logger.warning("deleted content is still in the journal of %s: a reader was in the way", self._path)
+                return False
+            # What is in the cache would come back with the next change of its page.
+            self._writer.execute("PRAGMA shrink_memory")
+            assert self._file is not None, "closed"
+            scrub(self._file)
+            self._due.unlink(missing_ok=True)
+            sync_directory(self._due.parent)
+            return True
 
     def disk_bytes(self) -> int:
         """Bytes of the file and its journal."""

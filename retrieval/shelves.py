@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
-from retrieval.durability import make_directory, sync_directory, tree_bytes
+from retrieval.durability import TEMPORARY_SUFFIX, make_directory, sync_directory, tree_bytes
 from retrieval.shelf_files import Shelf, ShelfFiles
 from retrieval.store import Record, Store
 
@@ -37,10 +37,12 @@ class Shelves:
         make_directory(directory)
 
     def sweep(self, wanted: Iterable[str]) -> None:
-        """Remove the folders of all documents but ``wanted``."""
+        """Remove the folders of all documents but ``wanted``, and of these what was being written at a crash."""
         known = set(wanted)
         for path in self._directory.iterdir():
             if path.name in known:
+                for leftover in path.glob(f".*{TEMPORARY_SUFFIX}"):
+                    leftover.unlink()
                 self._disk_bytes[path.name] = tree_bytes(path)
             elif path.is_dir():
                 shutil.rmtree(path)

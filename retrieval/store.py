@@ -102,6 +102,8 @@ class Store:
             connection.execute("DELETE FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM documents)")
             wanted = [row[0] for row in connection.execute("SELECT sha256 FROM blobs")]
         self._blobs.sweep(wanted)
+        if self.database.is_purge_due:
+            self.database.purge()
         self.database.checkpoint()
         return self._records("WHERE stage = 'deleting'")
 
@@ -235,6 +237,7 @@ class Store:
     def erase(self, record: Record) -> None:
         """Take every row of a document off the disk, and its bytes with the last reference to them."""
         with self.database.lock:
+            self.database.expect_purge()
             with self.database.write() as (connection, _):
                 connection.execute("DELETE FROM documents WHERE number = ?", (record.number,))
                 shared = connection.execute(
@@ -244,7 +247,7 @@ class Store:
                     connection.execute("DELETE FROM blobs WHERE sha256 = ?", (record.sha256,))
             if not shared:
                 self._blobs.discard(record.sha256)
-            self.database.checkpoint()
+            self.database.purge()
 
     def num_documents(self) -> dict[str, int]:
         """Documents by status, those of status zero included."""

@@ -1,99 +1,248 @@
-"""kill -9 at random moments: what was acknowledged is there, and the work goes on where it was."""
+"""kill -9 at any moment of ingest, delete and search: what was acknowledged is there, and nothing else is."""
 
+import json
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-import time
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from fakes_crash import DIMENSION, KINDS, TENANTS, code_of, name_of, number_of, questions, text_of
 
 from retrieval.embedder import HashEmbedder
 from retrieval.library import Library
-from retrieval.passage import DocumentStatus
+from retrieval.passage import Document, DocumentStatus
 
-# Adds, processes and deletes documents for ever. A line on stdout acknowledges what has returned.
-WORKER = """
-import sys, time
-from pathlib import Path
-from retrieval.embedder import HashEmbedder
-from retrieval.library import Library
-
-class Slow(HashEmbedder):
-    def embed_passages(self, texts):
-        time.sleep(0.005)
-        return super().embed_passages(texts)
-
-data_dir, upload, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-library = Library.open(data_dir, Slow(dimension=32))
-say = lambda *words: print(*words, flush=True)
-say("open")
-for document_id in library.pending():
-    library.process(document_id)
-kept = []
-while True:
-    number += 1
-    text = "".join(f"Keeper{number}k{row} tends lamp {row} of tower TW-{number}-{row}. It burns all night.\\n\\n"
-                   for row in range(150))
-    upload.write_text(text)
-    document, accepted = library.add("acme", f"{number}.txt", "text/plain", upload)
-    say("added", number, document.id)
-    library.process(document.id)
-    say("processed", number, document.id)
-    kept.append((number, document.id))
-    if number % 3 == 0:
-        number_gone, gone = kept.pop(0)
-        say("deleting", number_gone, gone)
-        library.delete("acme", gone)
-        say("deleted", number_gone, gone)
-"""
+# One that dies by itself may wait long for an event of its kind.
+MOST_SECONDS = 4.0
 
 
-def run_and_kill(data_dir: Path, upload: Path, first: int, seconds: float) -> list[list[str]]:
-    """What a worker acknowledged until it was killed ``seconds`` after it had opened the library."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, str(data_dir), str(upload), str(first)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
-        assert worker.stdout.readline() == "open\n"
-        time.sleep(seconds)
-        worker.send_signal(signal.SIGKILL)
-        acknowledged = [line.split() for line in worker.stdout.read().splitlines()]
-        assert worker.wait() == -signal.SIGKILL
-    return acknowledged
+class Key(NamedTuple):
+    """Which document: the same number with both tenants is the same bytes."""
+
+    tenant: str
+    number: int
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_what_was_acknowledged_survives_kill_9(tmp_path, seed):
-    data_dir, upload = tmp_path / "data", tmp_path / "upload"
-    moments = random.Random(seed)
-    alive: dict[str, int] = {}
-    gone: dict[str, int] = {}
-    number = 0
-    for _ in range(3):
-        for what, count, document_id in run_and_kill(data_dir, upload, number, moments.uniform(0.0, 1.2)):
-            number = max(number, int(count))
-            if what in ("added", "processed"):
-                alive[document_id] = int(count)
-            elif what in ("deleting", "deleted"):
-                # Deleting may or may not have begun when the process died; after "deleted" it must be true.
-                alive.pop(document_id, None)
-                if what == "deleted":
-                    gone[document_id] = int(count)
-        number += 1
-        library = Library.open(data_dir, HashEmbedder(dimension=32))
-        listed = {document.id: document for document in library.list("acme")}
-        assert set(alive) <= set(listed)
-        assert not set(gone) & set(listed)
-        for document_id in library.pending():
-            library.process(document_id)
-        for document_id, count in alive.items():
-            assert library.get("acme", document_id).status is DocumentStatus.READY
-            result = library.search("acme", f"Who tends the lamp of tower tw{count}77?", [document_id])
-            assert f"Keeper{count}k77 tends" in result.passages[0].text
-        everything = b"".join(path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
-        for count in gone.values():
-            assert f"Keeper{count}k77 ".encode() not in everything
-        library.close()
-    assert alive
+# Where each document stood when it was last spoken of.
+Said = dict[Key, str]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator["subprocess.Popen[str]"]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "fakes_crash"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+
+
+def live_and_die(
+    worker: "subprocess.Popen[str]", data_dir: Path, seed: int, kind: str, count: int, seconds: float
+) -> Said:
+    """What was said before death, which comes from outside after ``seconds`` if not before."""
+    worker.stdin.write(f"{data_dir} {data_dir.with_name('upload')} {seed} {kind} {count}\n")
+    worker.stdin.flush()
+    what, child = worker.stdout.readline().split()
+    assert what == "born"
+
+    def kill() -> None:
+        with suppress(ProcessLookupError):  # It died just now.
+            os.kill(int(child), signal.SIGKILL)
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    said: Said = {}
+    while (line := worker.stdout.readline().split())[0] != "dead":
+        what, tenant, number, *_ = line
+        assert what != "broken", " ".join(line)
+        key = Key(tenant, int(number))
+        # The thread that processes and the one that deletes speak at the same time.
+        if not (what in ("added", "processed") and said.get(key, "").startswith("delet")):
+            said[key] = what
+    timer.cancel()
+    assert line == ["dead", str(int(signal.SIGKILL))]
+    return said
+
+
+class Twin:
+    """A library that is never interrupted, with the same documents."""
+
+    def __init__(self, directory: Path) -> None:
+        self._upload = directory / "upload"
+        self._ids: dict[Key, str] = {}
+        self.library = Library.open(directory / "data", HashEmbedder(dimension=DIMENSION))
+
+    def hold(self, wanted: list[Key]) -> None:
+        for key in set(self._ids) - set(wanted):
+            self.library.delete(key.tenant, self._ids.pop(key))
+        for key in sorted(set(wanted) - set(self._ids), key=lambda key: key.number):
+            self._upload.write_bytes(text_of(key.number).encode())
+            document, _ = self.library.add(key.tenant, name_of(key.number), "text/plain", self._upload)
+            self.library.process(document.id)
+            self._ids[key] = document.id
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> Iterator[Twin]:
+    (tmp_path / "twin").mkdir()
+    twin = Twin(tmp_path / "twin")
+    yield twin
+    twin.library.close()
+
+
+def documents_of(library: Library) -> dict[Key, Document]:
+    listed = [(tenant, document) for tenant in TENANTS for document in library.list(tenant, limit=1000)]
+    return {Key(tenant, number_of(document.name)): document for tenant, document in listed}
+
+
+def answers_of(library: Library) -> list[object]:
+    """Everything of the passages for a fixed list of questions, to each document and to all of a tenant."""
+    answers: list[object] = []
+    for tenant in TENANTS:
+        ready = {
+            key.number: document.id
+            for key, document in documents_of(library).items()
+            if key.tenant == tenant and document.status is DocumentStatus.READY
+        }
+        for number in sorted(ready):
+            for question in questions(number):
+                for asked in ([ready[number]], [ready[each] for each in sorted(ready)]):
+                    result = library.search(tenant, question, asked)
+                    answers.append((result.found, result.num_facts, result.num_chunks_searched))
+                    answers += [
+                        (p.document_name, p.span, p.text, p.score, p.found_by, p.evidence, p.nearest)
+                        for p in result.passages
+                    ]
+    return answers
+
+
+def assert_rows(path: Path, documents: dict[Key, Document]) -> None:
+    """Every row belongs to a document, and every document has all of its rows."""
+    with closing(sqlite3.connect(path)) as connection:
+
+        def all_of(query: str) -> list[tuple[object, ...]]:
+            return connection.execute(query).fetchall()
+
+        assert all_of("PRAGMA integrity_check") == [("ok",)]
+        assert all_of("PRAGMA foreign_key_check") == []
+        assert {row[0] for row in all_of("SELECT id FROM documents")} == {each.id for each in documents.values()}
+        assert all_of("SELECT sha256 FROM blobs EXCEPT SELECT sha256 FROM documents") == []
+        tables = [row[0] for row in all_of("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        by_document = [
+            name for name in tables if "document" in {row[1] for row in all_of(f"PRAGMA table_info({name})")}
+        ]
+        assert {"texts", "chunks", "vector_rows", "embeddings", "facts", "fact_keys"} <= set(by_document)
+        for name in by_document:
+            assert all_of(f"SELECT document FROM {name} WHERE document NOT IN (SELECT number FROM documents)") == [], (
+                name
+            )
+        assert all_of("SELECT document, fact FROM fact_keys EXCEPT SELECT document, fact FROM facts") == []
+        wrong = all_of(
+            "SELECT id FROM documents d WHERE stage = 'ready' AND NOT ("
+            "num_characters = (SELECT sum(length(text)) FROM texts WHERE document = number) "
+            "AND num_rows = (SELECT count(*) FROM vector_rows WHERE document = number) "
+            "AND num_rows = (SELECT count(*) FROM embeddings WHERE document = number) "
+            "AND EXISTS (SELECT 1 FROM chunks WHERE document = number))"
+        )
+        assert wrong == []
+
+
+def assert_files(data_dir: Path, documents: dict[Key, Document]) -> None:
+    """Every file and folder is one that a document needs."""
+    with closing(sqlite3.connect(data_dir / "store.sqlite3")) as connection:
+        hashes = {row[0] for row in connection.execute("SELECT sha256 FROM documents")}
+    expected = {"library.lock", "store.sqlite3", "store.sqlite3-wal", "store.sqlite3-shm", "blobs/staging"}
+    expected |= {f"blobs/{each[:2]}" for each in hashes} | {f"blobs/{each[:2]}/{each}" for each in hashes}
+    for document in documents.values():
+        shelf = data_dir / "indexes" / document.id
+        if document.status is DocumentStatus.READY and shelf.exists():
+            names = json.loads((shelf / "lexical.json").read_bytes())["files"]
+            own = ["lexical.json", "lexical", "vectors.fano", *(f"lexical/{name}" for name in names)]
+            expected |= {f"indexes/{document.id}", *(f"indexes/{document.id}/{name}" for name in own)}
+    present = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*")}
+    locks = {name for name in present if name.startswith("indexes/") and name.endswith(".lock")}  # tantivy's
+    assert present - locks - {"blobs", "indexes"} <= expected
+    assert {f"blobs/{each[:2]}/{each}" for each in hashes} <= present
+
+
+def assert_gone(data_dir: Path, gone: set[int]) -> None:
+    """Neither a word nor a key of these documents is in any file, nor in the name of one."""
+    everything = b"".join(path.read_bytes() for path in data_dir.rglob("*") if path.is_file()).lower()
+    assert [number for number in sorted(gone) if code_of(number).encode() in everything] == []
+
+
+def assert_survived(data_dir: Path, said: Said, before: set[Key], twin: Twin) -> set[Key]:
+    """After a crash the library is whole; the documents it has. ``before`` are those it had when the life began."""
+    library = Library.open(data_dir, HashEmbedder(dimension=DIMENSION))
+    documents = documents_of(library)
+    # One whose adding or deleting was not acknowledged may be there or not.
+    must = {key for key in {*before, *said} if said.get(key, "added") in ("added", "processed")}
+    may = must | {key for key, what in said.items() if what in ("adding", "deleting")}
+    assert must <= set(documents) <= may
+    for key, document in documents.items():
+        if said.get(key) == "processed":
+            assert document.status in (DocumentStatus.READY, DocumentStatus.FAILED)
+    for document_id in library.pending():
+        library.process(document_id)
+    documents = documents_of(library)
+    for key, document in documents.items():
+        if key.number % 7 == 5:
+            assert document.error.code == "undecodable"
+        else:
+            assert document.status is DocumentStatus.READY
+            assert library.text(key.tenant, document.id) == text_of(key.number)
+    twin.hold(list(documents))
+    expected = answers_of(twin.library)
+    assert answers_of(library) == expected
+    assert_rows(data_dir / "store.sqlite3", documents)
+    assert_files(data_dir, documents)
+    assert_gone(data_dir, {key.number for key in {*before, *said}} - {key.number for key in documents})
+    library.close()
+    # The indexes are derived: without them the answers are the same.
+    shutil.rmtree(data_dir / "indexes")
+    library = Library.open(data_dir, HashEmbedder(dimension=DIMENSION))
+    assert answers_of(library) == expected
+    library.close()
+    return set(documents)
+
+
+def kill_again_and_again(
+    worker: "subprocess.Popen[str]", tmp_path: Path, twin: Twin, seed: int, num_kills: int
+) -> Counter[str]:
+    """One library through ``num_kills`` lives, each checked; how often each word was said."""
+    dice, data_dir, alive = random.Random(seed), tmp_path / "data", set[Key]()
+    words: Counter[str] = Counter()
+    for life in range(num_kills):
+        # Half at a moment of the clock, the opening included, half at a named point.
+        kind, seconds = ("time", dice.uniform(0.0, 1.2)) if life % 2 else (dice.choice(KINDS), MOST_SECONDS)
+        said = live_and_die(worker, data_dir, seed, kind, dice.randrange(40), seconds)
+        words.update(said.values())
+        alive = assert_survived(data_dir, said, alive, twin)
+    return words
+
+
+def test_what_was_acknowledged_survives_kill_9(worker: "subprocess.Popen[str]", tmp_path: Path, twin: Twin) -> None:
+    words = kill_again_and_again(worker, tmp_path, twin, 0, 10)
+    assert words["processed"] and words["deleted"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_what_was_acknowledged_survives_kill_9_at_a_hundred_moments(
+    worker: "subprocess.Popen[str]", tmp_path: Path, twin: Twin, seed: int
+) -> None:
+    words = kill_again_and_again(worker, tmp_path, twin, seed, 20)
+    assert words["processed"] and words["deleted"]

@@ -1,0 +1,46 @@
+"""What SQLite leaves in its file of rows that are gone: stale bytes in the unused middle of pages.
+
+``secure_delete`` overwrites deleted cells and pages that become free. But where pages are balanced, cells move to a
+neighbour and the page they stood on is rebuilt from its end, without overwriting what is no longer used of its
+middle (``rebuildPage`` of SQLite's btree.c). The unused middle is never read, so it can be overwritten in place.
+"""
+
+import os
+
+CHUNK_BYTES = 1 << 24
+_FILE_HEADER_BYTES = 100
+_HEADER_BYTES = {2: 12, 5: 12, 10: 8, 13: 8}  # of a page, by its kind: interior and leaf pages of indexes and tables
+# Pages that are no part of a tree begin with the number of another page, whose first byte is a kind's from here on.
+_MOST_PAGES = 2 << 24
+
+
+def scrub(descriptor: int) -> int:
+    """Overwrite with zeros what pages of the database do not use, durably; how many pages had anything there.
+
+    Meanwhile nobody may write to the database, its journal must be empty, and connections that write later must not
+    have pages in their caches. See "Database File Format", 1.6, https://www.sqlite.org/fileformat2.html.
+
+    Raises:
+        ValueError: the file is of a layout in which unused bytes cannot be told.
+    """
+    header = os.pread(descriptor, _FILE_HEADER_BYTES, 0)
+    page_bytes = int.from_bytes(header[16:18], "big")
+    page_bytes = 1 << 16 if page_bytes == 1 else page_bytes
+    num_bytes = os.fstat(descriptor).st_size
+    if any(header[52:56]) or num_bytes >= _MOST_PAGES * page_bytes:
+        raise ValueError(f"a database of {num_bytes} bytes with pointer map {header[52:56].hex()} cannot be scrubbed")
+    num_scrubbed = 0
+    for first in range(0, num_bytes, CHUNK_BYTES):
+        chunk = os.pread(descriptor, CHUNK_BYTES, first)
+        for page in range(0, len(chunk), page_bytes):
+            head = page + _FILE_HEADER_BYTES if first + page == 0 else page
+            if (header_bytes := _HEADER_BYTES.get(chunk[head])) is None:
+                continue
+            start = head + header_bytes + 2 * int.from_bytes(chunk[head + 3 : head + 5], "big")
+            end = page + (int.from_bytes(chunk[head + 5 : head + 7], "big") or 1 << 16)
+            if start < end and chunk[start:end].strip(b"\0"):
+                os.pwrite(descriptor, bytes(end - start), first + start)
+                num_scrubbed += 1
+    if num_scrubbed:
+        os.fsync(descriptor)
+    return num_scrubbed
