@@ -276,18 +276,3 @@ async def test_a_citation_tells_its_own_page_and_not_its_passages(
     (citation,) = reply.json()["citations"]
     assert (citation["quote"], citation["page"]) == ("Clara Ostrander", 2)
     assert reply.json()["sources"][0]["page"] == 1
-
-
-async def test_citations_come_while_the_answer_does(client: httpx.AsyncClient, world: World) -> None:
-    document = world.library.put(TEXT)
-    world.engine.enqueue("It was Margarethe Oldenkamp who paid QX-7741-B.")
-    reply = await client.post(f"/v1/documents/{document}/ask", json={**WHO, "stream": True})
-    events = sse(reply.text)
-    names = [name for name, _ in events]
-    first = names.index("citation")
-    assert names[first + 1] == "token" and names[-2] == "citation"
-    cited = [json.loads(data) for name, data in events if name == "citation"]
-    assert [citation["quote"] for citation in cited] == ["Margarethe Oldenkamp", "QX-7741-B"]
-    assert json.loads(events[-1][1])["citations"] == cited
-    said = "".join(json.loads(data)["text"] for name, data in events[:first] if name == "token")
-    assert said[cited[0]["answer_start"] : cited[0]["answer_end"]] == "Margarethe Oldenkamp"
