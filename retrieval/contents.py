@@ -1,7 +1,7 @@
 """What was found in the documents: chunks, facts under their keys, embeddings. Truth, like the store itself."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import Database
-from retrieval.passage import Chunk, Fact, Span
+from retrieval.fact_book import count_facts, place_pins
+from retrieval.passage import KINDS_THAT_DO_NOT_LEAD, Chunk, Fact, FactKind, Span
 from retrieval.store import alive
 from retrieval.vector_rows import VectorRow
-
-# A sentence or row has at most 600 characters, so it holds no more facts than this.
-_NEIGHBOURS = 300
 
 
 class StoredChunk(NamedTuple):
@@ -43,6 +41,11 @@ class StoredFact:
     span: Span
     evidence: Span
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether a user said that it is one."""
+        return self.kind == FactKind.PIN
+
 
 class Contents:
     """Chunks, facts and embeddings by document number. Changes are durable when a method returns."""
@@ -51,16 +54,23 @@ class Contents:
         self._database = database
 
     def write_index(
-        self, number: int, chunks: Sequence[Chunk], rows: Sequence[VectorRow], facts: Sequence[Fact]
+        self,
+        number: int,
+        chunks: Sequence[Chunk],
+        rows: Sequence[VectorRow],
+        facts: Sequence[Fact],
+        dropped: Mapping[str, int] | None = None,
     ) -> None:
-        """Keep what was found in a document in place of what it had, and stamp it with the revision.
+        """Keep what was found in a document in place of what it had, and stamp it with the revision. Pins stay.
+
+        ``dropped`` says how many facts of each kind were beyond the budget.
 
         Raises:
             UnknownDocument: it was deleted meanwhile.
         """
         with self._database.write() as (connection, revision):
             alive(connection, number)
-            for table in ("chunks", "vector_rows", "facts", "fact_keys", "embeddings"):
+            for table in ("chunks", "vector_rows", "facts", "fact_keys", "embeddings", "dropped_facts"):
                 connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
             connection.executemany(
                 "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
@@ -74,7 +84,7 @@ class Contents:
                 ((number, index, row.chunk, row.span.start, row.span.end) for index, row in enumerate(rows)),
             )
             connection.executemany(
-                "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (
                     (
                         number,
@@ -94,10 +104,16 @@ class Contents:
                 "INSERT OR IGNORE INTO fact_keys VALUES (?, ?, ?, ?)",
                 ((number, key, form, index) for index, fact in enumerate(facts) for form, key in enumerate(fact.keys)),
             )
-            connection.execute(
-                "UPDATE documents SET num_rows = ?, num_facts = ?, chunks_revision = ? WHERE number = ?",
-                (len(rows), len(facts), revision, number),
+            connection.executemany(
+                "INSERT INTO dropped_facts VALUES (?, ?, ?)",
+                ((number, kind, count) for kind, count in (dropped or {}).items()),
             )
+            connection.execute(
+                "UPDATE documents SET num_rows = ?, chunks_revision = ? WHERE number = ?",
+                (len(rows), revision, number),
+            )
+            place_pins(connection, number)
+            count_facts(connection, number)
 
     def open_for_questions(self, number: int, fingerprint: str) -> None:
         """The document can be asked; its vectors, by the embedder ``fingerprint``, are what is left to do."""
@@ -194,25 +210,22 @@ class Contents:
                 "FROM json_each(?1) d CROSS JOIN json_each(?2) q "
                 "CROSS JOIN fact_keys k ON k.document = d.value AND k.key = q.value "
                 "JOIN facts f ON f.document = k.document AND f.fact = k.fact "
-                "WHERE chunk IS NOT NULL ORDER BY d.key, f.start, k.form",
-                (json.dumps(list(numbers)), json.dumps(list(keys))),
+                "WHERE chunk IS NOT NULL AND f.kind NOT IN (SELECT value FROM json_each(?3)) "
+                "ORDER BY d.key, f.start, k.form",
+                (json.dumps(list(numbers)), json.dumps(list(keys)), json.dumps(KINDS_THAT_DO_NOT_LEAD)),
             ).fetchall()
         return [
             StoredFact(document, number, chunk, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
             for document, number, chunk, key, form, kind, start, end, evidence_start, evidence_end in rows
         ]
 
-    def facts_in(self, number: int, span: Span, around: int) -> list[tuple[str, Span]]:
-        """Kind and span of the facts that stand whole in ``span`` of a document, in reading order.
-
-        Facts are numbered in reading order: of those near the number ``around`` all are seen, without a look
-        through all facts of the document.
-        """
+    def facts_in(self, number: int, span: Span) -> list[tuple[str, Span]]:
+        """Kind and span of the facts that stand whole in ``span`` of a document, in reading order."""
         with self._database.read() as connection:
             rows = connection.execute(
-                'SELECT kind, start, "end" FROM facts WHERE document = ?1 AND fact BETWEEN ?2 - ?3 AND ?2 + ?3 '
-                'AND start >= ?4 AND "end" <= ?5 ORDER BY start, "end"',
-                (number, around, _NEIGHBOURS, span.start, span.end),
+                'SELECT kind, start, "end" FROM facts WHERE document = ? AND start BETWEEN ? AND ? '
+                'AND "end" <= ? ORDER BY start, "end"',
+                (number, span.start, span.end, span.end),
             ).fetchall()
         return [(kind, Span(start, end)) for kind, start, end in rows]
 

@@ -10,6 +10,22 @@ class RetrievalError(Exception):
     """Root of every error this package raises for a reason outside its own code."""
 
 
+class UnknownFact(RetrievalError):
+    """The document has no fact of this id."""
+
+    def __init__(self, fact_id: str) -> None:
+        super().__init__(f"no fact {fact_id!r} in this document")
+        self.fact_id = fact_id
+
+
+class FactNotPinned(RetrievalError):
+    """What was recognised in a text cannot be taken back, only pins can."""
+
+    def __init__(self, fact_id: str, source: str) -> None:
+        super().__init__(f"{fact_id} was found by the recogniser {source!r}; only pins can be unpinned")
+        self.fact_id = fact_id
+
+
 class UnknownDocument(RetrievalError):
     """No document of this tenant has the id."""
 

@@ -11,6 +11,7 @@ from retrieval.chunker import chunk
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
+from retrieval.fact_book import within_budget
 from retrieval.parsers import parse
 from retrieval.passage import Document, DocumentError
 from retrieval.recognisers import recognise
@@ -39,6 +40,7 @@ class Ingestion:
         embedder: Embedder,
         fingerprint: str,
         max_characters: int,
+        max_facts: int,
         count_tokens: Callable[[str], int] | None,
     ) -> None:
         self._store = store
@@ -47,6 +49,7 @@ class Ingestion:
         self._embedder = embedder
         self._fingerprint = fingerprint
         self._max_characters = max_characters
+        self._max_facts = max_facts
         self._count_tokens = count_tokens
         self._lock = threading.Lock()
         self._seconds_left: dict[str, float] = {}
@@ -108,7 +111,8 @@ class Ingestion:
     def _index(self, record: Record) -> None:
         text = self._store.text(record.number)
         chunks = chunk(text, self._store.pages(record.number))
-        self._contents.write_index(record.number, chunks, vector_rows(text, chunks), recognise(text))
+        facts, dropped = within_budget(recognise(text), self._max_facts)
+        self._contents.write_index(record.number, chunks, vector_rows(text, chunks), facts, dropped)
         self._shelves.open(self._store.record(record.document.id))
         self._contents.open_for_questions(record.number, self._fingerprint)
         if self._count_tokens is not None:

@@ -1,7 +1,7 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,22 +13,29 @@ from retrieval.contents import Contents
 from retrieval.durability import make_directory
 from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
+from retrieval.fact_book import FactBook, ListedFact
 from retrieval.faiss_index import FaissIndex
 from retrieval.ingestion import Ingestion
+from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
 from retrieval.search import Search
+from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
 
+# Around a pin, for the sentence it stands in.
+_PIN_CONTEXT = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one library takes on: characters of a document, and bytes of indexes held in memory."""
+    """What one library takes on: characters and facts of a document, and bytes of indexes held in memory."""
 
     max_characters: int = 20_000_000
     max_index_bytes: int = 1 << 30
+    max_facts: int = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Library:
         self._file_lock = lock
         self._store = store
         self._contents = contents
+        self._facts = FactBook(store.database)
         self._shelves = shelves
         self._ingestion = ingestion
         self._search = search
@@ -218,6 +226,61 @@ class Library:
             places += [(document_id, span) for span in found]
         return places
 
+    def pin(self, tenant: str, document_id: str, span: Span, key: str | None = None) -> tuple[ListedFact, bool]:
+        """Keep ``span``, which lies in the text and is not empty, as a fact, under ``key`` if it has one. It is on the
+        disk on return. The flag is False for a pin that was there.
+
+        Raises:
+            DocumentNotReady: the document has no text yet.
+        """
+        record = self._store.record(document_id, tenant)
+        if record.document.num_characters is None:
+            raise DocumentNotReady(self._with_progress(record.document))
+        assert 0 < len(span) and span.end <= record.document.num_characters, f"{span} is not in the text"
+        low = max(0, span.start - _PIN_CONTEXT)
+        around = self._store.text(record.number, low, span.end + _PIN_CONTEXT)
+        inner = Span(span.start - low, span.end - low)
+        sentence = Sentences(around, sentence_spans(around)).around(inner)
+        evidence = Span(low + sentence.start, low + sentence.end)
+        text = around[inner.start : inner.end]
+        pin, is_new = self._facts.pin(record.number, span, text, evidence, key)
+        return self._facts.get(record.number, pin), is_new
+
+    def unpin(self, tenant: str, document_id: str, fact_id: str) -> None:
+        """Forget a pin for good.
+
+        Raises:
+            UnknownFact: the document has no fact of this id.
+            FactNotPinned: it is no pin.
+        """
+        self._facts.unpin(self._store.record(document_id, tenant).number, fact_id)
+
+    def facts(
+        self,
+        tenant: str,
+        document_id: str,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        kind: str | None = None,
+        source: str | None = None,
+        key: str | None = None,
+    ) -> Sequence[ListedFact]:
+        """Facts of a document in reading order, from the one after ``after`` on; ``key`` in any form they fold to.
+
+        Raises:
+            UnknownFact: there is no fact ``after``.
+        """
+        number = self._store.record(document_id, tenant).number
+        keys = fold(key) if key is not None else ()
+        if key is not None and not keys:
+            return []
+        return self._facts.page(number, limit, after, kind, source, keys)
+
+    def dropped_facts(self, tenant: str, document_id: str) -> Mapping[str, int]:
+        """How many facts of each kind the document has beyond its budget; pins are never left out."""
+        return self._facts.dropped(self._store.record(document_id, tenant).number)
+
     def stats(self) -> LibraryStats:
         """What the library holds and takes; reads counters only."""
         num_vectors, num_facts = self._contents.totals()
@@ -244,7 +307,9 @@ class Library:
         contents = Contents(store.database)
         files = ShelfFiles(data_dir / "indexes", store, contents, fingerprint, dimension, FaissIndex)
         shelves = Shelves(data_dir / "indexes", store, files, 4 * dimension, limits.max_index_bytes)
-        ingestion = Ingestion(store, contents, shelves, embedder, fingerprint, limits.max_characters, count_tokens)
+        ingestion = Ingestion(
+            store, contents, shelves, embedder, fingerprint, limits.max_characters, limits.max_facts, count_tokens
+        )
         library = cls(lock, store, contents, shelves, ingestion, Search(store, contents, shelves, embedder))
         for record in store.recover(fingerprint):
             library._erase(record)

@@ -117,7 +117,34 @@ ALTER TABLE documents ADD COLUMN reading_note TEXT;
 CREATE INDEX documents_by_reading ON documents (reading, number) WHERE reading = 'wanted';
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING)
+# 3. `pins` are what users said; each is a fact as well, which is made anew with the others. `dropped_facts` counts what
+#    was beyond the document's budget.
+_PINS = """
+CREATE TABLE pins (
+    id TEXT PRIMARY KEY,
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    evidence_start INTEGER NOT NULL,
+    evidence_end INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    key TEXT
+) WITHOUT ROWID;
+CREATE INDEX pins_by_document ON pins (document, start);
+
+ALTER TABLE facts ADD COLUMN pin TEXT;
+CREATE INDEX facts_by_start ON facts (document, start, fact);
+CREATE INDEX facts_by_pin ON facts (document, pin) WHERE pin IS NOT NULL;
+
+CREATE TABLE dropped_facts (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    kind TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (document, kind)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -6,14 +6,10 @@ from typing import NamedTuple
 
 from retrieval.contents import Contents, StoredChunk, StoredFact
 from retrieval.errors import UnknownDocument
-from retrieval.fusion import fuse
 from retrieval.passage import FactKind, Nearest, Passage, Span
 from retrieval.store import Record, Store
 from retrieval.words import words
 
-# Measured on 620 training questions over five corpora, found among the first five: words alone 82.0 %, nearest sentence
-# alone 89.4 %, fused with these weights and constant 1 92.4 % (constant 5: 90.5 %; equal weights: 90.6 %).
-WEIGHTS = {"lexical": 0.5, "dense": 1.0}
 # Neighbours are joined up to this length, so that a passage stays small against a model's window.
 MAX_PASSAGE_CHARACTERS = 1600
 # Only chunks this far up the ranking, in passages, may lengthen a passage.
@@ -59,14 +55,17 @@ class NearRow(NamedTuple):
 class Rankings:
     """What each search found: chunks by key, and the rankings by words and by meaning, best first.
 
-    ``found`` is False when nothing of it has to do with the question; ``reason`` says which searches were made.
+    ``scores``, from 0 to 1, say how likely the answer stands in a chunk beside others. ``found`` is False when nothing
+    of it has to do with the question; ``reason`` says which searches were made.
     """
 
     keys: Mapping[Place, KeyHit]
     lexical: Sequence[Place]
     dense: Mapping[Place, NearRow]
+    scores: Mapping[Place, float]
     question_words: Sequence[str]
     found: bool
+    confidence: float
     reason: str
     num_facts: int
     num_chunks: int
@@ -79,9 +78,9 @@ def compose(
     """At most ``max_passages`` passages, best first.
 
     Chunks that a key led to come before all others: those with more keys of the question first, then those where
-    the keys stand as they were asked. The others follow by fused rank; equal ones in reading order.
+    the keys stand as they were asked. The others follow by score; equal ones in reading order.
     """
-    scores = fuse({"lexical": rankings.lexical, "dense": [*rankings.dense]}, WEIGHTS)
+    scores = rankings.scores
     order = _order(rankings.keys, scores, max_passages)
     chunks = _chunks(contents, records, order)
     passages = []
@@ -204,7 +203,7 @@ def _values(
         found = [meeting.fact.span for meeting in under_key if (meeting.key, meeting.form) == first]
     else:
         asked = [meeting.fact.span for meeting in met]
-        others = contents.facts_in(record.number, evidence, met[0].fact.number)
+        others = contents.facts_in(record.number, evidence)
         found = [span for _, span in others if not any(span.start < one.end and one.start < span.end for one in asked)]
     text = store.text(record.number, evidence.start, evidence.end)
     values: dict[str, Span] = {}
