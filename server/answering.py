@@ -18,6 +18,7 @@ from server.answer_form import AnswerStart
 from server.bridge import EngineThread
 from server.citations import Source
 from server.conversation import History
+from server.gate import Reason, decide, reason_to_search
 from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
     Inquiry,
@@ -36,9 +37,6 @@ from server.sessions.traces import Trace, Traces
 
 if TYPE_CHECKING:
     from retrieval.library import Library
-
-# The reason for a question that named no documents.
-NO_DOCUMENTS = "no_documents"
 
 
 class Answering:
@@ -74,6 +72,7 @@ class Answering:
         ``EvidenceTooLong``, what the session refuses, and what the engine refuses.
         """
         async with self._turn(inquiry) as turn:
+            inquiry = self.decided(inquiry)
             inquiry, history = await self.begin(inquiry) if turn is None else self._go_on(inquiry, turn)
             found = await self.groundwork(inquiry, history=history)
             recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
@@ -95,8 +94,32 @@ class Answering:
         if inquiry.documents:
             return await anyio.to_thread.run_sync(self._search, inquiry, is_asked, history)
         if is_asked:
-            self._metrics.retrieved("skipped", NO_DOCUMENTS, {})
+            self._metrics.retrieved("skipped", self._skipped(inquiry), {})
         return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked, history)
+
+    def decided(self, inquiry: Inquiry) -> Inquiry:
+        """The inquiry once it is known whether its documents are searched; without them if they are not.
+
+        Who wants quotes from documents, or put a question to them, is not answered without them.
+        """
+        if not inquiry.documents:
+            return inquiry
+        decision = decide(inquiry.turns)
+        if decision.is_searched or not inquiry.may_skip or self.limits.always_retrieve:
+            return replace(
+                inquiry, decision=replace(decision, is_searched=True, reason=reason_to_search(inquiry.turns))
+            )
+        # Another turn of the same conversation: drawn as the others are.
+        sampling = inquiry.sampling
+        sampling = replace(
+            sampling,
+            temperature=0.0 if sampling.temperature is None else sampling.temperature,
+            max_tokens=sampling.max_tokens or self.limits.answer_max_tokens,
+        )
+        return replace(inquiry, documents=(), recall="free", decision=decision, sampling=sampling)
+
+    def _skipped(self, inquiry: Inquiry) -> Reason:
+        return inquiry.decision.reason if inquiry.decision else Reason.NO_DOCUMENTS
 
     async def begin(self, inquiry: Inquiry) -> tuple[Inquiry, History | None]:
         """The inquiry as it can be answered, and what its prompt begins with: what was read of its one document, if it
@@ -158,7 +181,7 @@ class Answering:
             sources=(),
             readings=(),
             evidence=(),
-            bill=RetrievalBill(False, NO_DOCUMENTS),
+            bill=RetrievalBill(False, self._skipped(inquiry)),
             searched="",
             conversation=conversation,
         )
@@ -168,19 +191,24 @@ class Answering:
         begun = time.monotonic()
         documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
         question = inquiry.turns[-1].content
-        result = self._library.search(inquiry.tenant, question, inquiry.documents, inquiry.max_passages)
+        chosen = inquiry.decision or decide(inquiry.turns)
+        result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages)
         seconds = time.monotonic() - begun
         decision = "retrieved" if result.found and result.passages else "nothing"
-        finders = "+".join(result.passages[0].found_by) if result.passages else "none"
+        has_key = any(passage.evidence is not None for passage in result.passages)
+        reason = Reason.KEY_HIT if has_key else chosen.reason
+        query = None if chosen.query == question else chosen.query
         if is_asked:
-            self._metrics.retrieved(decision, finders, {**result.seconds, "total": seconds})
+            self._metrics.retrieved(decision, reason, {**result.seconds, "total": seconds}, len(result.passages))
         stats = self._library.stats()
         text_bytes = sum(document.num_bytes for document in documents)
         index_bytes = sum(stats.host_bytes.values())
         told = searched(documents, result.num_chunks_searched)
         conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
         if decision == "nothing":
-            bill = RetrievalBill(True, result.reason, 0, result.num_facts, seconds, text_bytes, index_bytes)
+            bill = RetrievalBill(
+                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=result.reason, query=query
+            )
             sampling = sampling_params(inquiry, 1, 0.0)
             return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
         max_tokens = inquiry.sampling.max_tokens or self.limits.answer_max_tokens
@@ -197,12 +225,14 @@ class Answering:
             history,
             inquiry.form.place,
         )
-        reason = result.reason
+        note = result.reason
         if dropped := len(readings) - prompt.num_passages:
-            reason = f"{reason}; {dropped} of {len(readings)} passages left out to fit"
+            note = f"{note}; {dropped} of {len(readings)} passages left out to fit"
             sources = readings = readings[: prompt.num_passages]
         start = inquiry.form.start
-        bill = RetrievalBill(True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start)
+        bill = RetrievalBill(
+            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query
+        )
         evidence = quotable(readings) if inquiry.recall == "verbatim" else ()
         sampling = sampling_params(inquiry, max_tokens, 0.0)
         return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation)

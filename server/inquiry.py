@@ -7,6 +7,7 @@ from model.engine.request import FinishReason, RequestUsage, TokenLogprob
 from model.policy import AttentionPolicy
 from server.answer_form import AnswerForm, AnswerStart
 from server.citations import Citation
+from server.gate import Decision, Reason
 from server.prompt import Turn
 from server.schemas import Recall
 
@@ -55,7 +56,8 @@ class Inquiry:
     """A conversation whose last turn wants an answer, from ``documents`` if there are any.
 
     ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
-    ``session`` which the conversation goes on.
+    ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone; ``decision`` is
+    what it decided.
     """
 
     request_id: str
@@ -69,20 +71,28 @@ class Inquiry:
     policy: AttentionPolicy | None = None
     session: str | None = None
     form: AnswerForm = field(default_factory=AnswerForm)
+    may_skip: bool = False
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalBill:
-    """What was searched, how much of it stands in the prompt, and with what memory the prompt begins."""
+    """What was searched, how much of it stands in the prompt, and with what memory the prompt begins.
+
+    ``note`` says how it was searched and what was left out; ``query`` is what was searched for where that is more than
+    the last turn.
+    """
 
     used: bool
-    reason: str
+    reason: Reason
     num_passages: int = 0
     num_facts: int = 0
     seconds: float = 0.0
     text_bytes: int = 0
     index_bytes: int = 0
     start: AnswerStart = AnswerStart.FRESH
+    note: str | None = None
+    query: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +144,12 @@ AnswerEvent = AnswerText | Citation | ChoiceDone | AnswerDone
 class Limits:
     """Tokens of an answer whose request names none, of a chat and from documents, and seconds that any may take.
 
-    ``measure_information`` is whether the surprisal of prompts is summed up.
+    ``measure_information`` is whether the surprisal of prompts is summed up, ``always_retrieve`` whether no turn that
+    names documents is left without a search.
     """
 
     chat_max_tokens: int
     answer_max_tokens: int
     max_request_seconds: float | None = None
     measure_information: bool = False
+    always_retrieve: bool = False

@@ -36,6 +36,9 @@ class Metrics:
             "fano_retrieval", "Questions by what retrieval decided.", ["decision", "reason"], registry=registry
         )
         self._retrieval_seconds = _histogram(registry, "fano_retrieval_seconds", "Search time by stage.", ["stage"])
+        self._passages = _histogram(
+            registry, "fano_retrieval_passages", "Passages found for a question.", buckets=(0, 1, 2, 3, 5, 10, 20)
+        )
         self._first_token = _histogram(
             registry, "fano_time_to_first_token_seconds", "From the request's arrival to its first text."
         )
@@ -77,8 +80,11 @@ class Metrics:
         """A request was answered with an error of this code."""
         self._refusals.labels(code).inc()
 
-    def retrieved(self, decision: str, reason: str, seconds: dict[str, float]) -> None:
-        """A question was decided about; ``seconds`` by stage of the search."""
+    def retrieved(self, decision: str, reason: str, seconds: dict[str, float], num_passages: int = 0) -> None:
+        """A question was decided about: ``retrieved``, ``nothing`` or ``skipped``, for a reason of
+        ``server.gate.Reason``; ``seconds`` by stage of the search."""
+        if decision != "skipped":
+            self._passages.observe(num_passages)
         self._retrievals.labels(decision, reason).inc()
         for stage, spent in seconds.items():
             self._retrieval_seconds.labels(stage).observe(spent)

@@ -134,10 +134,12 @@ def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
             prefix=PrefixView(result=usage.prefix.result, reason=usage.prefix.reason) if usage else None,
             retrieval=RetrievalUsage(
                 used=retrieval.used,
-                reason=retrieval.reason,
+                reason=retrieval.reason.value,
                 passages=retrieval.num_passages,
                 facts=retrieval.num_facts,
                 seconds=round(retrieval.seconds, 6),
+                note=retrieval.note,
+                query=retrieval.query,
             ),
             ttft_seconds=done.ttft_seconds,
         ),

@@ -220,13 +220,19 @@ class ArchiveBytes(BaseModel):
 
 
 class RetrievalUsage(BaseModel):
-    """What was searched for the request, and what of it stands in the prompt."""
+    """What was searched for the request, and what of it stands in the prompt.
+
+    ``reason`` is why documents were searched or not, of a fixed set; ``note`` says how, and what was left out;
+    ``query`` what was searched for, where a turn was put together with what it rests on.
+    """
 
     used: bool
     reason: str
     passages: int = 0
     facts: int = 0
     seconds: float = 0.0
+    note: str | None = None
+    query: str | None = None
 
 
 class PrefixView(BaseModel):

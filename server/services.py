@@ -61,7 +61,11 @@ class Services:
         self.tokenizer = tokenizer
         self.bridge = EngineThread(engine, metrics.stepped, metrics.delivered, settings.stalled_reader_seconds)
         limits = Limits(
-            settings.chat_max_tokens, settings.answer_max_tokens, settings.max_request_seconds, settings.information
+            settings.chat_max_tokens,
+            settings.answer_max_tokens,
+            settings.max_request_seconds,
+            settings.information,
+            always_retrieve=settings.retrieval_gate == "always",
         )
         vault = Vault(settings.data_dir / "sessions", settings.session_disk_bytes)
         self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)
@@ -134,7 +138,7 @@ def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Lib
 
     # The embedder shares the cores with the engine and the event loop, so it gets half of them.
     embedder = MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
-    limits = LibraryLimits(max_characters=settings.max_text_characters)
+    limits = LibraryLimits(max_characters=settings.max_text_characters, max_facts=settings.max_facts)
     return Library.open(
         settings.data_dir, embedder, count_tokens=count_tokens, limits=limits, has_reader=settings.read_documents
     )

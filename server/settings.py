@@ -74,10 +74,17 @@ class Settings(BaseSettings):
     question_place: Literal["after", "both"] = Field(
         BEST_FORM.place.value, description="Where the question stands: after the passages, or before and after them."
     )
+    retrieval_gate: Literal["auto", "always"] = Field(
+        "auto",
+        description="Leave turns of a chat without a search that ask nothing of its documents, or search always.",
+    )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
 
     max_upload_bytes: int = Field(200_000_000, ge=1, description="Largest file taken, as sent.")
     max_text_characters: int = Field(20_000_000, ge=1, description="Longest text taken, in characters.")
+    max_facts: int = Field(
+        500_000, ge=0, description="Facts recognised in a document that are kept, the best scored; pins come on top."
+    )
     max_request_bytes: int = Field(32_000_000, ge=1024, description="Largest JSON body of any other request.")
 
     keepalive_seconds: float = Field(10.0, gt=0, le=300, description="Silence after which a stream sends a comment.")

@@ -45,6 +45,7 @@ async def admit_chat(
         form=answer_form(body.fano.start, body.fano.question_place, state.settings),
         policy=body.fano.policy.over(services.model.policy) if body.fano.policy else None,
         session=_session(body),
+        may_skip=_recall(body) == "grounded",
     )
     async with services.answering.answer(inquiry) as answer:
         yield answer

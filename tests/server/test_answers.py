@@ -63,7 +63,14 @@ async def test_the_bill_tells_policy_bytes_and_retrieval(client: httpx.AsyncClie
         "state_recall_bits": None,
         "context_information_bits": None,
         "prefix": {"result": "miss", "reason": "empty"},
-        "retrieval": {"used": True, "reason": "searched by words", "passages": 1, "facts": 0},
+        "retrieval": {
+            "used": True,
+            "reason": "question",
+            "passages": 1,
+            "facts": 0,
+            "note": "searched by words",
+            "query": None,
+        },
     }
 
 
@@ -238,7 +245,7 @@ async def test_passages_that_do_not_fit_are_left_out_and_reported(client: httpx.
     retrieval = body["usage"]["fano"]["retrieval"]
     kept = len(body["sources"])
     assert 0 < kept < 5 and retrieval["passages"] == kept
-    assert retrieval["reason"] == f"searched by words; {5 - kept} of 5 passages left out to fit"
+    assert retrieval["note"] == f"searched by words; {5 - kept} of 5 passages left out to fit"
     assert len(world.engine.requests[0].prompt_ids) + 128 <= 2048
 
 

@@ -51,8 +51,8 @@ async def test_a_request_is_counted_where_it_happens(client: httpx.AsyncClient, 
     samples = await scrape(client)
     assert samples['fano_requests_finished_total{reason="stop"}'] == 2
     assert samples['fano_requests_finished_total{reason="abort"}'] == 0
-    assert samples['fano_retrieval_total{decision="retrieved",reason="lexical"}'] == 1
-    assert samples['fano_retrieval_total{decision="nothing",reason="none"}'] == 1
+    assert samples['fano_retrieval_total{decision="retrieved",reason="question"}'] == 1
+    assert samples['fano_retrieval_total{decision="nothing",reason="question"}'] == 1
     assert samples['fano_retrieval_total{decision="skipped",reason="no_documents"}'] == 2
     assert samples['fano_refusals_total{code="queue_full"}'] == 1
     assert samples['fano_refusals_total{code="unsupported_field"}'] == 1
