@@ -20,8 +20,9 @@ from training.cases import f1, normalised
 
 WAYS = ("verbatim", "grounded")
 MAX_TOKENS = 64
-# The chains' questions need five names, the keyed ones four numbers.
+# All of the records' questions are asked verbatim, which guarantees; grounded, which does not, gets every eighth.
 MOST_ASKED = {"records": 500}
+GROUNDED_STEP = {"records": 8}
 
 
 @dataclass
@@ -160,7 +161,7 @@ class AnswersStage:
     ) -> Cell:
         marks: dict[str, Marks] = defaultdict(Marks)
         seconds, num_spans, num_wrong = [], 0, 0
-        for document, corpus, case in questions:
+        for document, corpus, case in questions[:: GROUNDED_STEP.get(name, 1) if way == "grounded" else 1]:
             body = {"question": case.question, "recall": way, "max_tokens": MAX_TOKENS}
             reply = child.client.post(f"/v1/documents/{document}/ask", json=body)
             seconds.append(reply.elapsed.total_seconds())
