@@ -56,8 +56,8 @@ class Inquiry:
     """A conversation whose last turn wants an answer, from ``documents`` if there are any.
 
     ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
-    ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone; ``decision`` is
-    what it decided.
+    ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone;
+    ``decision`` is what it decided.
     """
 
     request_id: str

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     )
     retrieval_gate: Literal["auto", "always"] = Field(
         "auto",
-        description="Leave turns of a chat without a search that ask nothing of its documents, or search always.",
+        description="Spare turns of a chat that ask nothing of its documents the search, or search always.",
     )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
 

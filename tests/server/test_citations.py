@@ -1,5 +1,6 @@
 """Laws 6 and 8 over citations: every quote stands in the document, inside a source that was in the prompt."""
 
+import itertools
 import unicodedata
 
 import pytest
@@ -164,7 +165,7 @@ def adversarial(draw: st.DrawFn) -> tuple[str, str, list[Source], list[str]]:
     answer = "".join(pieces)
     cuts = sorted(draw(st.lists(st.integers(0, len(answer)), max_size=8)))
     borders = [0, *cuts, len(answer)]
-    return document, answer, sources, [answer[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return document, answer, sources, [answer[a:b] for a, b in itertools.pairwise(borders)]
 
 
 @given(adversarial())

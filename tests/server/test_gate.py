@@ -49,7 +49,7 @@ def test_nothing_was_said_that_could_be_shortened() -> None:
 @pytest.mark.parametrize(
     ("said", "query"),
     [
-        ("And where did she die?", "Marie Curie Warsaw 7 November 1867 And where did she die?"),
+        ("And where did she die?", "Marie Curie Warsaw 1867 And where did she die?"),
         ("Who was Pierre Laurent in Paris?", "Who was Pierre Laurent in Paris?"),
         (
             "Which university awarded degrees to female physicists?",
@@ -58,7 +58,7 @@ def test_nothing_was_said_that_could_be_shortened() -> None:
     ],
 )
 def test_a_question_that_rests_on_others_is_made_to_stand_alone(said: str, query: str) -> None:
-    assert sorted(standalone_query([*EARLIER, Turn("user", said)]).split()) == sorted(query.split())
+    assert standalone_query([*EARLIER, Turn("user", said)]) == query
 
 
 def test_what_a_chain_of_follow_ups_is_about_is_carried_through() -> None:
