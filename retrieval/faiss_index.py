@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.errors import VectorsInvalid
 from retrieval.vector_index import Hits, check_query, check_rows
 
 # Fetched beyond k, so that equal scores at the border are usually settled by the first search.
@@ -79,6 +80,18 @@ class FaissIndex:
             scores, ids = index.search(row, fetched)
         order = np.lexsort((ids[0], -scores[0]))[:k]
         return [(int(ids[0, column]), float(scores[0, column])) for column in order]
+
+    def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See ``VectorIndex.products``."""
+        check_query(query, self._dimension)
+        if len(ids) == 0:
+            return np.empty(0, np.float32)
+        try:
+            vectors = self._index.reconstruct_batch(np.ascontiguousarray(ids))
+        except RuntimeError as error:
+            raise VectorsInvalid(f"one of the ids is not in the index: {error}") from None
+        found: NDArray[np.float32] = vectors @ query
+        return found
 
     def to_bytes(self) -> bytes:
         """See ``VectorIndex.to_bytes``."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import tantivy
 
@@ -37,8 +37,7 @@ class LexicalQuery:
     def of(cls, question: str) -> Self:
         """The content words of ``question``, each once, in order; all its words if it has no others."""
         exact = tuple(dict.fromkeys(content_words(question)))
-        stems = _stemmer().analyze(" ".join(fold_accents(word) for word in exact))
-        return cls(exact, tuple(dict.fromkeys(stems)))
+        return cls(exact, tuple(dict.fromkeys(stems(exact))))
 
 
 class LexicalIndex:
@@ -100,10 +99,17 @@ class LexicalIndex:
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))
 
 
-def search_lexical(
-    indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int
-) -> tuple[list[tuple[int, int, float]], int]:
-    """The ``k`` best (index, ordinal, score) over several documents as if they were one, and the words found.
+class LexicalHits(NamedTuple):
+    """``hits`` are (index, ordinal, score), best first. ``rarities`` says of each stem of the query how much it weighs
+    among all chunks searched, ``known`` which stems stand in any of them."""
+
+    hits: list[tuple[int, int, float]]
+    rarities: dict[str, float]
+    known: frozenset[str]
+
+
+def search_lexical(indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int) -> LexicalHits:
+    """The ``k`` best chunks over several documents as if they were one.
 
     BM25 weighs a word by how rare it is; each index knows only its own chunks. The weight is corrected to the
     rarity among all of ``indexes``, so that scores of different documents compare.
@@ -111,7 +117,8 @@ def search_lexical(
     frequencies = [index.frequencies(query) for index in indexes]
     num_chunks = sum(len(index) for index in indexes)
     totals = {term: sum(counts[term] for counts in frequencies) for term in (frequencies[0] if frequencies else ())}
-    num_found = sum(1 for word in query.stemmed if totals.get((_STEMMED, word)) or totals.get((_HEADING, word)))
+    known = frozenset(word for word in query.stemmed if totals.get((_STEMMED, word)) or totals.get((_HEADING, word)))
+    rarities = {word: _rarity(num_chunks, totals.get((_STEMMED, word), 0)) for word in query.stemmed}
     found = []
     for number, (index, counts) in enumerate(zip(indexes, frequencies, strict=True)):
         boosts = {
@@ -119,7 +126,12 @@ def search_lexical(
         }
         found += [(number, ordinal, score) for ordinal, score in index.search(query, k, boosts)]
     found.sort(key=lambda hit: (-hit[2], hit[0], hit[1]))
-    return found[:k], num_found
+    return LexicalHits(found[:k], rarities, known)
+
+
+def stems(tokens: Sequence[str]) -> list[str]:
+    """The stem of each word, in order; words are as ``words`` gives them, so none holds a blank."""
+    return list(_stemmer().analyze(" ".join(fold_accents(token) for token in tokens)))
 
 
 def _rarity(num_chunks: int, frequency: int) -> float:

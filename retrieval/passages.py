@@ -35,6 +35,11 @@ class KeyHit:
         self.forms[key] = min(form, self.forms.get(key, form))
         self.meetings.append(Meeting(key, form, fact))
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether a user pinned what stands here under a key asked for."""
+        return any(meeting.fact.is_pinned for meeting in self.meetings)
+
 
 class Meeting(NamedTuple):
     """A key of the question, by its number, and a fact that stands under it; ``form`` as in ``KeyHit``."""
@@ -77,8 +82,9 @@ def compose(
 ) -> tuple[Passage, ...]:
     """At most ``max_passages`` passages, best first.
 
-    Chunks that a key led to come before all others: those with more keys of the question first, then those where
-    the keys stand as they were asked. The others follow by score; equal ones in reading order.
+    Chunks that a key led to come before all others: those that a user pinned under it first, then those with more
+    keys of the question, then those where the keys stand as they were asked. The others follow by their score; equal
+    ones in reading order.
     """
     scores = rankings.scores
     order = _order(rankings.keys, scores, max_passages)
@@ -125,11 +131,11 @@ def _nearest(
 
 
 def _order(keys: Mapping[Place, KeyHit], scores: Mapping[Place, float], max_passages: int) -> list[Place]:
-    def rank(place: Place) -> tuple[bool, int, int, float, Place]:
+    def rank(place: Place) -> tuple[bool, bool, int, int, float, Place]:
         hit = keys.get(place)
         if hit is None:
-            return (True, 0, 0, -scores[place], place)
-        return (False, -len(hit.forms), sum(hit.forms.values()), -scores.get(place, 0.0), place)
+            return (True, True, 0, 0, -scores[place], place)
+        return (False, not hit.is_pinned, -len(hit.forms), sum(hit.forms.values()), -scores.get(place, 0.0), place)
 
     return sorted({*scores, *keys}, key=rank)[: max_passages * JOIN_DEPTH]
 
@@ -176,7 +182,8 @@ def _fits(place: Place, group: Sequence[Place], chunks: Mapping[Place, StoredChu
 
 def _evidence(store: Store, record: Record, hits: Sequence[KeyHit], question_words: Sequence[str]) -> Span | None:
     """The sentence or row under the keys that shares most words with the question; the first of equal ones."""
-    spans = sorted({meeting.fact.evidence for hit in hits for meeting in hit.meetings})
+    met = [meeting.fact for hit in hits for meeting in hit.meetings]
+    spans = sorted({fact.evidence for fact in [fact for fact in met if fact.is_pinned] or met})
     if len(spans) < 2:
         return spans[0] if spans else None
     asked = set(question_words)

@@ -1,26 +1,40 @@
-"""A question to passages: keys first, then words, then meaning; fused, exact hits always in."""
+"""A question to passages: keys first, then words, then meaning; ranked as one, exact hits always in."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.candidates import candidates
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentNotReady
+from retrieval.features import AskedWords, features
+from retrieval.fusion import fuse
 from retrieval.keys import query_keys
-from retrieval.lexical_index import LexicalQuery, search_lexical
+from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
+from retrieval.ranker import Ranker
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
 
-# Candidates each search contributes to the fusion.
+# Candidates each search contributes.
 DEPTH = 50
+# Of these, how many the learned ranking looks at. Measured on 1875 training questions in a text of 1.5 million
+# characters: the answer is among those of depth 24 for 94.9 %, of depth 50 for 96.6 %, at twice the time.
+RANKED_DEPTH = 24
 # Sentences looked at for each of them.
 ROWS_PER_CHUNK = 4
-# Below this inner product the nearest sentence has nothing to do with the question. Measured with MiniLM on 600
-# questions: 99 % lie above it in the corpus that answers them, 38 % below it in one that does not.
+# The learned ranking knows the inner products of this embedder only. For others there are weighted reciprocal ranks:
+# measured on 620 training questions over five corpora, found among the first five: words alone 82.0 %, nearest
+# sentence alone 89.4 %, fused so 92.4 % (equal weights: 90.6 %).
+LEARNED_WITH = "all-MiniLM-L6-v2/"
+WEIGHTS = {"lexical": 0.5, "dense": 1.0}
+# And below this inner product the nearest sentence is taken to have nothing to do with the question.
 DENSE_FLOOR = 0.33
 
 
@@ -32,6 +46,7 @@ class Search:
         self._contents = contents
         self._shelves = shelves
         self._embedder = embedder
+        self._is_learned = embedder.fingerprint.startswith(LEARNED_WITH)
 
     def run(self, question: str, records: Sequence[Record], max_passages: int) -> SearchResult:
         """The best passages of ``records``, which must be answerable. The same store gives the same result.
@@ -42,7 +57,7 @@ class Search:
         """
         rankings = self.rank(question, records)
         started = time.perf_counter()
-        passages = compose(self._store, self._contents, records, rankings, max_passages) if rankings.found else ()
+        passages = compose(self._store, self._contents, records, rankings, max_passages)
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
         # Ranks and texts were read one after the other; a document that went in between may have lost its text.
         for record in records:
@@ -51,11 +66,12 @@ class Search:
                 raise DocumentNotReady(now.document)
         return SearchResult(
             passages=passages,
-            found=bool(passages),
+            found=bool(passages) and rankings.found,
             reason=rankings.reason + _unshown(len(rankings.keys), max_passages),
             num_facts=rankings.num_facts,
             num_chunks_searched=rankings.num_chunks,
             seconds=seconds,
+            confidence=rankings.confidence,
         )
 
     def rank(self, question: str, records: Sequence[Record]) -> Rankings:
@@ -66,19 +82,39 @@ class Search:
         with _timed(seconds, "lexical"):
             shelves = [self._shelves.open(record) for record in records]
             words = LexicalQuery.of(question)
-            hits, num_words = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
+            lexical = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
         with _timed(seconds, "dense"):
-            dense = self._dense(question, shelves)
-            nearest = next(iter(dense.values())).score if dense else -1.0
+            has_vectors = any(shelf.vectors is not None for shelf in shelves)
+            query = self._embedder.embed_query(question) if has_vectors else None
+            dense = nearest_chunks(query, shelves)
+        num_chunks = sum(len(shelf.lexical) for shelf in shelves)
+        with _timed(seconds, "ranking"):
+            if self._is_learned:
+                ranker = Ranker.load()
+                near = dict(list(dense.items())[:RANKED_DEPTH])
+                found = candidates(
+                    self._store, self._contents, records, shelves, lexical.hits[:RANKED_DEPTH], near, query
+                )
+                table = features(AskedWords.of(question, words, lexical.rarities, lexical.known), found)
+                ranked = ranker.scores(table)
+                scores = dict(zip((one.place for one in found), _shares(ranked), strict=True))
+                confidence = ranker.confidence(table, ranked, num_chunks)
+                is_found = confidence >= ranker.threshold
+            else:
+                scores = fuse({"lexical": _places(lexical), "dense": [*dense]}, WEIGHTS)
+                is_found = bool(lexical.known) or (bool(dense) and next(iter(dense.values())).score >= DENSE_FLOOR)
+                confidence = float(is_found)
         return Rankings(
             keys=key_hits,
-            lexical=tuple((document, ordinal) for document, ordinal, _ in hits),
+            lexical=_places(lexical),
             dense=dense,
+            scores=scores,
             question_words=words.exact,
-            found=bool(key_hits) or num_words > 0 or nearest >= DENSE_FLOOR,
+            found=bool(key_hits) or is_found,
+            confidence=1.0 if key_hits else confidence,
             reason=_reason(shelves),
             num_facts=num_facts,
-            num_chunks=sum(len(shelf.lexical) for shelf in shelves),
+            num_chunks=num_chunks,
             seconds=seconds,
         )
 
@@ -100,19 +136,32 @@ class Search:
                 hit.note(number, form + fact.form, fact)
         return hits, len({(fact.document, fact.span) for fact in facts})
 
-    def _dense(self, question: str, shelves: Sequence[Shelf]) -> dict[Place, NearRow]:
-        """The chunks nearest to the question, nearest first, each with its nearest row."""
-        if all(shelf.vectors is None for shelf in shelves):
-            return {}
-        query = self._embedder.embed_query(question)
-        nearest: dict[Place, NearRow] = {}
-        for document, shelf in enumerate(shelves):
-            if shelf.vectors is not None:
-                # A chunk is as near as its nearest sentence; sentences come nearest first.
-                for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK):
-                    nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
-        places = sorted(nearest, key=lambda place: (-nearest[place].score, place))[:DEPTH]
-        return {place: nearest[place] for place in places}
+
+def nearest_chunks(query: NDArray[np.float32] | None, shelves: Sequence[Shelf]) -> dict[Place, NearRow]:
+    """The chunks nearest to the question, nearest first, each with its nearest row."""
+    if query is None:
+        return {}
+    nearest: dict[Place, NearRow] = {}
+    for document, shelf in enumerate(shelves):
+        if shelf.vectors is not None:
+            # A chunk is as near as its nearest sentence; sentences come nearest first.
+            for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK):
+                nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
+    places = sorted(nearest, key=lambda place: (-nearest[place].score, place))[:DEPTH]
+    return {place: nearest[place] for place in places}
+
+
+def _places(hits: LexicalHits) -> tuple[Place, ...]:
+    return tuple((document, ordinal) for document, ordinal, _ in hits.hits)
+
+
+def _shares(scores: NDArray[np.float32]) -> list[float]:
+    """The share of belief that each candidate has: between 0 and 1, all together 1."""
+    if len(scores) == 0:
+        return []
+    weights = np.exp(scores.astype(np.float64) - scores.max())
+    shares: list[float] = (weights / weights.sum()).tolist()
+    return shares
 
 
 def _reason(shelves: Sequence[Shelf]) -> str:

@@ -31,19 +31,25 @@ logger = logging.getLogger(__name__)
 class Shelf:
     """The indexes of one document as they are now.
 
-    ``vectors`` is None until all its embeddings stand; ``chunk_of`` says to which chunk each of its rows belongs.
+    ``vectors`` is None until all its embeddings stand; ``chunk_of`` says to which chunk each of its rows belongs,
+    ``row_spans`` [rows, 2] where the row stands in the text.
     """
 
     lexical: LexicalIndex
     vectors: VectorIndex | None
     chunk_of: NDArray[np.int32]
+    row_spans: NDArray[np.int32]
     lexical_bytes: int
+
+    def rows_of(self, ordinal: int) -> range:
+        """The rows of a chunk."""
+        return range(*np.searchsorted(self.chunk_of, (ordinal, ordinal + 1)).tolist())
 
     @property
     def num_bytes(self) -> int:
         """Host memory the shelf takes: the vector index, and the mapped files of the lexical one."""
         vector_bytes = self.vectors.num_bytes if self.vectors is not None else 0
-        return self.lexical_bytes + vector_bytes + self.chunk_of.nbytes
+        return self.lexical_bytes + vector_bytes + self.chunk_of.nbytes + self.row_spans.nbytes
 
 
 class ShelfFiles:
@@ -74,8 +80,10 @@ class ShelfFiles:
         make_directory(folder)
         lexical = self._lexical(folder, record)
         vectors = self._vectors(folder, record) if record.vectors_revision is not None else None
-        chunk_of = np.array([row.chunk for row in self._contents.vector_rows(record.number)], dtype=np.int32)
-        return Shelf(lexical, vectors, chunk_of, tree_bytes(folder / "lexical"))
+        rows = self._contents.vector_rows(record.number)
+        chunk_of = np.array([row.chunk for row in rows], dtype=np.int32)
+        spans = np.array([(row.span.start, row.span.end) for row in rows], dtype=np.int32).reshape(len(rows), 2)
+        return Shelf(lexical, vectors, chunk_of, spans, tree_bytes(folder / "lexical"))
 
     def _lexical(self, folder: Path, record: Record) -> LexicalIndex:
         files, seal = folder / "lexical", folder / "lexical.json"

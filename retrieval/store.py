@@ -224,6 +224,18 @@ class Store:
         with self.database.read() as connection:
             return read_text(connection, number, start, end)
 
+    def texts(self, number: int, spans: Sequence[Span]) -> list[str]:
+        """The text of each of ``spans``, in their order; every block of the text is read once."""
+        found: dict[Span, str] = {}
+        start, block = 0, ""
+        with self.database.read() as connection:
+            for span in sorted(spans):
+                if not start <= span.start <= span.end <= start + len(block):
+                    start = span.start - span.start % TEXT_BLOCK_CHARACTERS
+                    block = read_text(connection, number, start, max(span.end, start + TEXT_BLOCK_CHARACTERS))
+                found[span] = block[span.start - start : span.end - start]
+        return [found[span] for span in spans]
+
     def pages(self, number: int) -> tuple[Span, ...]:
         """Where each page stands, the first page first; empty for texts without pages."""
         with self.database.read() as connection:

@@ -16,7 +16,7 @@ Hits = list[tuple[int, float]]
 
 
 class VectorIndex(Protocol):
-    """Six methods and two sizes. Any number of threads may search while one adds or removes.
+    """Seven methods and two sizes. Any number of threads may search while one adds or removes.
 
     Ids are the caller's, non-negative and unique; vectors are float32 rows of unit length.
     """
@@ -49,6 +49,13 @@ class VectorIndex(Protocol):
 
         Raises:
             VectorsInvalid: the query is not a unit vector of this dimension.
+        """
+
+    def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The inner products [n] of ``query`` with the vectors of ``ids`` [n], which must all be there.
+
+        Raises:
+            VectorsInvalid: an id is not in the index, or the query is as ``search`` refuses it.
         """
 
     def to_bytes(self) -> bytes:
@@ -104,6 +111,18 @@ class ExactIndex:
         scores = vectors @ query
         order = np.lexsort((ids, -scores))[:k]
         return [(int(ids[row]), float(scores[row])) for row in order]
+
+    def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See ``VectorIndex.products``."""
+        check_query(query, self._dimension)
+        known, vectors = self._rows
+        row_of = {number: row for row, number in enumerate(known.tolist())}
+        try:
+            rows = [row_of[number] for number in ids.tolist()]
+        except KeyError as error:
+            raise VectorsInvalid(f"id {error.args[0]} is not in the index") from None
+        found: NDArray[np.float32] = vectors[rows] @ query
+        return found
 
     def to_bytes(self) -> bytes:
         """See ``VectorIndex.to_bytes``."""

@@ -12,6 +12,8 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 _PART = rf"(?:[^\W_]|[{_MARKED}{_UNSPACED}])+"
 _WORD = re.compile(rf"{_PART}(?:[-._/:@+#&'’]{_PART})*")
 _PARTS = re.compile(_PART)
+# The same for text that is ASCII and in small letters, three times as fast.
+_ASCII_WORD = re.compile(r"[a-z0-9]+(?:[-._/:@+#&'][a-z0-9]+)*")
 _RUN = re.compile(f"[{_UNSPACED}]+")
 _POSSESSIVE = re.compile("['’]s$")
 
@@ -35,8 +37,12 @@ def words(text: str) -> list[str]:
     that put no spaces between words come as pairs of neighbouring characters.
     """
     found: list[str] = []
-    for match in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
-        word = match.group()
+    matches = (
+        _ASCII_WORD.findall(text.lower())
+        if text.isascii()
+        else _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    )
+    for word in matches:
         if word.isalnum() and word.isascii():
             found.append(word[:MAX_WORD_CHARACTERS])
             continue

@@ -91,6 +91,17 @@ def test_a_query_that_would_find_nonsense_is_refused(make, query, said):
 
 
 @every_index
+def test_products_are_those_of_the_vectors_asked_for(make, unit_rows):
+    vectors = unit_rows(20, 8, 9)
+    index = make(8)
+    index.add(np.arange(20) * 3, vectors)
+    assert index.products(vectors[2], ids(27, 6, 6)) == pytest.approx([vectors[9] @ vectors[2], 1.0, 1.0], abs=1e-6)
+    assert len(index.products(vectors[2], ids())) == 0
+    with pytest.raises(VectorsInvalid, match="not in the index"):
+        index.products(vectors[2], ids(6, 7))
+
+
+@every_index
 def test_removed_means_gone(make, unit_rows):
     vectors = unit_rows(10, 8, 4)
     index = make(8)

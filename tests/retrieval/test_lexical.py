@@ -13,8 +13,7 @@ def index_of(*texts: str, heading: str = "") -> LexicalIndex:
 
 
 def found(index: LexicalIndex, question: str) -> list[int]:
-    hits, _ = search_lexical([index], LexicalQuery.of(question), 10)
-    return [ordinal for _, ordinal, _ in hits]
+    return [ordinal for _, ordinal, _ in search_lexical([index], LexicalQuery.of(question), 10).hits]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +86,9 @@ def test_rarity_is_that_of_all_documents_asked():
     # "lamp" is rare in the first document but common in both together; "rope" the other way round.
     first = index_of("lamp one", *["rope two"] * 9)
     second = index_of(*["lamp three"] * 30)
-    hits, num_found = search_lexical([first, second], LexicalQuery.of("lamp rope"), 40)
-    assert num_found == 2
+    hits, rarities, known = search_lexical([first, second], LexicalQuery.of("lamp rope"), 40)
+    assert known == {"lamp", "rope"}
+    assert rarities["rope"] > rarities["lamp"] > 0
     assert all((number, ordinal) != (0, 0) for number, ordinal, _ in hits[:9])
     scores = {(number, ordinal): score for number, ordinal, score in hits}
     assert scores[0, 0] == pytest.approx(scores[1, 0], rel=0.01)
@@ -96,8 +96,8 @@ def test_rarity_is_that_of_all_documents_asked():
 
 def test_how_many_words_occur_is_told():
     index = index_of("A lantern.")
-    assert search_lexical([index], LexicalQuery.of("Where is the lantern of Skarvholm?"), 5)[1] == 1
-    assert search_lexical([index], LexicalQuery.of("Skarvholm"), 5) == ([], 0)
+    assert search_lexical([index], LexicalQuery.of("Where is the lantern of Skarvholm?"), 5).known == {"lantern"}
+    assert search_lexical([index], LexicalQuery.of("Skarvholm"), 5)[::2] == ([], frozenset())
 
 
 def test_on_disk_it_is_the_same_index(tmp_path):
@@ -107,4 +107,4 @@ def test_on_disk_it_is_the_same_index(tmp_path):
     query = LexicalQuery.of("cheese 17 mice")
     assert len(opened) == 200
     assert search_lexical([opened], query, 20) == search_lexical([built], query, 20)
-    assert search_lexical([built], query, 1)[0][0][1] == 17
+    assert search_lexical([built], query, 1).hits[0][1] == 17

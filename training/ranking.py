@@ -1,0 +1,350 @@
+"""Learns how retrieval weighs what its searches found, and when it says that nothing was found.
+
+    python -m training.ranking --questions ../shared/data/qa_train.jsonl.xz
+
+Three texts of about 1.6 million characters are joined from the contexts of six sources, no title in two of them: two
+to learn from, one to develop on. Every question is asked of its own text, of a text that lacks its context (the
+negatives of the confidence), and without the vectors. The same is done with single articles, which are small texts.
+Writes ``retrieval/ranking.json``; about a quarter of an hour on one core, most of it embedding.
+"""
+
+import argparse
+import json
+import lzma
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from retrieval.candidates import candidates
+from retrieval.contents import Contents
+from retrieval.embedder import Embedder, MiniLMEmbedder
+from retrieval.faiss_index import FaissIndex
+from retrieval.features import NAMES, AskedWords, features
+from retrieval.fusion import fuse
+from retrieval.lexical_index import LexicalQuery, search_lexical
+from retrieval.library import Library
+from retrieval.ranker import CONFIDENCE_NAMES, confidence_features
+from retrieval.search import RANKED_DEPTH, WEIGHTS, nearest_chunks
+from retrieval.shelf_files import ShelfFiles
+from retrieval.shelves import Shelves
+from retrieval.store import Store
+
+SEED = 1
+TENANT = "training"
+PARTS = (("first", 0.42), ("second", 0.42), ("development", 0.16))
+# Characters of contexts and questions from each source.
+SOURCES = {
+    "squad1.1": (600_000, 800),
+    "fairytaleqa": (250_000, 400),
+    "wikitablequestions": (250_000, 300),
+    "afriqa": (300_000, 500),
+    "nq-gold": (200_000, 400),
+    "nq-qed": (60_000, 50),
+}
+ARTICLES, QUESTIONS_OF_ARTICLE = 50, 12
+# Of the development questions whose answer is among the first five, this share may be told that nothing was found.
+LOST = 0.03
+
+
+@dataclass(frozen=True)
+class Question:
+    source: str
+    title: str
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, its questions, and the stretches of its titles."""
+
+    text: str
+    questions: list[Question]
+    titles: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question asked of a text: a row of features for each candidate, and which hold the answer."""
+
+    source: str
+    table: np.ndarray
+    right: np.ndarray
+    lexical: np.ndarray
+    dense: np.ndarray
+    num_chunks: int
+    is_answerable: bool
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    write(arguments.out, *learn(arguments.questions, MiniLMEmbedder(threads=arguments.threads)))
+
+
+def learn(
+    path: Path, embedder: Embedder
+) -> tuple[nn.Module, np.ndarray, np.ndarray, nn.Module, np.ndarray, np.ndarray, float]:
+    """Both nets, each with mean and scale of its features, and the threshold."""
+    texts = _texts(path)
+    draw = random.Random(SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {}
+        for name, text in texts.items():
+            others = [q for other, one in texts.items() if other != name for q in one.questions]
+            absent = [_absent(q) for q in draw.sample(others, len(text.questions))]
+            documents = [(text.text, text.questions + absent)]
+            for title in draw.sample(sorted(text.titles), min(ARTICLES, len(text.titles))):
+                start, end = text.titles[title]
+                own = [q for q in text.questions if q.title == title][:QUESTIONS_OF_ARTICLE]
+                moved = [
+                    Question(q.source, q.title, q.text, tuple((a - start, b - start) for a, b in q.spans)) for q in own
+                ]
+                documents.append((text.text[start:end], moved + [_absent(q) for q in draw.sample(others, len(own))]))
+            cases[name] = list(ask(Path(folder) / name, documents, embedder))
+            print(f"{name}: {len(text.text):,} characters, {len(cases[name])} questions asked", flush=True)
+    known = [case for name in ("first", "second") for case in cases[name]]
+    development = cases["development"]
+    scorer = fit_scores([case for case in known if case.is_answerable])
+    for label, has_dense in (("with vectors", True), ("without", False)):
+        shown = [
+            c for c in development if c.is_answerable and bool(c.table[:, NAMES.index("has_dense")].any()) == has_dense
+        ]
+        _show(label, shown, scorer)
+    rows, labels = _confidence_rows(known, scorer)
+    confidence = fit_confidence(rows, labels)
+    shown = [case for case in development if case.table[:, NAMES.index("has_dense")].any()]
+    rows, labels = _confidence_rows(shown, scorer)
+    sure = _run(confidence, rows)
+    answerable = np.array([case.is_answerable for case in shown])
+    threshold = float(np.quantile(sure[labels], LOST))
+    print(f"threshold {1 / (1 + np.exp(-threshold)):.3f}")
+    sizes = np.array([case.num_chunks for case in shown])
+    for label, chosen in (("whole texts", sizes > 1000), ("single articles", sizes <= 1000)):
+        absent, there = (np.mean(sure[chosen & which] < threshold) for which in (~answerable, answerable))
+        print(f"  {label}: told not found {absent:.1%} of what is absent, {there:.1%} of what is there")
+    return *scorer, *confidence, threshold
+
+
+def ask(
+    folder: Path, documents: Sequence[tuple[str, Sequence[Question]]], embedder: Embedder, without: int = 4
+) -> Iterator[Case]:
+    """Every question of every document; each ``without``-th once more as long as there are no vectors (0: never)."""
+    folder.mkdir()
+    with closing(Library.open(folder / "data", embedder)) as library:
+        ids = []
+        for number, (text, _) in enumerate(documents):
+            source = folder / f"{number}.txt"
+            source.write_bytes(text.encode())
+            ids.append(library.add(TENANT, str(number), "text/plain", source)[0].id)
+            library.process(ids[-1])
+    with closing(Store(folder / "data")) as store:
+        contents, indexes = Contents(store.database), folder / "data" / "indexes"
+        files = ShelfFiles(indexes, store, contents, embedder.fingerprint, embedder.dimension, FaissIndex)
+        shelves = Shelves(indexes, store, files, 4 * embedder.dimension, 1 << 30)
+        for document_id, (_, questions) in zip(ids, documents, strict=True):
+            record = store.record(document_id)
+            shelf = shelves.open(record)
+            chunks = contents.chunks(record.number)
+            for number, question in enumerate(questions):
+                words = LexicalQuery.of(question.text)
+                lexical = search_lexical([shelf.lexical], words, RANKED_DEPTH)
+                asked = AskedWords.of(question.text, words, lexical.rarities, lexical.known)
+                vector = embedder.embed_query(question.text)
+                for query in (vector, None) if without and number % without == 0 else (vector,):
+                    near = dict(list(nearest_chunks(query, [shelf]).items())[:RANKED_DEPTH])
+                    found = candidates(store, contents, [record], [shelf], lexical.hits, near, query)
+                    if not found:
+                        continue
+                    spans = [(chunks[one.place[1]].start, chunks[one.place[1]].end) for one in found]
+                    yield Case(
+                        question.source,
+                        features(asked, found),
+                        np.array([any(a < end and start < b for a, b in question.spans) for start, end in spans]),
+                        np.array([one.lexical_rank for one in found]),
+                        np.array([one.dense_rank for one in found]),
+                        len(shelf.lexical),
+                        bool(question.spans),
+                    )
+
+
+Fitted = tuple[nn.Module, np.ndarray, np.ndarray]
+
+
+def fit_scores(cases: Sequence[Case], hidden: int = 16, epochs: int = 16) -> Fitted:
+    """Listwise: the share of the right candidates under a softmax over all of the question."""
+    torch.manual_seed(SEED)
+    cases = [case for case in cases if case.right.any()]
+    every = np.concatenate([case.table for case in cases])
+    mean, scale = every.mean(0), every.std(0) + 1e-6
+    tables = [torch.tensor((case.table - mean) / scale) for case in cases]
+    rights = [torch.tensor(case.right) for case in cases]
+    net = nn.Sequential(nn.Linear(len(mean), hidden), nn.Tanh(), nn.Linear(hidden, 1))
+    num_steps = epochs * (len(cases) // 32)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps)
+    draw = np.random.default_rng(SEED)
+    for _ in range(epochs):
+        order = draw.permutation(len(cases))
+        for batch in order[: len(order) // 32 * 32].reshape(-1, 32):
+            scores = net(torch.cat([tables[i] for i in batch]))[:, 0].split([len(tables[i]) for i in batch])
+            losses = [
+                torch.logsumexp(row, 0) - torch.logsumexp(row[rights[i]], 0)
+                for row, i in zip(scores, batch, strict=True)
+            ]
+            optimizer.zero_grad()
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+            schedule.step()
+    return net, mean, scale
+
+
+def fit_confidence(rows: np.ndarray, labels: np.ndarray, hidden: int = 8, epochs: int = 400) -> Fitted:
+    """By log loss over questions with the answer among the first five and those without; a calibrated probability."""
+    torch.manual_seed(SEED)
+    mean, scale = rows.mean(0), rows.std(0) + 1e-6
+    x, y = torch.tensor((rows - mean) / scale), torch.tensor(labels, dtype=torch.float32)
+    net = nn.Sequential(nn.Linear(rows.shape[1], hidden), nn.Tanh(), nn.Linear(hidden, 1))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.05)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], y).backward()
+        optimizer.step()
+    return net, mean, scale
+
+
+def _run(fitted: Fitted, rows: np.ndarray) -> np.ndarray:
+    net, mean, scale = fitted
+    with torch.no_grad():
+        return net(torch.tensor((rows - mean) / scale))[:, 0].numpy()
+
+
+def _confidence_rows(cases: Sequence[Case], scorer: Fitted) -> tuple[np.ndarray, np.ndarray]:
+    rows, labels = [], []
+    for case in cases:
+        scores = _run(scorer, case.table)
+        rows.append(confidence_features(case.table, scores, case.num_chunks))
+        labels.append(bool(case.right[np.argsort(-scores, kind="stable")[:5]].any()))
+    return np.array(rows), np.array(labels)
+
+
+def _show(label: str, cases: Sequence[Case], scorer: Fitted) -> None:
+    def ranks(case: Case) -> dict[str, np.ndarray]:
+        both = {"lexical": case.lexical, "dense": case.dense}
+        orders = {name: [int(i) for i in np.argsort(rank, kind="stable") if rank[i]] for name, rank in both.items()}
+        scores = fuse(orders, WEIGHTS)
+        fused = np.array([scores.get(i, 0.0) for i in range(len(case.right))])
+        legs = {name: np.where(rank > 0, 1 / np.maximum(rank, 1), 0.0) for name, rank in both.items()}
+        return legs | {"reciprocal ranks": fused, "learned": _run(scorer, case.table)}
+
+    kept = [(case.right, ranks(case)) for case in cases]
+    print(f"development, {label}, {len(kept)} questions: right chunk first / among five")
+    for name in kept[0][1]:
+        first, five = (
+            np.mean([right[np.argsort(-scores[name], kind="stable")[:k]].any() for right, scores in kept])
+            for k in (1, 5)
+        )
+        print(f"  {name:18} {first:.1%} / {five:.1%}", flush=True)
+
+
+def write(path: Path, *fitted: object) -> None:
+    """Both nets and the threshold as JSON, six digits each."""
+
+    def numbers(net: nn.Sequential, mean: np.ndarray, scale: np.ndarray) -> dict[str, object]:
+        inner, outer = net[0], net[2]
+        arrays = {
+            "mean": mean,
+            "scale": scale,
+            "inner": inner.weight.detach().numpy().T,
+            "bias": inner.bias.detach().numpy(),
+            "outer": outer.weight.detach().numpy()[0],
+        }
+        rounded = {name: np.vectorize(lambda x: float(f"{x:.6g}"))(array).tolist() for name, array in arrays.items()}
+        return rounded | {"offset": float(outer.bias.detach()[0])}
+
+    scorer, confidence, threshold = fitted[:3], fitted[3:6], float(fitted[6])
+    stored = {
+        "features": NAMES,
+        "confidence_features": CONFIDENCE_NAMES,
+        "score": numbers(*scorer),
+        "confidence": numbers(*confidence),
+        "threshold": 1 / (1 + float(np.exp(-threshold))),
+    }
+    path.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+
+
+def _absent(question: Question) -> Question:
+    return Question(question.source, question.title, question.text, ())
+
+
+def _texts(path: Path) -> dict[str, Text]:
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        rows = [row for row in map(json.loads, lines) if row["source"] in SOURCES]
+    parts: dict[str, list[dict]] = {name: [] for name, _ in PARTS}
+    for source in SOURCES:
+        titles = sorted({row["title"] for row in rows if row["source"] == source})
+        random.Random(f"{SEED}{source}").shuffle(titles)
+        first, part_of = 0, {}
+        for name, share in PARTS:
+            last = len(titles) if name == PARTS[-1][0] else first + round(share * len(titles))
+            part_of |= dict.fromkeys(titles[first:last], name)
+            first = last
+        for row in rows:
+            if row["source"] == source:
+                parts[part_of[row["title"]]].append(row)
+    return {name: _join(chosen, random.Random(f"{SEED}{name}")) for name, chosen in parts.items()}
+
+
+def _join(rows: Sequence[dict], draw: random.Random) -> Text:
+    articles: list[tuple[str, str, list[str]]] = []
+    for source, (limit, _) in SOURCES.items():
+        contexts: dict[str, dict[str, None]] = {}
+        for row in rows:
+            if row["source"] == source:
+                contexts.setdefault(row["title"], {})[row["context"]] = None
+        titles, size = sorted(contexts), 0
+        draw.shuffle(titles)
+        for title in titles:
+            if size < limit:
+                articles.append((source, title, [*contexts[title]]))
+                size += sum(map(len, contexts[title]))
+    draw.shuffle(articles)
+    offsets: dict[str, int] = {}
+    stretches: dict[str, tuple[int, int]] = {}
+    length = 0
+    for source, title, contexts_of in articles:
+        start = length
+        for context in contexts_of:
+            if context not in offsets:
+                offsets[context] = length
+                length += len(context) + 2
+        if source in ("squad1.1", "fairytaleqa"):
+            stretches[title] = (start, max(start, length - 2))
+    questions = []
+    for source, (_, count) in SOURCES.items():
+        asked = [row for row in rows if row["source"] == source and row["context"] in offsets and row["answer_start"]]
+        asked = [row for row in asked if max(row["answer_start"]) >= 0]
+        for row in draw.sample(asked, min(count, len(asked))):
+            begin, places = offsets[row["context"]], zip(row["answer_start"], row["answers"], strict=True)
+            spans = tuple((begin + place, begin + place + len(answer)) for place, answer in places if place >= 0)
+            questions.append(Question(source, row["title"], row["question"], spans))
+    return Text("\n\n".join(offsets), questions, {t: s for t, s in stretches.items() if s[1] - s[0] > 3000})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--questions", type=Path, required=True, help="questions as .jsonl.xz")
+    parser.add_argument("--out", type=Path, default=Path("retrieval/ranking.json"))
+    parser.add_argument("--threads", type=int, default=1, help="cores for the embedder")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
