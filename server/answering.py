@@ -233,6 +233,6 @@ class Answering:
         bill = RetrievalBill(
             True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query
         )
-        evidence = quotable(readings) if inquiry.recall == "verbatim" else ()
+        evidence = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ()
         sampling = sampling_params(inquiry, max_tokens, 0.0)
         return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation)

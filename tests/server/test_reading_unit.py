@@ -3,12 +3,15 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from fakes_server import World, WorldMaker, open_client
 
 from model.config import ReadingUnit
 from model.engine.request import EvidenceSpan
 from model.tokenizer import Tokenizer
 from retrieval.passage import Nearest, Passage, Span
+from server.citations import Source
+from server.groundwork import Evidence, may_answer, quotable
 
 TEXT = "The vault opens at noon. The porter keeps the key in a globe. Ferries leave on Tuesday. Nothing else happened."
 QUESTION = {"question": "Where is the key?", "recall": "verbatim"}
@@ -67,3 +70,38 @@ async def test_without_vectors_it_reads_the_first_passage(new_world: WorldMaker,
     world.library.plant(passage(document, 0, 61, None, 0.0), passage(document, 62, len(TEXT), None, 0.0))
     _, _, evidence = await ask(world, document, tokenizer)
     assert evidence == (TEXT[:61],)
+
+
+async def test_under_a_key_only_its_values_may_be_quoted(new_world: WorldMaker, tokenizer: Tokenizer) -> None:
+    text = "Code AB-12: 4471 of 2024-01-02."
+    world = new_world(reads=ReadingUnit.SENTENCE)
+    document = world.library.put(text)
+    values = (Span(12, 16), Span(20, 30))
+    found = Passage(document, "n.txt", Span(0, 31), text, None, 1.0, ("key",), Span(0, 31), None, values)
+    folded = replace(found, values=(Span(0, 4),))
+    world.library.plant(found, folded)
+    _, prompt, evidence = await ask(world, document, tokenizer)
+    assert evidence == (text,)  # a place is none of the facts
+    assert text in prompt
+    assert quotable([Source(1, found), Source(2, folded)], "What is under AB-12?") == (
+        Evidence(Source(1, found), 12, "4471"),
+        Evidence(Source(1, found), 20, "2024-01-02"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "value", "may"),
+    [
+        ("Who paid QX-7?", "2024-01-02", False),
+        ("Who paid QX-7?", "Clara Ostrander", True),
+        ("When was QX-7 paid?", "2024-01-02", True),
+        ("When was QX-7 paid?", "Clara Ostrander", False),
+        ("How much was QX-7?", "$12", True),
+        ("Where is QX-7?", "$12", False),
+        ("How was QX-7 paid?", "$12", False),
+        ("What is the number of QX-7?", "4471", True),
+        ("QX-7", "4471", True),
+    ],
+)
+def test_a_value_may_answer_what_asks_for_its_kind(question: str, value: str, may: bool) -> None:
+    assert may_answer(question, value) is may
