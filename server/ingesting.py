@@ -1,12 +1,15 @@
 """Taking documents in: what was sent is made durable at once, and one worker thread takes it further."""
 
+import errno
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from retrieval.errors import UnknownDocument
 from retrieval.passage import Document
+from server.errors import StorageFull
 from server.logs import log_event
 from server.uploads import Upload
 
@@ -33,8 +36,16 @@ class Ingestor:
         self._thread: threading.Thread | None = None
 
     def accept(self, tenant: str, upload: Upload, media_type: str, is_to_be_read: bool) -> tuple[Document, bool]:
-        """Make the upload durable and line it up; (document, whether it is new). Blocks for the disk."""
-        document, is_new = self._library.add(tenant, upload.name, media_type, upload.path, is_to_be_read)
+        """Make the upload durable and line it up; (document, whether it is new). Blocks for the disk.
+
+        Raises ``StorageFull``, and then nothing of it was kept.
+        """
+        try:
+            document, is_new = self._library.add(tenant, upload.name, media_type, upload.path, is_to_be_read)
+        except (OSError, sqlite3.OperationalError) as error:
+            if is_full(error):
+                raise StorageFull from error
+            raise
         if is_new:
             with self._changed:
                 self._given_up.discard(document.id)
@@ -98,3 +109,10 @@ class Ingestor:
             logger.exception("document %s could not be processed", document_id)
             self._given_up.add(document_id)
         self._on_done()
+
+
+def is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether the disk has no room, as the operating system or SQLite tells it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.sqlite_errorcode == sqlite3.SQLITE_FULL

@@ -1,5 +1,7 @@
 """The worker: order, making room, leaving off, and no document's trouble ends it."""
 
+import errno
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ import pytest
 from fakes_library import FakeLibrary
 
 from retrieval.passage import Document, Progress
+from server.errors import StorageFull
 from server.ingesting import Ingestor
 from server.uploads import Upload
 
@@ -136,3 +139,32 @@ def test_a_defect_over_one_document_does_not_end_the_work(tmp_path: Path, caplog
     ingestor.stop()
     assert library.pending() == [bad]
     assert "could not be processed" in caplog.text
+
+
+def fill_a_database(*_: object) -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("PRAGMA max_page_count = 1")
+    try:
+        connection.execute("CREATE TABLE texts (text TEXT)")
+    finally:
+        connection.close()
+
+
+def fill_a_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def break_a_disk(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"), [(fill_a_database, StorageFull), (fill_a_disk, StorageFull), (break_a_disk, OSError)]
+)
+def test_a_full_disk_is_told_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., None], told: type[Exception]
+) -> None:
+    library = FakeLibrary()
+    monkeypatch.setattr(library, "add", trouble)
+    with pytest.raises(told):
+        Ingestor(library).accept("default", upload(tmp_path, "a"), "text/plain", False)
