@@ -12,11 +12,11 @@ from retrieval.words import STOP_WORDS
 _MAX_TERM = 60
 _NAMED_IN_BRACKETS = re.compile(
     r"\((?:(?:the|an?|each|together|collectively|individually|hereinafter|hereafter|referred|called|to|as|and|or|,)"
-    rf"[ ,]{{1,2}}){{0,8}}[\"“]([^\"”\n]{{2,{_MAX_TERM}}})[\"”](?: or [\"“]([^\"”\n]{{2,{_MAX_TERM}}})[\"”])?\)"
+    rf"[ ,]{{1,2}}){{0,8}}[\"“](?P<first>[A-Z][^\"”\n]{{2,{_MAX_TERM}}})[\"”](?: or [\"“](?P<second>[^\"”\n]{{2,{_MAX_TERM}}})[\"”])?\)"
 )
 _MEANS = re.compile(
     rf"[\"“]([^\"”\n]{{2,{_MAX_TERM}}})[\"”]\s+(?:(?:shall|will)\s)?"
-    r"(?:means?|denotes?|refers?\sto|has\sthe\smeaning|have\sthe\smeanings?|is\sdefined\sas|includes?)\b:?\s+"
+    r"(?:means?|denotes?|refers?\sto|has\sthe\smeaning|have\sthe\smeanings?|is\sdefined\sas|designates)\b:?\s+"
 )
 _BEFORE_PARTY = re.compile(
     r".*(?:\b(?:between|among|by and between|with|and|or|that|of)\s|[:;)]\s*(?:and\s)?)", re.DOTALL
@@ -24,12 +24,12 @@ _BEFORE_PARTY = re.compile(
 _ENTRY = re.compile(r"^[\s,;)]*(?:and|or|between|by|the)?\s*")
 
 _DUTY = re.compile(
-    r"\b(?:shall|must|MUST|SHALL|(?:may|will|can)\snot|MAY\sNOT|(?:is|are)\s(?:required|obliged|obligated)\sto|"
+    r"(?:shall|must|MUST|SHALL|(?:may|will|can)\snot|MAY\sNOT|(?:is|are)\s(?:required|obliged|obligated)\sto|"
     r"(?:agrees?|undertakes?)\s(?:not\s)?to)\b"
 )
 # Words by which a contract, a statute or a specification is known; a novel has few of them close together.
 _LEGAL_WORD = re.compile(
-    r"\b(?:[Aa]greement|Contract|[Hh]ereby|[Hh]erein|[Hh]ereof|[Hh]ereunder|[Hh]ereinafter|[Tt]hereof|[Ll]icen[sc]e[er]?|"
+    r"(?:[Aa]greement|Contract|[Hh]ereby|[Hh]erein|[Hh]ereof|[Hh]ereunder|[Hh]ereinafter|[Tt]hereof|[Ll]icen[sc]e[er]?|"
     r"[Pp]art(?:y|ies)|Article\s\d|Section\s\d|[Cc]lause\s\d|§|[Pp]ursuant|RFC\s?\d|[Ss]pecification|[Pp]rovided\sthat|"
     r"[Ll]iabilit(?:y|ies)|[Ii]ndemnif\w+|[Tt]erminat(?:e|ion)|[Cc]onfidential|[Ww]arrant(?:y|ies))\b"
 )
@@ -59,12 +59,17 @@ class TermRecogniser:
             if len(value):
                 evidence = Span(min(match.start(), sentence.start), max(sentence.end, value.end))
                 yield Hit(value, 0.9, Span(*match.span(1)), evidence)
+        legal: list[int] | None = None
         for match in _NAMED_IN_BRACKETS.finditer(text):
+            legal = _legal_places(text) if legal is None else legal
+            # Elsewhere such a bracket translates, or names a work.
+            if not _is_legal(legal, match.start()):
+                continue
             party = _party(text, survey, match.start())
             if party is None:
                 continue
             evidence = Span(party.start, match.end())
-            for group in (1, 2):
+            for group in ("first", "second"):
                 if match[group] is not None:
                     yield Hit(party, 0.85, Span(*match.span(group)), evidence)
 
@@ -92,18 +97,15 @@ class ObligationRecogniser:
     def find(self, survey: Survey) -> Iterator[Hit]:
         """The clause of each, whose keys are its subject with one to three words of what is to be done."""
         text = survey.text
-        duties = [match for match in _DUTY.finditer(text)]
+        duties = [match for match in _DUTY.finditer(text) if not text[match.start() - 1 : match.start()].isalnum()]
         if not duties:
             return
-        legal = [match.start() for match in _LEGAL_WORD.finditer(text)]
+        legal = _legal_places(text)
         last_end = 0
         for match in duties:
-            low, high = match.start() - _NEAR_CHARACTERS, match.end() + _NEAR_CHARACTERS
-            if bisect.bisect_left(legal, high) - bisect.bisect_left(legal, low) < _LEGAL_WORDS_NEAR:
+            if match.start() < last_end or not _is_legal(legal, match.start()):
                 continue
             sentence = survey.sentences.around(Span(*match.span()))
-            if match.start() < last_end:
-                continue
             start = sentence.start
             for border in _CLAUSE_START.finditer(text, sentence.start, match.start()):
                 start = border.end()
@@ -120,6 +122,16 @@ class ObligationRecogniser:
             last_end = sentence.end
             names = [" ".join([*who, *doing[:count]]) for count in range(1, len(doing) + 1)]
             yield Hit(Span(start, sentence.end), 0.6, None, sentence, tuple(names))
+
+
+def _legal_places(text: str) -> list[int]:
+    return [match.start() for match in _LEGAL_WORD.finditer(text)]
+
+
+def _is_legal(legal: list[int], place: int) -> bool:
+    """Whether the text around ``place`` reads like a contract, a statute or a specification."""
+    low, high = place - _NEAR_CHARACTERS, place + _NEAR_CHARACTERS
+    return bisect.bisect_left(legal, high) - bisect.bisect_left(legal, low) >= _LEGAL_WORDS_NEAR
 
 
 def _is_content(word: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import Database
-from retrieval.fact_book import count_facts, place_pins
+from retrieval.fact_book import PHRASE_FORM, count_facts, place_pins
 from retrieval.passage import KINDS_THAT_DO_NOT_LEAD, Chunk, Fact, FactKind, Span
 from retrieval.store import alive
 from retrieval.vector_rows import VectorRow
@@ -43,8 +43,8 @@ class StoredFact:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether a user said that it is one."""
-        return self.kind == FactKind.PIN
+        """Whether a user pinned it, and it was met by its key or its whole text."""
+        return self.kind == FactKind.PIN and self.form < PHRASE_FORM
 
 
 class Contents:

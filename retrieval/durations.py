@@ -23,7 +23,6 @@ _UNITS = {
     "week": "",
     "fortnight": "",
     "month": "",
-    "quarter": "",
     "year": "yr yrs",
     "decade": "",
 }
@@ -56,7 +55,7 @@ SPELLED_DURATION = re.compile(
     rf"{_JOINED}{_WAY}(?P<unit>{_UNIT}){_END}"
 )
 COUNTED_DURATION = re.compile(
-    rf"(?<![\w.,$€£-])(?P<digits>{_DIGITS})(?:{_JOINED}?(?P<short>{_SHORT_UNIT})|{_JOINED}?{_WAY}(?P<unit>{_UNIT})){_END}"
+    rf"(?<![\w.,$€£-])(?P<digits>{_DIGITS})(?:(?<!\d{{4}}){_JOINED}?(?P<short>{_SHORT_UNIT})|{_JOINED}?{_WAY}(?P<unit>{_UNIT})){_END}"
 )
 ISO_DURATION = re.compile(
     r"(?<![\w-])P(?=\d|T\d)(?P<year>\d{1,4}Y)?(?P<month>\d{1,4}M)?(?P<week>\d{1,4}W)?(?P<day>\d{1,5}D)?"

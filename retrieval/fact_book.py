@@ -15,6 +15,8 @@ from retrieval.store import alive, read_text
 
 PIN_SOURCE = "user"
 _PIN_SCORE = 1.0
+# Forms from here on are words of a pin, not what it was pinned under.
+PHRASE_FORM = 100
 _MOST_PLACES = 1000
 _COLUMNS = 'f.fact, f.pin, f.kind, f.start, f."end", f.evidence_start, f.evidence_end, f.source, f.score, p.key'
 
@@ -200,9 +202,11 @@ def _place(
             pin,
         ),
     )
+    own, phrases = pin_keys(text, key)
     connection.executemany(
         "INSERT OR IGNORE INTO fact_keys VALUES (?, ?, ?, ?)",
-        ((number, folded, form, fact) for form, folded in enumerate(pin_keys(text, key))),
+        [(number, folded, form, fact) for form, folded in enumerate(own)]
+        + [(number, folded, form, fact) for form, folded in enumerate(phrases, start=PHRASE_FORM)],
     )
 
 

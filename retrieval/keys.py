@@ -36,8 +36,8 @@ def fold(raw: str) -> tuple[str, ...]:
     """Return the forms of ``raw``, most exact first, without repetition; () if nothing of it is a letter or digit.
 
     1. as written; 2. without regard to case, width, kind of dash and quote, and edges; then for a date its ISO
-    forms, for a duration, an amount, a telephone number or an address its canonical forms, for anything else
-     the form without separators but dots,
+    forms, for a duration, an amount, a telephone number
+    or an address its canonical forms, for anything else the form without separators but dots,
     and, where there are letters, without dots too. Two things are the same key, the more exactly the earlier the
     form they share: ``INV-2024-000123`` and ``inv2024 000123`` share the third.
     """
@@ -82,14 +82,15 @@ _MAX_SPREAD_WORDS = 9
 _MAX_QUESTION_CHARACTERS = 4000
 
 
-def pin_keys(text: str, key: str | None) -> tuple[str, ...]:
-    """What a pin of ``text`` is found by, most exact first: its ``key``, then its own text; without a key also the
+def pin_keys(text: str, key: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a pin of ``text`` is found by: its ``key`` and its own text, most exact first; and, without a key, the
     phrases of two to five words of its first 200 characters that a question may use."""
-    forms = [*(fold(key) if key is not None else ()), *fold(text)]
+    own = dict.fromkeys([*(fold(key) if key is not None else ()), *fold(text)])
+    phrases: list[str] = []
     if key is None:
         for phrase in _phrases(unicodedata.normalize("NFKC", text[:MAX_KEY_CHARACTERS]).translate(_DASHES)):
-            forms += fold(phrase)
-    return tuple(dict.fromkeys(forms))
+            phrases += fold(phrase)
+    return tuple(own), tuple(phrase for phrase in dict.fromkeys(phrases) if phrase not in own)
 
 
 def query_keys(question: str) -> tuple[QueryKey, ...]:

@@ -22,21 +22,22 @@ _RUN = re.compile(
 _PART = re.compile(rf"{_WORD}|[^\s,]+")
 
 _LEGAL = frozenset(
-    "inc incorporated ltd limited llc llp plc gmbh ag kg kgaa ohg ug corp corporation pty bv nv spa srl sarl sas oy oyj "
-    "ab aps asa co".split()
+    "inc incorporated ltd limited llc llp plc gmbh ag kg kgaa ohg ug corp corporation pty bv nv spa srl "
+    "sarl sas oy oyj ab aps asa co".split()
 )
 # These are words or places as well: only after two capitalised words, or with their stop.
 _LEGAL_CASED = frozenset("AG AB SAS SPA UG KG NV BV Co ASA CO".split())
 _TAILS = frozenset(
-    "university college institute foundation association society bank agency authority commission committee council "
-    "ministry company group holdings organization organisation corporation federation institution academy hospital "
-    "museum press partners airlines airways industries laboratories bureau consortium alliance coalition tribunal "
-    "department university library orchestra league club union fund".split()
+    "university college institute foundation association society bank agency authority commission "
+    "committee council ministry company group holdings organization organisation corporation federation "
+    "institution academy hospital museum press partners airlines airways industries laboratories bureau "
+    "consortium coalition tribunal department university library orchestra league club union fund".split()
 )
 _WEAK_TAILS = frozenset("group union club league fund press library department company council society bank".split())
 _HEADS = frozenset(
-    "university ministry institute department bank bureau college faculty office academy association federation society "
-    "council commission committee court chamber school foundation organization organisation agency".split()
+    "university ministry institute department bank bureau college faculty office academy association "
+    "federation society council commission committee court chamber school foundation organization "
+    "organisation agency".split()
 )
 _NO_HEADS = frozenset("court school office chamber college faculty bank society".split())
 
@@ -44,8 +45,9 @@ _TITLES = frozenset(
     "mr mrs ms miss dr prof professor sir dame senator rev reverend messrs mx madam mme herr frau".split()
 )
 _RANKS = frozenset(
-    "captain capt colonel col lieutenant lt sergeant sgt major general gen admiral judge justice president minister "
-    "ambassador secretary governor king queen prince princess pope bishop archbishop chancellor lord lady".split()
+    "captain capt colonel col lieutenant lt sergeant sgt major general gen admiral judge justice "
+    "president minister ambassador secretary governor king queen prince princess pope bishop archbishop "
+    "chancellor lord lady".split()
 )
 _ROLE = re.compile(
     r",? ?(?:\((?:born|b\.|\d{4}\s?[–-]\s?\d{4})|<[\w.+-]{1,64}@|,? (?:Jr|Sr)\.|,? (?:the )?(?:[a-z]{2,12} )?"
@@ -56,13 +58,14 @@ _BEFORE = re.compile(
     r"(?:signed by|written by|authored by|directed by|founded by|represented by|invented by|composed by|edited by|"
     r"author is|name is|named|Author:|Name:|Contact:|Signed:|Attn:|Attention:|Dear)\s$"
 )
+_NEAR_CHARACTERS = 50_000
 # What follows a name in the name of a place or thing that is named after somebody.
 _PLACES = frozenset(
-    "island islands street road avenue square university college school county court bay sound range mountain "
-    "mountains mount river lake sea land cape park bridge hall house castle church cathedral hospital airport station assembly "
-    "theorem law act award prize medal cup state states line city town village district province region peninsula "
-    "glacier coast strait channel fund institute museum library foundation association company society "
-    "committee".split()
+    "island islands street road avenue square university college school county court bay sound range "
+    "mountain mountains mount river lake sea land cape park bridge hall house castle church cathedral "
+    "hospital airport station assembly theorem law act award prize medal cup state states line city town "
+    "village district province region peninsula glacier coast strait channel fund institute museum "
+    "library foundation association company society committee".split()
 )
 
 
@@ -92,6 +95,10 @@ def _organisation(text: str, run: Span) -> Hit | None:
     if len(parts) < 2:
         return None
     words = [_bare(text, part) for part in parts]
+    if any(word in STOP_WORDS and text[part.start].isupper() for word, part in zip(words, parts, strict=True)):
+        return None  # a title
+    if len(words) > 2 and text[parts[0].start : parts[-1].end].isupper():
+        return None
     legal = next((place for place in range(1, len(words)) if _is_legal(text, parts, words, place)), None)
     if legal is not None:
         return Hit(Span(parts[0].start, _end(text, parts[legal])), 0.85)
@@ -100,7 +107,7 @@ def _organisation(text: str, run: Span) -> Hit | None:
             return None
         return Hit(Span(parts[0].start, _end(text, parts[-1])), 0.75)
     tail = next((place for place in range(len(words) - 1, 0, -1) if words[place] in _TAILS), None)
-    if tail is None or words[0] in _TITLES:
+    if tail is None or words[0] in _TITLES or not text[parts[tail - 1].start].isupper():
         return None
     if words[tail] in _WEAK_TAILS and tail < 2:
         return None
@@ -129,6 +136,8 @@ def _person(text: str, run: Span) -> Hit | None:
             if words[place] in ("of", "the", "and", "for", "&", "in") or written.isdigit():
                 break
             name.append(place)
+            if written.endswith(("'s", "’s", "s'", "s’")):
+                break
         while name and not text[parts[name[-1]].start].isupper():
             name.pop()
         if not name or (name[-1] + 1 < len(words) and words[name[-1]] in _PLACES) or words[name[-1]] in _PLACES:
@@ -136,11 +145,15 @@ def _person(text: str, run: Span) -> Hit | None:
         if any(words[place] in _TITLES | _RANKS | STOP_WORDS for place in name):
             return None
         weak = words[title] in _RANKS
+        if weak and any(_is_common(text, parts[place]) for place in name):
+            return None
         if weak and (len(name) > 3 or text[parts[name[0]].start : parts[name[0]].end].isupper()):
             return None
         span = Span(parts[title].start, _end(text, parts[name[-1]]))
         return Hit(span, 0.7 if weak else 0.85)
     if not 2 <= len(parts) <= 4 or any(not text[part.start].isupper() for part in parts):
+        return None
+    if text[run.start : run.end].isupper():
         return None
     if any(word in STOP_WORDS or word in _PLACES or word in _TAILS for word in words):
         return None
@@ -148,6 +161,13 @@ def _person(text: str, run: Span) -> Hit | None:
     if role is None and _BEFORE.search(text, max(0, run.start - 16), run.start) is None:
         return None
     return Hit(Span(parts[0].start, _end(text, parts[-1])), 0.7)
+
+
+def _is_common(text: str, part: Span) -> bool:
+    """Whether the word stands not far away in small letters: general tendencies are no officers."""
+    word = text[part.start : _end(text, part)]
+    near = text.find(f" {word.lower()}", max(0, part.start - _NEAR_CHARACTERS), part.start + _NEAR_CHARACTERS)
+    return near >= 0
 
 
 def _parts(text: str, run: Span) -> list[Span]:

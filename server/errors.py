@@ -26,7 +26,7 @@ from model.errors import (
     PromptTooLong,
     QueueFull,
 )
-from retrieval.errors import DocumentNotReady, UnknownDocument, UnsupportedMediaType
+from retrieval.errors import DocumentNotReady, FactNotPinned, UnknownDocument, UnknownFact, UnsupportedMediaType
 from retrieval.passage import DocumentStatus
 from server.sessions.errors import (
     SessionChanged,
@@ -166,6 +166,8 @@ TABLE: Mapping[type[Exception], Row] = {
     KeyRefused: Row(401, "authentication_error", "invalid_api_key"),
     HostRefused: Row(403, "permission_error", "host_not_allowed"),
     UnknownDocument: Row(404, INVALID, "document_not_found"),
+    UnknownFact: Row(404, INVALID, "fact_not_found"),
+    FactNotPinned: Row(409, INVALID, "fact_not_pinned"),
     UnknownModel: Row(404, INVALID, "model_not_found"),
     UnknownSession: Row(404, INVALID, "session_not_found"),
     SessionOfDocument: Row(400, INVALID, "session_of_document"),
