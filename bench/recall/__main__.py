@@ -9,9 +9,9 @@ multi-key 3: every sentence a needle, also asked in other writings), `keyed` (RU
 JSON), `questions` (what people asked, over the joined texts), `records` (10,000 look-alike records in a million tokens,
 500 asked by key, a third of the keys rewritten).
 
-Stages: `found` (in process; passages of the product beside lexical alone, dense alone, and all but the key table),
-`answers` (over HTTP, verbatim and grounded, spans checked), `reading` (the model reads the text itself, no archive,
-under `window`, and under `full` where that ends). Nothing in the product is tuned on any of this.
+Stages: `found` (in process; passages of the product beside the same without keys, plain fusion, words alone, meaning
+alone), `answers` (over HTTP, verbatim and grounded, spans checked), `reading` (the model reads the text itself, no
+archive, under `window`, and under `full` where that ends). Nothing in the product is tuned on any of this.
 """
 
 import argparse

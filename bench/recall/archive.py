@@ -4,22 +4,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from retrieval.embedder import Embedder
+from retrieval.fusion import fuse
 from retrieval.library import Library
-from retrieval.passage import DocumentStatus, Passage, Span
+from retrieval.passage import DocumentStatus, Span
 from retrieval.passages import Rankings, compose
+from retrieval.store import Record
 
 TENANT = "default"
 FIRST = 5
 PRODUCT = "product"
-# What each baseline is not given. All are composed to passages in the same way, so that none wins by longer ones.
-BASELINES: dict[str, dict[str, Any]] = {
-    "no keys": {"keys": {}},
-    "lexical": {"keys": {}, "dense": {}},
-    "dense": {"keys": {}, "lexical": ()},
-}
+# The product before it decides that nothing was found; the learned ranking without the key table; and what there was
+# before it was learned: reciprocal ranks with equal weights, words alone, nearest sentence alone. All are composed to
+# passages in the same way, so that none wins by longer ones.
+BASELINES = ("ungated", "no keys", "plain fusion", "lexical", "dense")
 
 
 class Archive:
@@ -54,19 +53,30 @@ class Archive:
     def num_tokens(self, document_id: str) -> int:
         return self.library.get(TENANT, document_id).num_tokens or 0
 
-    def product(self, question: str, document_id: str) -> tuple[Passage, ...]:
-        """What a question of a client is answered from; nothing where the search says that nothing was found."""
-        return self.library.search(TENANT, question, [document_id], FIRST).passages
+    def product(self, question: str, document_id: str) -> list[Span]:
+        """The passages that a question of a client is answered from; none where it is told that nothing was found."""
+        result = self.library.search(TENANT, question, [document_id], FIRST)
+        return [passage.span for passage in result.passages] if result.found else []
 
     def baselines(self, question: str, document_id: str) -> dict[str, list[Span]]:
-        """Spans of the first passages of each baseline, best first, whatever the search would say of them."""
+        """The first passages of each baseline, best first."""
         library = self.library
         record = library._store.record(document_id, TENANT)
-        rankings: Rankings = library._search.rank(question, [record])
-        return {
-            name: [
-                passage.span
-                for passage in compose(library._store, library._contents, [record], replace(rankings, **without), FIRST)
-            ]
-            for name, without in BASELINES.items()
+        whole: Rankings = library._search.rank(question, [record])
+        ranked = {"lexical": whole.lexical, "dense": [*whole.dense]}
+        without_keys = replace(whole, keys={})
+        ways = {
+            "ungated": whole,
+            "no keys": without_keys,
+            "plain fusion": replace(without_keys, scores=fuse(ranked, {"lexical": 1.0, "dense": 1.0})),
+            "lexical": replace(without_keys, scores=fuse({"lexical": whole.lexical}, {"lexical": 1.0})),
+            "dense": replace(without_keys, scores=fuse({"dense": [*whole.dense]}, {"dense": 1.0})),
         }
+        return {name: self._composed(record, rankings) for name, rankings in ways.items()}
+
+    def text(self, document_id: str, span: Span) -> str:
+        return self.library.text(TENANT, document_id, span.start, span.end)
+
+    def _composed(self, record: Record, rankings: Rankings) -> list[Span]:
+        library = self.library
+        return [p.span for p in compose(library._store, library._contents, [record], rankings, FIRST)]

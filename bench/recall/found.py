@@ -14,7 +14,6 @@ from bench.recall.ledger import Cell, Ledger
 from bench.recall.tally import Tally
 from bench.recall.tasks import Tasks
 from retrieval.embedder import Embedder
-from retrieval.passage import Passage
 
 
 class FoundStage:
@@ -50,15 +49,15 @@ class FoundStage:
                 counted.append(archive.num_tokens(document))
                 for case in corpus.cases:
                     asked = time.perf_counter()
-                    passages = archive.product(case.question, document)
+                    spans = archive.product(case.question, document)
                     seconds.append(time.perf_counter() - asked)
-                    told_nothing += not passages
-                    is_found = tally.note(case, PRODUCT, [passage.span for passage in passages])
-                    baselines = archive.baselines(case.question, document)
-                    for way, spans in baselines.items():
-                        tally.note(case, way, spans)
+                    told_nothing += not spans
+                    is_found = tally.note(case, PRODUCT, spans)
+                    for way, others in archive.baselines(case.question, document).items():
+                        tally.note(case, way, others)
                     if not is_found and self._misses is not None:
-                        self._note_miss(f"{name} {num_tokens}", corpus.text, case, passages)
+                        given = [archive.text(document, span)[:400] for span in spans]
+                        self._note_miss(f"{name} {num_tokens}", corpus.text, case, given)
         return {
             "bench": "recall",
             "kind": "found",
@@ -75,13 +74,13 @@ class FoundStage:
             "cpu_seconds": round(time.process_time() - cpu_started, 1),
         }
 
-    def _note_miss(self, cell: str, text: str, case: Case, passages: Sequence[Passage]) -> None:
+    def _note_miss(self, cell: str, text: str, case: Case, given: Sequence[str]) -> None:
         line = {
             "cell": cell,
             "group": case.group,
             "question": case.question,
             "wanted": [text[part.places[0].start : part.places[0].end] for part in case.parts],
-            "passages": [passage.text[:400] for passage in passages],
+            "passages": given,
         }
         assert self._misses is not None
         with self._misses.open("a", encoding="utf-8") as file:
@@ -96,6 +95,6 @@ def print_found(cell: Cell) -> None:
     for group, ways in cell["groups"].items():
         for way, hits in ways.items():
             low, high = hits["interval"]
-            print(f"  {group:24} {way:8} first {hits['first']:4} found {hits['found']:4} of {hits['asked']:4}"
+            print(f"  {group:24} {way:12} first {hits['first']:4} found {hits['found']:4} of {hits['asked']:4}"
                   f"  {hits['found'] / hits['asked']:6.1%} ({low:.1%} to {high:.1%})"
                   f"  parts {hits['parts_found']}/{hits['parts']}", flush=True)  # fmt: skip
