@@ -12,7 +12,8 @@ from retrieval.words import STOP_WORDS
 _MAX_TERM = 60
 _NAMED_IN_BRACKETS = re.compile(
     r"\((?:(?:the|an?|each|together|collectively|individually|hereinafter|hereafter|referred|called|to|as|and|or|,)"
-    rf"[ ,]{{1,2}}){{0,8}}[\"“](?P<first>[A-Z][^\"”\n]{{2,{_MAX_TERM}}})[\"”](?: or [\"“](?P<second>[^\"”\n]{{2,{_MAX_TERM}}})[\"”])?\)"
+    rf"[ ,]{{1,2}}){{0,8}}[\"“](?P<first>[A-Z][^\"”\n]{{2,{_MAX_TERM}}})[\"”]"
+    rf"(?: or [\"“](?P<second>[^\"”\n]{{2,{_MAX_TERM}}})[\"”])?\)"
 )
 _MEANS = re.compile(
     rf"[\"“]([^\"”\n]{{2,{_MAX_TERM}}})[\"”]\s+(?:(?:shall|will)\s)?"

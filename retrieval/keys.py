@@ -56,6 +56,8 @@ def fold(raw: str) -> tuple[str, ...]:
     typed: tuple[str, ...] = ()
     if not is_alone and not _CODE_LIKE.search(bare):
         typed = iso_dates(bare) or duration_forms(bare) or amount_forms(plain) or amount_forms(bare)
+    elif not is_alone and bare[0] == "p":
+        typed = duration_forms(bare)  # ISO 8601
     if is_alone:
         pass  # An address without its signs is another's.
     elif typed:

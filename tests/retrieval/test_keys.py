@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrieval.keys import MAX_KEY_CHARACTERS, fold, query_keys
 
@@ -50,6 +52,13 @@ def test_forms_from_exact_to_folded(raw, forms):
         ("straße", "STRASSE"),
         ("Invoice number", "invoice_number"),
         ("978-3-16-148410-0", "9783161484100"),
+        ("thirty (30) days", "30-day"),
+        ("P1Y6M", "one year and six months"),
+        ("+49 (0)30 1234567", "0049 30 123 45 67"),
+        ("+49 30 1234567", "030 1234567"),
+        ("+1 (555) 123-4567", "555.123.4567"),
+        ("Jane.Doe@Example.org", "mailto:jane.doe@example.org"),
+        ("https://www.example.org/a/", "example.org/a"),
     ],
 )
 def test_two_ways_to_write_a_thing_share_a_form(one, other):
@@ -58,7 +67,18 @@ def test_two_ways_to_write_a_thing_share_a_form(one, other):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("$5", "5 days"), ("$1,234.50", "$123,450"), ("192.168.1.1", "19.216.81.1"), ("A-1", "A-10"), ("-5 °C", "5 °F")],
+    [
+        ("$5", "5 days"),
+        ("$1,234.50", "$123,450"),
+        ("192.168.1.1", "19.216.81.1"),
+        ("A-1", "A-10"),
+        ("-5 °C", "5 °F"),
+        ("30 days", "30 months"),
+        ("30 business days", "30 days"),
+        ("jane@doeexample.org", "janedoe@example.org"),
+        ("https://ab.cd/ef", "https://abc.d/ef"),
+        ("+49 30 1234567", "+43 30 1234568"),
+    ],
 )
 def test_different_things_share_none(one, other):
     assert not set(fold(one)) & set(fold(other))
@@ -99,3 +119,34 @@ def test_every_key_carries_its_forms():
 
 def test_a_long_question_is_looked_at_in_part():
     assert len(query_keys("a1b2 " * 100_000)) < 20
+
+
+_NUMBER_WORDS = {1: "one", 12: "twelve", 30: "thirty", 45: "forty-five", 90: "ninety", 120: "one hundred and twenty"}
+
+
+@given(
+    st.sampled_from(sorted(_NUMBER_WORDS)),
+    st.sampled_from(["day", "week", "month", "year"]),
+    st.sampled_from(["{n} {u}s", "{w} {u}s", "{w} ({n}) {u}s", "{n}-{u}", "{n} {u}", "{W} {U}S", "P{n}{p}"]),
+    st.sampled_from(["{n} {u}s", "{w} {u}s", "{w} ({n}) {u}s", "P{n}{p}"]),
+)
+def test_a_duration_meets_its_key_however_it_is_asked(number, unit, stored, asked):
+    word = _NUMBER_WORDS[number]
+    names = {"n": number, "u": unit, "w": word, "W": word.upper(), "U": unit.upper(), "p": unit[0].upper()}
+    forms = set(fold(stored.format(**names)))
+    question = f"What is due within {asked.format(**names)} of it?"
+    assert any(forms & set(key.folded) for key in query_keys(question))
+    assert not forms & set(fold(f"{number + 1} {unit}s"))
+
+
+@given(
+    st.from_regex(r"[a-z]{2,8}(\.[a-z]{2,8})?", fullmatch=True),
+    st.from_regex(r"[a-z]{3,9}\.(org|com|de)", fullmatch=True),
+)
+def test_addresses_meet_their_keys_however_they_are_asked(name, host):
+    email = set(fold(f"{name}@{host}"))
+    assert any(email & set(key.folded) for key in query_keys(f"Who is {name.upper()}@{host.title()}?"))
+    url = set(fold(f"https://www.{host}/{name}/"))
+    for asked in (f"http://{host}/{name}", f"www.{host}/{name}", f"{host}/{name}/"):
+        assert url & set(fold(asked))
+    assert not url & set(fold(f"https://{host}/{name}x"))
