@@ -28,11 +28,14 @@ _DUTY = re.compile(
     r"(?:shall|must|MUST|SHALL|(?:may|will|can)\snot|MAY\sNOT|(?:is|are)\s(?:required|obliged|obligated)\sto|"
     r"(?:agrees?|undertakes?)\s(?:not\s)?to)\b"
 )
-# Words by which a contract, a statute or a specification is known; a novel has few of them close together.
+# Words by which a contract, a statute or a specification is known; a novel has few of them close together. Every
+# alternative begins with a letter that is fixed: the search jumps to those.
 _LEGAL_WORD = re.compile(
-    r"(?:[Aa]greement|Contract|[Hh]ereby|[Hh]erein|[Hh]ereof|[Hh]ereunder|[Hh]ereinafter|[Tt]hereof|[Ll]icen[sc]e[er]?|"
-    r"[Pp]art(?:y|ies)|Article\s\d|Section\s\d|[Cc]lause\s\d|§|[Pp]ursuant|RFC\s?\d|[Ss]pecification|[Pp]rovided\sthat|"
-    r"[Ll]iabilit(?:y|ies)|[Ii]ndemnif\w+|[Tt]erminat(?:e|ion)|[Cc]onfidential|[Ww]arrant(?:y|ies))\b"
+    r"(?:agreement|Agreement|Contract|hereby|Hereby|herein|hereof|hereunder|Herein|thereof|Thereof|licen[sc]e[er]?|"
+    r"Licen[sc]e[er]?|party|parties|Party|Parties|Article\s\d|Section\s\d|Clause\s\d|clause\s\d|§|"
+    r"pursuant|Pursuant|RFC\s?\d|"
+    r"specification|Specification|provided\sthat|Provided\sthat|liabilit|Liabilit|indemnif|Indemnif|terminat|Terminat|"
+    r"confidential|Confidential|warrant|Warrant)"
 )
 _NEAR_CHARACTERS = 3000
 _LEGAL_WORDS_NEAR = 4
