@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from model.errors import CheckpointNotFound, ConfigInvalid
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import padded_shape
 
 FLOAT32_BYTES = 4
 
@@ -176,41 +177,48 @@ class ModelConfig:
         return self.num_kv_heads * self.head_width
 
     @property
-    def num_matrix_parameters(self) -> int:
-        """Parameters that are held in the weight dtype: embedding, head and projections."""
+    def matrices(self) -> Sequence[tuple[int, int, int]]:
+        """(how many, outputs, inputs) of the matrices that are held in the weight dtype."""
         width, inner = self.hidden_size, self.inner_size
-        embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
-        attention = width * (2 * self.query_size + 2 * self.kv_size)
-        mamba = width * 2 * inner + inner * (self.dt_rank + 2 * self.state_size) + inner * width
         num_forwards = self.num_layers + self.num_expert_layers * (self.num_experts - 1)
         return (
-            embeddings
-            + self.num_attention_layers * attention
-            + self.num_mamba_layers * mamba
-            + num_forwards * 3 * width * self.intermediate_size
+            (1 if self.tie_word_embeddings else 2, self.vocab_size, width),
+            (self.num_attention_layers, self.query_size + 2 * self.kv_size, width),
+            (self.num_attention_layers, width, self.query_size),
+            (self.num_mamba_layers, 2 * inner, width),
+            (self.num_mamba_layers, self.dt_rank + 2 * self.state_size, inner),
+            (self.num_mamba_layers, width, inner),
+            (num_forwards, 2 * self.intermediate_size, width),
+            (num_forwards, width, self.intermediate_size),
         )
 
     @property
-    def num_float32_parameters(self) -> int:
-        """Parameters that stay float32 under every weight dtype: norms, routers, and what steers the recurrence."""
+    def float32_matrices(self) -> Sequence[tuple[int, int, int]]:
+        """As ``matrices``, of those that stay float32 under every weight dtype: time steps and routers."""
+        routers = (self.num_expert_layers, self.num_experts, self.hidden_size)
+        return (self.num_mamba_layers, self.inner_size, self.dt_rank), routers
+
+    @property
+    def num_vector_parameters(self) -> int:
+        """Parameters that are no matrices, and float32: norms, biases, and what steers the recurrence."""
         width, inner, state, rank = self.hidden_size, self.inner_size, self.state_size, self.dt_rank
         convolution = self.conv_width * inner + (inner if self.conv_bias else 0)
-        time_step = rank * inner + inner
         projection_bias = 2 * inner + width if self.proj_bias else 0
-        mamba = convolution + time_step + state * inner + inner + rank + 2 * state + projection_bias
-        return (
-            width * (2 * self.num_layers + 1)
-            + self.num_mamba_layers * mamba
-            + self.num_expert_layers * self.num_experts * width
-        )
+        mamba = convolution + inner + state * inner + inner + rank + 2 * state + projection_bias
+        return width * (2 * self.num_layers + 1) + self.num_mamba_layers * mamba
 
     def num_parameters(self) -> int:
         """Parameters of the checkpoint; tied ones count once."""
-        return self.num_matrix_parameters + self.num_float32_parameters
+        matrices = (*self.matrices, *self.float32_matrices)
+        return self.num_vector_parameters + sum(count * rows * columns for count, rows, columns in matrices)
 
     def weight_bytes(self, dtype: Dtype) -> int:
-        """Bytes of the weights as the model holds them."""
-        return self.num_matrix_parameters * dtype.num_bytes + self.num_float32_parameters * FLOAT32_BYTES
+        """Bytes of the weights as the model holds them: matrices in whole strips."""
+        num_bytes = FLOAT32_BYTES * self.num_vector_parameters
+        for matrices, item_bytes in ((self.matrices, dtype.num_bytes), (self.float32_matrices, FLOAT32_BYTES)):
+            for count, rows, columns in matrices:
+                num_bytes += count * item_bytes * math.prod(padded_shape(rows, columns, item_bytes))
+        return num_bytes
 
     def kv_bytes_per_token(self, dtype: Dtype) -> int:
         """Bytes of keys and values that one token leaves in all attention layers."""

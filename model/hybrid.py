@@ -4,20 +4,21 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.batch import Batch
 from model.cache.block_pool import TORCH_DTYPES, BlockPool
 from model.cache.state_pool import StatePool
 from model.config import Dtype, LayerKind, ModelConfig
-from model.decoder import Decoder
 from model.kernels import Kernels
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
 from model.layers.mamba import MambaMixer
-from model.layers.projection import Parameterised, RMSNorm, parameter, product
+from model.layers.matrix import Matrix
+from model.layers.parameters import Parameterised
+from model.layers.projection import RMSNorm
 from model.tiles import PROMPT_LOGPROB_ROWS
+from model.whole_step import WholeStep
 
 
 class Reading(NamedTuple):
@@ -45,17 +46,17 @@ class HybridLM(Parameterised):
         self.config = config
         self.dtype = dtype
         self.kernels = kernels
-        self._decoder: Decoder | None = None
+        self._whole_step: WholeStep | None = None
         held = TORCH_DTYPES[dtype]
         with torch.device(device):
-            self.embedding = parameter(config.vocab_size, config.hidden_size, dtype=held)
+            self.embedding = Matrix(config.vocab_size, config.hidden_size, held, kernels)
             self.layers = [
                 HybridLayer(config, index, kind, kernels, held) for index, kind in enumerate(config.layer_kinds)
             ]
             self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
             # A tied head is the embedding itself, not a copy: the parameter exists once.
             self.head = (
-                None if config.tie_word_embeddings else parameter(config.vocab_size, config.hidden_size, dtype=held)
+                None if config.tie_word_embeddings else Matrix(config.vocab_size, config.hidden_size, held, kernels)
             )
         self.nbytes = sum(tensor.nbytes for tensor in self.parameters())
 
@@ -71,24 +72,36 @@ class HybridLM(Parameterised):
         Mutates the pools: the batch's slots hold the states after its tokens, its rows of the block pool their keys
         and values. Nothing else in the pools is touched, and no sequence's result depends on its neighbours.
         """
-        if batch.num_decodes and self.kernels.decode is not None:
-            # At the first such step, when the weights are loaded: the decoder holds their addresses.
-            self._decoder = self._decoder or Decoder.of(self)
-        if self._decoder is None or not batch.num_decodes:
+        if self.kernels.step is not None and self._whole_step is None:
+            # At the first step, when the weights are loaded: it holds their addresses.
+            self._whole_step = WholeStep.of(self)
+        if self._whole_step is None:
             reading = self._read(batch, states, blocks)
             return reading._replace(hidden=reading.hidden[batch.num_decodes :])
-        if batch.num_decodes == batch.num_tokens:
-            drawn = self._decoder(batch, states, blocks)
-            return Reading(drawn, drawn.new_empty(0, self.config.hidden_size))
-        drawn = self._decoder(batch.decodes(), states, blocks)
-        reading = self._read(batch.prompts(), states, blocks)
-        return reading._replace(logits=torch.cat((drawn, reading.logits)))
+        logits, hidden, x = self._whole_step(batch, states, blocks)
+        surprisal = None if batch.next_ids is None else self._surprisals(x, batch.next_ids)
+        if surprisal is not None:
+            surprisal = surprisal[batch.num_decodes :]
+        return Reading(logits, hidden[batch.num_decodes :], surprisal)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the workspace that is held between steps."""
+        return 0 if self._whole_step is None else self._whole_step.workspace_bytes
+
+    def pack(self) -> None:
+        """Lay all matrices out as the native kernels read them, once they are loaded. Idempotent."""
+        waiting: list[Parameterised] = [self]
+        while waiting:
+            part = waiting.pop()
+            waiting += [each for _, each in part.parts()]
+            if isinstance(part, Matrix):
+                part.pack()
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [rows, V] float32 of normed rows ``hidden`` [rows, D] float32."""
-        head = self.embedding if self.head is None else self.head
-        return product(hidden.to(head.dtype), head).float()
+        return (self.embedding if self.head is None else self.head)(hidden)
 
     @torch.inference_mode()
     def surprisal(self, hidden: Tensor, next_ids: Tensor) -> Tensor:
@@ -110,7 +123,7 @@ class HybridLM(Parameterised):
             torch.set_num_threads(1)
 
     def _through_layers(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Reading:
-        x = F.embedding(batch.input_ids, self.embedding).float()
+        x = self.embedding.rows(batch.input_ids)
         num_mamba = num_attention = 0
         for layer in self.layers:
             if isinstance(layer.mixer, MambaMixer):
@@ -143,7 +156,7 @@ class HybridLayer(Parameterised):
             MambaMixer(config, kernels, dtype) if kind is LayerKind.MAMBA else SparseAttention(config, kernels, dtype)
         )
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.ffn = ExpertFeedForward(config, dtype) if config.has_experts(index) else GatedFeedForward(config, dtype)
+        self.ffn = (ExpertFeedForward if config.has_experts(index) else GatedFeedForward)(config, kernels, dtype)
 
     def __call__(self, x: Tensor, memory: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """[T, D] float32 -> the same ``x``, mutated. ``memory`` is this layer's part of the state or block pool."""

@@ -23,7 +23,10 @@ def key_tile_blocks(num_score_rows: int, block_tokens: int) -> int:
 # Most prompt tokens of a step when the logits of each are wanted: a row of them is as long as the vocabulary.
 PROMPT_LOGPROB_ROWS = 64
 
-# The native decode step: rows of scores that a thread holds, and the floats between the workspaces of two threads.
+# The native step: tokens of a tile of attention, tokens from which on threads share what is narrow, rows of scores that
+# a thread holds, and the floats between two pieces of its workspace. As in kernels/native/arguments.h and fit.h.
+ATTENTION_TILE_TOKENS = 32
+SHARED_TOKENS = 16
 DECODE_SCORE_ROWS = 3
 DECODE_GAP_FLOATS = 16
 
@@ -33,6 +36,16 @@ DECODE_GAP_FLOATS = 16
 STABLE_ROWS = 16
 ROUND_ROWS = 64
 FEW_ROWS = (STABLE_ROWS, 32)
+
+
+# Outputs of a matrix that lie together for the native kernels: see kernels/native/product.h.
+STRIP_ROWS = 16
+
+
+def padded_shape(num_rows: int, num_columns: int, item_bytes: int) -> tuple[int, int]:
+    """The shape in which a matrix is held: whole strips, and of two-byte numbers whole pairs of columns."""
+    columns = num_columns if item_bytes > 2 else num_columns + num_columns % 2
+    return -(-num_rows // STRIP_ROWS) * STRIP_ROWS, columns
 
 
 def num_padded_rows(num_rows: int) -> int:

@@ -56,7 +56,7 @@ def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
 
 
 def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
-    """Fill every parameter of ``model`` from the checkpoint, converting to the dtype each is held in.
+    """Fill every parameter of ``model``, which is not packed, from the checkpoint, converting to the dtype of each.
 
     Fused parameters are filled from their parts, each part exactly once. Raises CheckpointNotFound where a file is
     absent, WeightsMismatch naming the tensor where one is missing, left over, there twice, of another shape or not
@@ -65,7 +65,7 @@ def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
     directory = resolve_checkpoint(path_or_hub_id)
     parts = dict(_parts(model))
     covered = sum(part.target.numel() for part in parts.values())
-    assert covered == sum(p.numel() for p in model.parameters()), "the parts do not add up to the parameters"
+    assert covered == model.config.num_parameters(), "the parts do not add up to the parameters"
     filled: set[str] = set()
     head_copy: Tensor | None = None
     for path in _files(directory):
@@ -89,7 +89,7 @@ def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
             "fetch the checkpoint again"
         )
     # Some writers store a tied head beside the embedding; it must then be the same matrix.
-    if head_copy is not None and not torch.equal(head_copy.to(model.embedding.dtype), model.embedding):
+    if head_copy is not None and not torch.equal(head_copy.to(model.embedding.plain.dtype), model.embedding.plain):
         raise WeightsMismatch(
             f"lm_head.weight in {directory} differs from model.embed_tokens.weight, to which config.json ties it; "
             "set tie_word_embeddings to false there if they are meant to differ"
@@ -111,10 +111,10 @@ def _plain(target: Tensor) -> _Part:
 
 def _parts(model: HybridLM) -> Iterator[tuple[str, _Part]]:
     """Every tensor name of the published layout with its place in the model."""
-    yield "model.embed_tokens.weight", _plain(model.embedding)
+    yield "model.embed_tokens.weight", _plain(model.embedding.plain)
     yield "model.final_layernorm.weight", _plain(model.final_norm.weight)
     if model.head is not None:
-        yield "lm_head.weight", _plain(model.head)
+        yield "lm_head.weight", _plain(model.head.plain)
     for index, layer in enumerate(model.layers):
         for name, part in _layer_parts(layer):
             yield f"model.layers.{index}.{name}", part
@@ -132,8 +132,8 @@ def _layer_parts(layer: HybridLayer) -> Iterator[tuple[str, _Part]]:
 
 def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
     num_taps, inner = mixer.conv_weight.shape
-    yield "mamba.in_proj.weight", _plain(mixer.in_proj.weight)
-    yield "mamba.out_proj.weight", _plain(mixer.out_proj.weight)
+    yield "mamba.in_proj.weight", _plain(mixer.in_proj.plain)
+    yield "mamba.out_proj.weight", _plain(mixer.out_proj.plain)
     for name, bias in (
         ("in_proj", mixer.in_proj.bias),
         ("out_proj", mixer.out_proj.bias),
@@ -143,8 +143,8 @@ def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
         if bias is not None:
             yield f"mamba.{name}.bias", _plain(bias)
     yield "mamba.conv1d.weight", _Part(mixer.conv_weight, (inner, 1, num_taps), lambda tensor: tensor[:, 0].t())
-    yield "mamba.x_proj.weight", _plain(mixer.x_proj.weight)
-    yield "mamba.dt_proj.weight", _plain(mixer.dt_weight)
+    yield "mamba.x_proj.weight", _plain(mixer.x_proj.plain)
+    yield "mamba.dt_proj.weight", _plain(mixer.dt_proj.plain)
     yield "mamba.dt_layernorm.weight", _plain(mixer.dt_norm.weight)
     yield "mamba.b_layernorm.weight", _plain(mixer.b_norm.weight)
     yield "mamba.c_layernorm.weight", _plain(mixer.c_norm.weight)
@@ -153,27 +153,27 @@ def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
 
 
 def _attention_parts(mixer: SparseAttention) -> Iterator[tuple[str, _Part]]:
-    q, k, v = torch.split(mixer.qkv_proj.weight, mixer.split)
+    q, k, v = torch.split(mixer.qkv_proj.plain, mixer.split)
     yield "self_attn.q_proj.weight", _plain(q)
     yield "self_attn.k_proj.weight", _plain(k)
     yield "self_attn.v_proj.weight", _plain(v)
-    yield "self_attn.o_proj.weight", _plain(mixer.o_proj.weight)
+    yield "self_attn.o_proj.weight", _plain(mixer.o_proj.plain)
 
 
 def _gated_parts(ffn: GatedFeedForward) -> Iterator[tuple[str, _Part]]:
-    gate, up = ffn.gate_up_proj.weight.chunk(2)
+    gate, up = ffn.gate_up_proj.plain.chunk(2)
     yield "feed_forward.gate_proj.weight", _plain(gate)
     yield "feed_forward.up_proj.weight", _plain(up)
-    yield "feed_forward.down_proj.weight", _plain(ffn.down_proj.weight)
+    yield "feed_forward.down_proj.weight", _plain(ffn.down_proj.plain)
 
 
 def _expert_parts(ffn: ExpertFeedForward) -> Iterator[tuple[str, _Part]]:
-    yield "feed_forward.router.weight", _plain(ffn.router)
+    yield "feed_forward.router.weight", _plain(ffn.router.plain)
     for expert, (gate_up, down) in enumerate(zip(ffn.gate_up, ffn.down, strict=True)):
-        gate, up = gate_up.chunk(2)
+        gate, up = gate_up.plain.chunk(2)
         yield f"feed_forward.experts.{expert}.gate_proj.weight", _plain(gate)
         yield f"feed_forward.experts.{expert}.up_proj.weight", _plain(up)
-        yield f"feed_forward.experts.{expert}.down_proj.weight", _plain(down)
+        yield f"feed_forward.experts.{expert}.down_proj.weight", _plain(down.plain)
 
 
 def _files(directory: Path) -> list[Path]:

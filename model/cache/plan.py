@@ -7,11 +7,14 @@ from model.config import FLOAT32_BYTES, EngineConfig, ModelConfig
 from model.errors import ConfigInvalid
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import (
+    ATTENTION_TILE_TOKENS,
     DECODE_GAP_FLOATS,
     DECODE_SCORE_ROWS,
     PROMPT_LOGPROB_ROWS,
     QUERY_TILE_TOKENS,
     SCAN_TILE_TOKENS,
+    SHARED_TOKENS,
+    STRIP_ROWS,
     key_tile_blocks,
     num_padded_rows,
 )
@@ -115,50 +118,55 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) 
     """The residual stream, the widest of the layers' parts with all its temporaries, and the logits; or a step of the
     streams, if that takes more."""
     num_tokens = engine.prefill_chunk_tokens + engine.num_slots
-    cast = engine.dtype.num_bytes
     width = model.hidden_size
+    num_logits = num_padded_rows(engine.num_slots + PROMPT_LOGPROB_ROWS)
+    # In bfloat16 torch's product is made float32 afterwards.
+    narrow = 0 if engine.dtype.num_bytes == FLOAT32_BYTES else engine.dtype.num_bytes
+    logits = num_logits * (model.vocab_size * (narrow + FLOAT32_BYTES) + 3 * width * FLOAT32_BYTES)
     # Residual, normed input, its cast, and the part's output that is added to the residual.
-    stream = num_tokens * width * (2 * FLOAT32_BYTES + cast + max(cast, FLOAT32_BYTES if model.proj_bias else 0))
-    parts = [_feed_forward_bytes(model, num_tokens, cast)]
+    stream = num_tokens * width * 4 * FLOAT32_BYTES
+    parts = [_feed_forward_bytes(model, num_tokens)]
     if model.num_mamba_layers:
-        parts.append(_mamba_bytes(model, num_tokens, cast))
+        parts.append(_mamba_bytes(model, num_tokens, engine.dtype.num_bytes))
     if model.num_attention_layers:
         parts.append(_attention_bytes(model, engine, num_tokens))
     if model.num_expert_layers:
-        parts.append(_expert_bytes(model, num_tokens, cast))
-    num_logits = num_padded_rows(engine.num_slots + PROMPT_LOGPROB_ROWS)
-    narrow = 0 if cast == FLOAT32_BYTES else cast
-    logits = num_logits * (model.vocab_size * (narrow + FLOAT32_BYTES) + width * (FLOAT32_BYTES + 2 * cast))
-    return max(stream + max(*parts, logits), logits + _decode_bytes(model, engine, num_blocks))
+        parts.append(_expert_bytes(model, num_tokens))
+    return max(stream + max(*parts, logits), logits + _step_bytes(model, engine, num_tokens, num_blocks))
 
 
-def _decode_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) -> int:
-    """Workspace of the native decode step: the rows of all slots, and for each thread rows and scores of its own."""
-    inner, ffn, queries = model.inner_size, model.intermediate_size, model.query_size
-    shared = model.hidden_size + max(queries + 2 * model.kv_size, 2 * inner, 2 * ffn) + 2 * inner + max(queries, inner)
-    own = model.hidden_size + model.dt_rank + 2 * model.state_size + ffn + max(queries, model.hidden_size, inner, ffn)
+def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int, num_blocks: int) -> int:
+    """Workspace of the native step: rows of all tokens, and for each thread a row, scores, and a tile of attention; of
+    few tokens, each thread has the narrow rows to itself."""
+    inner, ffn, queries, width = model.inner_size, model.intermediate_size, model.query_size, model.hidden_size
+    wide = max(queries + 2 * model.kv_size, 2 * inner, 2 * ffn) + 2 * inner + max(queries, inner) + width
+    narrow = width + model.dt_rank + 2 * model.state_size + ffn + max(queries, inner) + 4
     num_visible = min(engine.max_context_tokens, num_blocks * BLOCK_TOKENS)
-    rows = engine.num_slots * (shared + engine.num_threads * own)
-    return FLOAT32_BYTES * (rows + engine.num_threads * (DECODE_SCORE_ROWS * num_visible + DECODE_GAP_FLOATS))
+    head = -(-model.head_width // STRIP_ROWS) * STRIP_ROWS
+    tile = ATTENTION_TILE_TOKENS * model.num_heads // model.num_kv_heads
+    attention = tile * (2 * head + BLOCK_TOKENS + 2) + 2 * head * BLOCK_TOKENS
+    few = min(num_tokens, SHARED_TOKENS) * narrow
+    own = max(width, ffn) + DECODE_SCORE_ROWS * num_visible + attention + few + 32 * DECODE_GAP_FLOATS
+    return FLOAT32_BYTES * (num_tokens * (wide + narrow) + engine.num_threads * own)
 
 
-def _feed_forward_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
-    # Gate and up, and the copy a matrix product may make of the strided half.
-    return num_tokens * 3 * model.intermediate_size * cast
+def _feed_forward_bytes(model: ModelConfig, num_tokens: int) -> int:
+    # Gate and up, what torch's product in another dtype made them of, and the copy of the strided half.
+    return num_tokens * 5 * model.intermediate_size * FLOAT32_BYTES
 
 
-def _expert_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
+def _expert_bytes(model: ModelConfig, num_tokens: int) -> int:
     width, chosen = model.hidden_size, model.num_experts_per_token
-    grouped = num_tokens * chosen * width * (FLOAT32_BYTES + cast)
+    grouped = 2 * num_tokens * chosen * width * FLOAT32_BYTES
     # At worst one expert is chosen by every token.
-    busiest = num_tokens * (3 * model.intermediate_size * cast + width * (cast + FLOAT32_BYTES))
+    busiest = _feed_forward_bytes(model, num_tokens) + 2 * num_tokens * width * FLOAT32_BYTES
     routing = num_tokens * (2 * model.num_experts * FLOAT32_BYTES + chosen * 48)
     return grouped + busiest + num_tokens * width * FLOAT32_BYTES + routing
 
 
 def _mamba_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
     inner, ranks = model.inner_size, model.dt_rank + 2 * model.state_size
-    projected = 2 * inner * (FLOAT32_BYTES + (cast if cast != FLOAT32_BYTES else 0))
+    projected = 2 * inner * 2 * FLOAT32_BYTES
     # u, its cast, the time step before and after softplus, the driven input, y, silu(z): see selective_scan.
     scanned = inner * (6 * FLOAT32_BYTES + cast)
     steering = ranks * (2 * FLOAT32_BYTES + cast)
@@ -169,7 +177,8 @@ def _mamba_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
 
 def _attention_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> int:
     cast = engine.dtype.num_bytes
-    projected = num_tokens * (2 * model.query_size + 2 * model.kv_size) * cast
+    # As they are and in the pool's dtype; queries and what is mixed also as float32.
+    projected = num_tokens * (4 * model.query_size + 2 * model.kv_size) * (cast + FLOAT32_BYTES)
     worst = 0
     for tile in (1, min(num_tokens, QUERY_TILE_TOKENS)):
         rows = tile * model.num_heads

@@ -32,7 +32,7 @@ from model.engine.token_trie import TokenTrie
 from model.engine.transcript import FreeTranscript, Transcript, VerbatimTranscript
 from model.engine.verbatim import VerbatimConstraint
 from model.errors import DeadlineExceeded, EngineDraining, GenerationFailed, InvalidRequest, ModelError
-from model.fingerprint import Fingerprint
+from model.fingerprint import ARITHMETIC, Fingerprint
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 
@@ -139,7 +139,7 @@ class Engine:
             tokenizer=self.tokenizer.fingerprint,
             policy=str(policy or self.policy),
             dtype=build.dtype,
-            kernels=f"{build.device}:{build.kernels}",
+            kernels=f"{build.device}:{build.kernels}:{ARITHMETIC}",
         )
 
     def holding(self, tenant: str, policy: AttentionPolicy, token_ids: TokenIds[int]) -> Holding:

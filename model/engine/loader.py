@@ -92,6 +92,8 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         plan.require(available_bytes())
     model = HybridLM(model_config, kernels, config.dtype, config.device)
     load_weights(model, directory)
+    if kernels.product is not None:
+        model.pack()
     runner = ModelRunner(
         model,
         StatePool(model_config, plan.num_states, config.device),

@@ -79,13 +79,13 @@ class ModelRunner:
 
     @property
     def pool_bytes(self) -> dict[str, int]:
-        """Bytes of tensors held between two steps, by pool; a step's workspace is given back at its end."""
+        """Bytes of tensors held between two steps, by pool."""
         return {
             "weights": self._model.nbytes,
             "ssm_state": self._states.ssm_bytes,
             "conv_state": self._states.conv_bytes,
             "kv": self._blocks.nbytes,
-            "workspace": 0,
+            "workspace": self._model.workspace_bytes,
         }
 
     def capacity(self, saved_bytes: int) -> Capacity:

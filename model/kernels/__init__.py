@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from model.kernels import reference
-from model.kernels.arguments import DecodedModel, DecodedStep
+from model.kernels.arguments import NativeModel, NativeStep
 from model.policy import AttentionPolicy
 
 CausalConv = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor]
@@ -21,22 +21,25 @@ Attend = Callable[
     [Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Sequence[int]], Sequence[AttentionPolicy]],
     Tensor,
 ]
-Decode = Callable[[DecodedModel, DecodedStep, int], None]
+Product = Callable[[Tensor, Tensor, int], Tensor]
+Step = Callable[[NativeModel, NativeStep, int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """One implementation of each kernel. ``name`` goes into build information and session fingerprints.
 
-    ``decode`` runs a step of one token per sequence through the whole model, on as many threads as it is told, at most
-    ``num_threads``; without it the layers do.
+    ``product`` multiplies by a matrix in strips; ``step`` runs a step of any tokens through the whole model, on as many
+    threads as it is told, at most ``num_threads``, in the workspace it is given, or a larger one where that is too
+    small; it returns the one it used. Without them torch and the layers do.
     """
 
     name: str
     causal_conv: CausalConv
     selective_scan: SelectiveScan
     attend: Attend
-    decode: Decode | None = None
+    product: Product | None = None
+    step: Step | None = None
     num_threads: int = 1
 
 

@@ -1,4 +1,4 @@
-"""What a native decode step is given: the structures of ``native/arguments.h``, field by field.
+"""What the native kernels are given: the structures of ``native/arguments.h``, field by field.
 
 Addresses are those of contiguous tensors that outlive the structure.
 """
@@ -8,10 +8,12 @@ from array import array
 from collections.abc import Sequence
 from typing import ClassVar
 
+from model.policy import AttentionPolicy, PolicyName
+
 ADDRESS, INT64 = ctypes.c_void_p, ctypes.c_int64
 
 LAYER_MATRICES = ("in_proj", "out_proj", "gate_up", "down", "x_proj")
-LAYER_VECTORS = ("conv_weight", "conv_bias", "dt_norm", "b_norm", "c_norm", "dt_weight", "dt_bias", "a", "d")
+LAYER_VECTORS = ("dt_proj", "conv_weight", "conv_bias", "dt_norm", "b_norm", "c_norm", "dt_bias", "a", "d")
 
 
 def as_array(table: Sequence[int]) -> "array[int]":
@@ -19,8 +21,8 @@ def as_array(table: Sequence[int]) -> "array[int]":
     return table if isinstance(table, array) else array("q", table)
 
 
-class DecodedLayer(ctypes.Structure):
-    """Weights of one layer: matrices [out, in] in the weight dtype, the rest float32; 0 for what its kind lacks."""
+class NativeLayer(ctypes.Structure):
+    """Weights of one layer: matrices in strips in the weight dtype, the rest float32; 0 for what its kind lacks."""
 
     _fields_: ClassVar = [
         ("is_attention", INT64),
@@ -28,7 +30,7 @@ class DecodedLayer(ctypes.Structure):
     ]
 
 
-class DecodedModel(ctypes.Structure):
+class NativeModel(ctypes.Structure):
     """Geometry and weights of a model."""
 
     _fields_: ClassVar = [
@@ -69,11 +71,34 @@ class Attended(ctypes.Structure):
     ]
 
 
-class DecodedStep(ctypes.Structure):
-    """One token of each sequence, with the pools of all layers."""
+class NativeStep(ctypes.Structure):
+    """Tokens of several sequences, with the pools of all layers."""
 
     _fields_: ClassVar = [
-        *((name, INT64) for name in ("num_sequences", "num_logits", "num_slots", "num_blocks")),
+        *((name, INT64) for name in ("num_tokens", "num_sequences", "num_decodes", "num_logits", "num_slots")),
+        ("num_blocks", INT64),
         *((name, ADDRESS) for name in ("input_ids", "query_start", "state_slots", "kv_rows", "logits_rows")),
-        *((name, ADDRESS) for name in ("sequences", "ssm", "conv", "keys", "values", "logits", "workspace")),
+        *((name, ADDRESS) for name in ("sequences", "spans", "ssm", "conv", "keys", "values")),
+        *((name, ADDRESS) for name in ("x", "hidden", "logits", "workspace")),
     ]
+
+
+class NativeProduct(ctypes.Structure):
+    """One product: rows of activations with a matrix in strips."""
+
+    _fields_: ClassVar = [
+        *((name, ADDRESS) for name in ("x", "matrix", "out")),
+        *((name, INT64) for name in ("is_bf16", "x_stride", "num_tokens", "num_rows", "size")),
+    ]
+
+
+def native_span(table: "array[int]", first_position: int, policy: AttentionPolicy) -> AttendedSpan:
+    """Where a sequence stands whose next token has ``first_position``; ``table`` must outlive the structure."""
+    return AttendedSpan(
+        blocks=table.buffer_info()[0],
+        num_blocks=len(table),
+        first_position=first_position,
+        is_full=policy.name is PolicyName.FULL,
+        sinks=policy.sinks,
+        window=policy.window,
+    )

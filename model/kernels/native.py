@@ -4,7 +4,6 @@ ctypes lets go of the interpreter lock during a call. Results do not depend on t
 """
 
 import ctypes
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,11 +14,20 @@ import torch
 from torch import Tensor
 
 from model.kernels import Kernels
-from model.kernels.arguments import Attended, AttendedSpan, DecodedModel, DecodedStep, as_array
+from model.kernels.arguments import (
+    Attended,
+    AttendedSpan,
+    NativeModel,
+    NativeProduct,
+    NativeStep,
+    as_array,
+    native_span,
+)
 from model.kernels.build import find_library
-from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.tiles import padded_shape
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -27,8 +35,10 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     "fano_best_isa": (),
     "fano_attend": (POINTER, POINTER, INT, INT),
     "fano_attend_workspace": (INT64, INT64, INT64, INT),
-    "fano_decode": (POINTER, POINTER, INT, INT),
-    "fano_decode_workspace": (POINTER, POINTER, INT),
+    "fano_step": (POINTER, POINTER, INT, INT),
+    "fano_step_workspace": (POINTER, POINTER, INT),
+    "fano_product": (POINTER, POINTER, INT, INT),
+    "fano_product_workspace": (INT64, INT64),
     "fano_exp": (POINTER, POINTER, INT64, INT),
     "fano_conv": (POINTER, INT64, *[POINTER] * 6, *[INT64] * 5, INT, INT),
     "fano_scan": (
@@ -67,7 +77,8 @@ def load_native(num_threads: int, instruction_set: InstructionSet | None = None)
         raise ValueError(f"instruction_set is {chosen.name}, expected at most {best.name}, which is what this CPU has")
     native = NativeKernels(library, chosen, num_threads)
     name = f"native-{chosen.name.lower()}"
-    kernels = Kernels(name, native.causal_conv, native.selective_scan, native.attend, native.decode, num_threads)
+    recurrence = native.causal_conv, native.selective_scan
+    kernels = Kernels(name, *recurrence, native.attend, native.product, native.step, num_threads)
     return kernels, f"{name}: the widest this CPU has" if chosen is best else f"{name}: as asked"
 
 
@@ -170,21 +181,22 @@ class NativeKernels:
         num_blocks, block_tokens, num_kv_heads, _ = keys.shape
         assert block_tokens == BLOCK_TOKENS and queries.stride()[1:] == (width, 1), f"{keys.shape} {queries.stride()}"
         num_sequences = len(policies)
-        out = torch.empty(queries.shape, dtype=queries.dtype)
+        wide = queries.float()
+        out = torch.empty(queries.shape)
         tables = [as_array(table) for table in block_tables]
-        spans = (AttendedSpan * num_sequences)(*map(_span, tables, first_positions, policies))
+        spans = (AttendedSpan * num_sequences)(*map(native_span, tables, first_positions, policies))
         workspace = torch.empty(
             self.library.fano_attend_workspace(num_heads, num_kv_heads, width, self.num_threads), dtype=torch.float32
         )
         attended = Attended(
-            queries=queries.data_ptr(),
+            queries=wide.data_ptr(),
             keys=_whole(keys, *keys.shape, dtype=queries.dtype),
             values=_whole(values, *keys.shape, dtype=queries.dtype),
             out=out.data_ptr(),
             query_start=_whole(query_start, num_sequences + 1, dtype=torch.int64),
             spans=ctypes.addressof(spans),
             is_bf16=queries.dtype == torch.bfloat16,
-            query_stride=queries.stride(0),
+            query_stride=wide.stride(0),
             num_sequences=num_sequences,
             num_blocks=num_blocks,
             num_heads=num_heads,
@@ -195,18 +207,40 @@ class NativeKernels:
             ctypes.addressof(attended), workspace.data_ptr(), self.num_threads, self.instruction_set
         )
         assert not refused, f"sequences {query_start.tolist()} from {first_positions} do not fit {queries.shape}"
+        return out.to(queries.dtype)
+
+    def product(self, x: Tensor, matrix: Tensor, num_rows: int) -> Tensor:
+        """[T, in] float32, of any row stride, by a matrix in strips of ``num_rows`` outputs -> [T, out] float32.
+
+        The specification is ``x @ matrix.T`` of the matrix as it was before it was packed; see
+        :class:`model.layers.matrix.Matrix`.
+        """
+        num_tokens, size = x.shape
+        out = torch.empty((num_tokens, num_rows))
+        address, stride = _rows(x, num_tokens, size)
+        is_bf16 = matrix.dtype == torch.bfloat16
+        assert matrix.shape == padded_shape(num_rows, size, matrix.itemsize), f"{matrix.shape} for {num_rows} x {size}"
+        product = NativeProduct(address, matrix.data_ptr(), out.data_ptr(), is_bf16, stride, num_tokens, num_rows, size)
+        workspace = torch.empty(self.library.fano_product_workspace(num_tokens, size))
+        self.library.fano_product(
+            ctypes.addressof(product), workspace.data_ptr(), self.num_threads, self.instruction_set
+        )
         return out
 
-    def decode(self, model: DecodedModel, step: DecodedStep, num_threads: int) -> None:
-        """One token of each sequence through the whole model on ``num_threads``. Mutates the pools of ``step``.
+    def step(self, model: NativeModel, step: NativeStep, num_threads: int, workspace: Tensor) -> Tensor:
+        """A step of any tokens through the whole model on ``num_threads``. Mutates the pools of ``step``.
 
-        The specification is :meth:`model.hybrid.HybridLM.__call__` on such a batch.
+        Works in ``workspace``, float32, or in a new one where that is too small; returns the one it used. The
+        specification is :meth:`model.hybrid.HybridLM.read` through the layers.
         """
         addresses = ctypes.addressof(model), ctypes.addressof(step)
-        workspace = torch.empty(self.library.fano_decode_workspace(*addresses, num_threads))
+        num_floats = self.library.fano_step_workspace(*addresses, num_threads)
+        if workspace.numel() < num_floats:
+            workspace = torch.empty(num_floats)
         step.workspace = workspace.data_ptr()
-        refused = self.library.fano_decode(*addresses, num_threads, self.instruction_set)
+        refused = self.library.fano_step(*addresses, num_threads, self.instruction_set)
         assert not refused, "the step does not fit the model and its pools"
+        return workspace
 
 
 @cache
@@ -219,17 +253,6 @@ def _open(path: Path) -> ctypes.CDLL:
     if version != ABI_VERSION:
         raise OSError(f"{path} has ABI version {version}, expected {ABI_VERSION}")
     return library
-
-
-def _span(table: "array[int]", first_position: int, policy: AttentionPolicy) -> AttendedSpan:
-    return AttendedSpan(
-        blocks=table.buffer_info()[0],
-        num_blocks=len(table),
-        first_position=first_position,
-        is_full=policy.name is PolicyName.FULL,
-        sinks=policy.sinks,
-        window=policy.window,
-    )
 
 
 def _rows(tensor: Tensor, num_rows: int, width: int) -> tuple[int, int]:

@@ -6,7 +6,8 @@ from torch import Tensor
 from model.batch import Batch
 from model.config import ModelConfig
 from model.kernels import Kernels
-from model.layers.projection import Parameterised, Projection
+from model.layers.matrix import Matrix
+from model.layers.parameters import Parameterised
 
 
 class SparseAttention(Parameterised):
@@ -20,14 +21,14 @@ class SparseAttention(Parameterised):
         self.head_width = config.head_width
         self.split = [config.query_size, config.kv_size, config.kv_size]
         self.kernels = kernels
-        self.qkv_proj = Projection(config.hidden_size, sum(self.split), dtype)
-        self.o_proj = Projection(config.query_size, config.hidden_size, dtype)
+        self.qkv_proj = Matrix(sum(self.split), config.hidden_size, dtype, kernels)
+        self.o_proj = Matrix(config.hidden_size, config.query_size, dtype, kernels)
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
         """[T, D] float32 -> [T, D]. Writes the tokens' keys and values into ``keys`` and ``values`` [blocks, P, G, E]
         at the rows ``batch.kv_rows``, then attends."""
         num_tokens = x.shape[0]
-        q, k, v = self.qkv_proj(x).split_with_sizes(self.split, dim=1)
+        q, k, v = self.qkv_proj(x).to(keys.dtype).split_with_sizes(self.split, dim=1)
         kv_shape = (num_tokens, self.num_kv_heads, self.head_width)
         keys.flatten(0, 1).index_copy_(0, batch.kv_rows, k.view(kv_shape))
         values.flatten(0, 1).index_copy_(0, batch.kv_rows, v.view(kv_shape))

@@ -5,18 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.layers.projection import Parameterised, Projection, parameter, product
+from model.kernels import Kernels
+from model.layers.matrix import Matrix
+from model.layers.parameters import Parameterised
 
 
 class GatedFeedForward(Parameterised):
     """``down(silu(gate(x)) * up(x))`` with gate and up as one product (arXiv 2002.05202)."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        self.gate_up_proj = Projection(config.hidden_size, 2 * config.intermediate_size, dtype)
-        self.down_proj = Projection(config.intermediate_size, config.hidden_size, dtype)
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        self.gate_up_proj = Matrix(2 * config.intermediate_size, config.hidden_size, dtype, kernels)
+        self.down_proj = Matrix(config.hidden_size, config.intermediate_size, dtype, kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[T, D] float32 -> [T, D] in the weight dtype."""
+        """[T, D] float32 -> [T, D] float32."""
         return self.down_proj(_gate(self.gate_up_proj(x)))
 
 
@@ -27,22 +29,22 @@ class ExpertFeedForward(Parameterised):
     The router is float32 under every weight dtype, so that rounding does not change who is chosen.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
         num_experts, width, inner = config.num_experts, config.hidden_size, config.intermediate_size
         self.num_chosen = config.num_experts_per_token
-        self.router = parameter(num_experts, width)
-        self.gate_up = parameter(num_experts, 2 * inner, width, dtype=dtype)
-        self.down = parameter(num_experts, width, inner, dtype=dtype)
+        self.router = Matrix(num_experts, width, torch.float32, kernels)
+        self.gate_up = [Matrix(2 * inner, width, dtype, kernels) for _ in range(num_experts)]
+        self.down = [Matrix(width, inner, dtype, kernels) for _ in range(num_experts)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, D] float32 -> [T, D] float32."""
-        scores = torch.softmax(product(x, self.router), dim=-1)
+        scores = torch.softmax(self.router(x), dim=-1)
         weights, experts = torch.topk(scores, self.num_chosen, dim=-1)
         # Tokens of one expert become neighbours: one product per expert that has any.
         order = torch.argsort(experts.flatten(), stable=True)
-        counts = torch.bincount(experts.flatten(), minlength=self.router.shape[0]).tolist()
+        counts = torch.bincount(experts.flatten(), minlength=len(self.gate_up)).tolist()
         tokens = torch.div(order, self.num_chosen, rounding_mode="floor")
-        grouped = x[tokens].to(self.down.dtype)
+        grouped = x[tokens]
         shares = weights.flatten()[order, None]
         out = torch.zeros_like(x)
         start = 0
@@ -50,8 +52,8 @@ class ExpertFeedForward(Parameterised):
             if count:
                 end = start + count
                 # Not given a name: one expert's hidden rows must be gone before the next one's are made.
-                mixed = product(_gate(product(grouped[start:end], self.gate_up[expert])), self.down[expert])
-                mixed = mixed.float().mul_(shares[start:end])
+                mixed = self.down[expert](_gate(self.gate_up[expert](grouped[start:end])))
+                mixed = mixed.mul_(shares[start:end])
                 out.index_add_(0, tokens[start:end], mixed)
                 start = end
         return out

@@ -10,6 +10,8 @@ typedef uint16_t bf16;
 
 constexpr int64_t BLOCK_TOKENS = 64;
 constexpr int64_t CHANNEL_GRAIN = 16;  // one cache line, so that threads never write to the same one
+constexpr int64_t STRIP = 16;          // outputs of a matrix that lie together: see product.h
+constexpr int64_t MANY_TOKENS = 16;    // of so many in a step, threads share also what is narrow
 
 struct Scan {
   const float *u, *dt, *dt_bias, *a, *b, *c, *d, *z;
@@ -31,12 +33,13 @@ struct Span {
   int64_t num_blocks, first_position, is_full, sinks, window;
 };
 
-// `queries` [T, heads, width] with `query_stride` elements between tokens, `out` [T, heads, width], keys and values
-// [num_blocks, BLOCK_TOKENS, key heads, width], all in the weight dtype. `padded_width` is the head width rounded up
-// to the widest register.
+// `queries` [T, heads, width] float32 with `query_stride` elements between tokens, `out` [T, heads, width] float32, keys
+// and values [num_blocks, BLOCK_TOKENS, key heads, width] in the weight dtype. `padded_width` is the head width rounded
+// up to the widest register.
 struct Attend {
-  const void *queries, *keys, *values;
-  void* out;
+  const float* queries;
+  const void *keys, *values;
+  float* out;
   const int64_t* query_start;
   const Span* spans;
   int64_t is_bf16, query_stride, num_sequences, num_blocks, num_heads, num_kv_heads, head_width, padded_width;
@@ -48,13 +51,13 @@ struct AttendSpace {
   float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
 };
 
-// Matrices are [out, in] in the weight dtype, everything else is float32. `in_proj` of an attention layer holds the
-// queries, keys and values one under the other.
+// Matrices are in strips (see product.h) in the weight dtype, `dt_proj` in float32; everything else is float32.
+// `in_proj` of an attention layer holds the queries, keys and values one under the other.
 struct Layer {
   int64_t is_attention;
   const float *mixer_norm, *ffn_norm;
   const void *in_proj, *out_proj, *gate_up, *down, *x_proj;
-  const float *conv_weight, *conv_bias, *dt_norm, *b_norm, *c_norm, *dt_weight, *dt_bias, *a, *d;
+  const float *dt_proj, *conv_weight, *conv_bias, *dt_norm, *b_norm, *c_norm, *dt_bias, *a, *d;
 };
 
 struct Model {
@@ -66,33 +69,48 @@ struct Model {
   const Layer* layers;
 };
 
-// Where one sequence stands: it sees the positions of both half-open ranges.
+// Where a sequence stands that decodes: it sees the positions of both half-open ranges.
 struct Sequence {
   const int64_t* blocks;
   int64_t num_blocks, range_start[2], range_end[2];
 };
 
-// One token of each sequence. States and keys/values are whole pools, of all layers of their kind.
+// Tokens of several sequences: first one of each that decodes, then prompts. `sequences` are those that decode, `spans`
+// are of all. States and keys/values are whole pools, of all layers of their kind. Written are `x` [num_tokens, width],
+// the residual stream at the end; `hidden` [num_logits, width], its normed rows `logits_rows`; and their `logits`.
 struct Step {
-  int64_t num_sequences, num_logits, num_slots, num_blocks;
+  int64_t num_tokens, num_sequences, num_decodes, num_logits, num_slots, num_blocks;
   const int64_t *input_ids, *query_start, *state_slots, *kv_rows, *logits_rows;
   const Sequence* sequences;
+  const Span* spans;
   float *ssm, *conv;
   void *keys, *values;
-  float *logits, *workspace;
+  float *x, *hidden, *logits, *workspace;
 };
 
-// Parts of a step's workspace, with one row per sequence. All threads share the first line. Each has the second to
-// itself; `scores` are those of one head tile over the longest visible context, `apart` is for product().
+// Parts of a step's workspace, with one row per token. All threads share the first line, and of many tokens the second
+// too; of few, each has it to itself. The third is each one's own: `row` is one row, `scores` are those of one head
+// tile over the longest context that is visible to a decoding sequence. `normed`, `gated` and `arranged` hold rows as
+// product() reads them.
 struct Workspace {
-  float *x, *wide, *inner, *delta, *mixed;
-  float *normed, *selected, *gated, *apart, *scores;
+  float *wide, *inner, *delta, *mixed;
+  float *normed, *selected, *gated, *arranged;
+  float *row, *scores;
+  AttendSpace attend;
+};
+
+// One product on its own.
+struct Product {
+  const float* x;
+  const void* matrix;
+  float* out;
+  int64_t is_bf16, x_stride, num_tokens, num_rows, size;
 };
 
 // The threads of one step. They meet at a barrier: `num_arrived` of them stand at the `num_meetings`-th. `size` is 0
-// until it is known how many there are.
+// until it is known how many there are. `next` is the first unit that nobody has of work that is handed out.
 struct Crew {
-  int64_t size;
+  int64_t size, next;
   int num_arrived, num_meetings;
 };
 
@@ -119,6 +137,13 @@ inline void meet(Crew& crew) {
   }
   for (int looks = 0; __atomic_load_n(&crew.num_meetings, __ATOMIC_ACQUIRE) == meeting; looks++) look_again(looks);
 }
+
+// Inputs of a row of a matrix in strips, with zeros beyond the last: bfloat16 lie in pairs.
+template <class Weight>
+inline int64_t depth_of(int64_t size) { return size; }
+
+template <>
+inline int64_t depth_of<bf16>(int64_t size) { return (size + 1) / 2 * 2; }
 
 inline float widen_one(float x) { return x; }
 

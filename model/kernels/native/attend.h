@@ -130,9 +130,9 @@ FANO_TARGET static void attend_tile(const Attend& a, const Span& s, int64_t grou
   const float scale = 1.0f / __builtin_sqrtf((float)width);
   for (int64_t r = 0; r < rows; r++) {
     const int64_t t = start + r / per_group, head = group * per_group + r % per_group;
-    const Weight* query = (const Weight*)a.queries + t * a.query_stride + head * width;
+    const float* query = a.queries + t * a.query_stride + head * width;
     for (int64_t e = 0; e < padded; e++) {
-      w.queries[r * padded + e] = e < width ? widen_one(query[e]) * scale : 0;
+      w.queries[r * padded + e] = e < width ? query[e] * scale : 0;
       w.mixed[r * padded + e] = 0;
     }
     w.peaks[r] = -1e30f;
@@ -146,8 +146,8 @@ FANO_TARGET static void attend_tile(const Attend& a, const Span& s, int64_t grou
   }
   for (int64_t r = 0; r < rows; r++) {
     const int64_t t = start + r / per_group, head = group * per_group + r % per_group;
-    Weight* out = (Weight*)a.out + (t * a.num_heads + head) * width;
-    for (int64_t e = 0; e < width; e++) narrow(w.mixed[r * padded + e] / w.totals[r], out + e);
+    float* out = a.out + (t * a.num_heads + head) * width;
+    for (int64_t e = 0; e < width; e++) out[e] = w.mixed[r * padded + e] / w.totals[r];
   }
 }
 

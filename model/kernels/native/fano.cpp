@@ -13,7 +13,7 @@
 #include "arguments.h"
 #include "fit.h"
 
-#define FANO_ABI_VERSION 3
+#define FANO_ABI_VERSION 4
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -30,8 +30,8 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
-#include "decode.h"
 #include "attend.h"
+#include "step.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -43,8 +43,8 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
-#include "decode.h"
 #include "attend.h"
+#include "step.h"
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
@@ -56,8 +56,8 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
-#include "decode.h"
 #include "attend.h"
+#include "step.h"
 #undef FANO_SET
 #undef FANO_TARGET
 
@@ -67,8 +67,8 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
-#include "decode.h"
 #include "attend.h"
+#include "step.h"
 #undef FANO_DOTS
 #undef FANO_AVX512
 #undef FANO_SET
@@ -89,7 +89,8 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 // Work that one thread does in about 0.3 ms; less is not worth starting another (20 to 60 us).
 constexpr int64_t THREAD_WORK = 1 << 20;
 constexpr int64_t THREAD_WEIGHTS = 4 << 20;
-constexpr int64_t ATTEND_WORK = 4 << 10;  // elements of queries
+constexpr int64_t ATTEND_WORK = 4 << 10;    // elements of queries
+constexpr int64_t PRODUCT_WORK = 32 << 20;  // multiplications
 constexpr int MAX_THREADS = 64;
 
 template <class Args>
@@ -185,17 +186,30 @@ struct Member {
 static void* run_member(void* pointer) {
   const auto* member = static_cast<const Member*>(pointer);
   for (int looks = 0; !__atomic_load_n(&member->crew->size, __ATOMIC_ACQUIRE); looks++) look_again(looks);
-  FANO_DISPATCH(member->isa, decode(*member->model, *member->step, member->workspace, *member->crew, member->part));
+  FANO_DISPATCH(member->isa, run(*member->model, *member->step, member->workspace, *member->crew, member->part));
   return nullptr;
 }
 
 // Threads for a step: one for each THREAD_WEIGHTS of the weights it reads.
-static int64_t crew_size(const Model& m, int64_t num_sequences, int64_t num_threads) {
+static int64_t crew_size(const Model& m, int64_t num_tokens, int64_t num_threads) {
   const int64_t per_layer = m.width * 3 * (m.inner + m.ffn);
-  const int64_t work = (m.num_layers * per_layer + m.vocabulary * m.width) * (1 + num_sequences / 4);
+  const int64_t work = (m.num_layers * per_layer + m.vocabulary * m.width) * (1 + num_tokens / 4);
   const int64_t most = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
   const int64_t worth = 1 + work / THREAD_WEIGHTS;
   return worth < most ? worth : most;
+}
+
+struct MultiplyPart {
+  const Product* product;
+  const float* arranged;
+  int64_t part, num_parts;
+  int isa;
+};
+
+static void* run_multiply(void* pointer) {
+  const auto* p = static_cast<const MultiplyPart*>(pointer);
+  FANO_DISPATCH(p->isa, multiply_part(*p->product, p->arranged, p->part, p->num_parts));
+  return nullptr;
 }
 
 extern "C" {
@@ -274,22 +288,22 @@ int fano_attend(const Attend* args, float* workspace, int num_threads, int isa) 
   return 0;
 }
 
-int64_t fano_decode_workspace(const Model* model, const Step* step, int num_threads) {
+int64_t fano_step_workspace(const Model* model, const Step* step, int num_threads) {
   Workspace w;
-  return lay_out(*model, step->num_sequences, most_visible(*step), num_threads, 0, nullptr, &w);
+  return lay_out(*model, *step, most_visible(*step), num_threads, 0, nullptr, &w);
 }
 
 // Returns 0, or 1 where the step does not fit model and pools; nothing was touched then.
-int fano_decode(const Model* model, const Step* step, int num_threads, int isa) {
+int fano_step(const Model* model, const Step* step, int num_threads, int isa) {
   if (!are_valid(*model, *step)) return 1;
-  const int64_t size = crew_size(*model, step->num_sequences, num_threads);
-  Crew crew{0, 0, 0};
+  const int64_t size = crew_size(*model, step->num_tokens, num_threads);
+  Crew crew{0, 0, 0, 0};
   const int64_t visible = most_visible(*step);
   Member members[MAX_THREADS];
   pthread_t threads[MAX_THREADS];
   for (int64_t part = 0; part < size; part++) {
     members[part] = {model, step, &crew, {}, part, isa};
-    lay_out(*model, step->num_sequences, visible, num_threads, part, step->workspace, &members[part].workspace);
+    lay_out(*model, *step, visible, num_threads, part, step->workspace, &members[part].workspace);
   }
   int64_t num_started = 1;
   for (; num_started < size; num_started++) {
@@ -300,5 +314,27 @@ int fano_decode(const Model* model, const Step* step, int num_threads, int isa) 
   run_member(&members[0]);
   for (int64_t part = 1; part < num_started; part++) pthread_join(threads[part], nullptr);
   return 0;
+}
+
+// Floats that fano_product works in.
+int64_t fano_product_workspace(int64_t num_tokens, int64_t size) { return num_tokens * depth_of<bf16>(size); }
+
+void fano_product(const Product* product, float* workspace, int num_threads, int isa) {
+  FANO_DISPATCH(isa, arrange_for(*product, workspace));
+  int64_t num_parts = product->num_tokens * product->num_rows * product->size / PRODUCT_WORK;
+  if (num_parts > num_threads) num_parts = num_threads;
+  if (num_parts > MAX_THREADS) num_parts = MAX_THREADS;
+  if (num_parts < 1) num_parts = 1;
+  MultiplyPart parts[MAX_THREADS];
+  pthread_t threads[MAX_THREADS];
+  for (int64_t part = 0; part < num_parts; part++) parts[part] = {product, workspace, part, num_parts, isa};
+  int64_t num_started = 1;
+  for (; num_started < num_parts; num_started++) {
+    if (pthread_create(&threads[num_started], nullptr, run_multiply, &parts[num_started])) break;
+  }
+  run_multiply(&parts[0]);
+  // No thread to be had: the remaining parts run here.
+  for (int64_t part = num_started; part < num_parts; part++) run_multiply(&parts[part]);
+  for (int64_t part = 1; part < num_started; part++) pthread_join(threads[part], nullptr);
 }
 }

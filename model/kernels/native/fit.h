@@ -19,67 +19,6 @@ constexpr int64_t MOST_HEADS = 3;  // of any instruction set's HEAD_TILE
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Lay the workspace of `part` out from `start`, where there is one; returns the size in floats of that of all.
-static int64_t lay_out(const Model& m, int64_t num_sequences, int64_t num_visible, int64_t num_parts, int64_t part,
-                       float* start, Workspace* w) {
-  const int64_t queries = m.num_heads * m.head_width, keys = m.num_kv_heads * m.head_width;
-  int64_t taken = 0;
-  const auto take = [&taken, start](int64_t size) {
-    float* part = start ? start + taken : nullptr;
-    taken += size;
-    return part;
-  };
-  w->x = take(num_sequences * m.width);
-  w->wide = take(num_sequences * largest(queries + 2 * keys, 2 * largest(m.inner, m.ffn)));
-  w->inner = take(num_sequences * m.inner);
-  w->delta = take(num_sequences * m.inner);
-  w->mixed = take(num_sequences * largest(queries, m.inner));
-  const int64_t shared = taken;
-  // A cache line between the parts.
-  const auto take_own = [&] {
-    w->normed = take(num_sequences * m.width);
-    w->selected = take(num_sequences * (m.dt_rank + 2 * m.num_states));
-    w->gated = take(num_sequences * m.ffn);
-    w->apart = take(num_sequences * largest(largest(queries, m.width), largest(m.inner, m.ffn)));
-    w->scores = take(num_visible * MOST_HEADS);
-    taken += CHANNEL_GRAIN;
-  };
-  take_own();
-  const int64_t own = taken - shared;
-  taken = shared + part * own;
-  take_own();
-  return shared + num_parts * own;
-}
-
-static int64_t most_visible(const Step& s) {
-  int64_t most = 0;
-  for (int64_t i = 0; i < s.num_sequences; i++) {
-    const Sequence& q = s.sequences[i];
-    most = largest(most, q.range_end[0] - q.range_start[0] + q.range_end[1] - q.range_start[1]);
-  }
-  return most;
-}
-
-static bool are_valid(const Model& m, const Step& s) {
-  if (!are_valid(s.query_start, s.state_slots, s.num_sequences, s.num_sequences, s.num_slots)) return false;
-  for (int64_t i = 0; i < s.num_sequences; i++) {
-    const Sequence& q = s.sequences[i];
-    if (s.query_start[i] != i || s.input_ids[i] < 0 || s.input_ids[i] >= m.vocabulary) return false;
-    if (s.kv_rows[i] < 0 || s.kv_rows[i] >= s.num_blocks * BLOCK_TOKENS) return false;
-    for (int range = 0; range < 2; range++) {
-      if (q.range_start[range] < 0 || q.range_end[range] > q.num_blocks * BLOCK_TOKENS) return false;
-      for (int64_t p = q.range_start[range]; p < q.range_end[range]; p = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS) {
-        const int64_t block = q.blocks[p / BLOCK_TOKENS];
-        if (block < 0 || block >= s.num_blocks) return false;
-      }
-    }
-  }
-  for (int64_t i = 0; i < s.num_logits; i++) {
-    if (s.logits_rows[i] < 0 || s.logits_rows[i] >= s.num_sequences) return false;
-  }
-  return true;
-}
-
 // Tokens of a query tile, and floats to which a head's width is rounded up.
 constexpr int64_t TILE_TOKENS = 32;
 constexpr int64_t PADDING = 16;
@@ -103,19 +42,99 @@ static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
   return taken;
 }
 
-static bool are_valid(const Attend& a) {
-  if (a.query_start[0] != 0 || a.num_heads % a.num_kv_heads) return false;
-  for (int64_t i = 0; i < a.num_sequences; i++) {
-    const Span& s = a.spans[i];
-    const int64_t end = s.first_position + a.query_start[i + 1] - a.query_start[i];
-    if (a.query_start[i] > a.query_start[i + 1] || s.first_position < 0 || end > s.num_blocks * BLOCK_TOKENS) return false;
+// Lay the workspace of `part` out from `start`, where there is one; returns the size in floats of that of all.
+static int64_t lay_out(const Model& m, const Step& s, int64_t num_visible, int64_t num_parts, int64_t part,
+                       float* start, Workspace* w) {
+  const int64_t queries = m.num_heads * m.head_width, keys = m.num_kv_heads * m.head_width, rows = s.num_tokens;
+  int64_t taken = 0;
+  const auto take = [&taken, start](int64_t size) {
+    float* place = start ? start + taken : nullptr;
+    taken += (size + CHANNEL_GRAIN - 1) / CHANNEL_GRAIN * CHANNEL_GRAIN;
+    return place;
+  };
+  w->wide = take(rows * largest(queries + 2 * keys, 2 * largest(m.inner, m.ffn)));
+  w->inner = take(rows * m.inner);
+  w->delta = take(rows * m.inner);
+  w->mixed = take(rows * largest(queries, m.inner));
+  const auto take_narrow = [&] {
+    w->normed = take(rows * depth_of<bf16>(m.width));
+    w->selected = take(rows * (m.dt_rank + 2 * m.num_states));
+    w->gated = take(rows * depth_of<bf16>(m.ffn));
+    w->arranged = take(rows * depth_of<bf16>(largest(queries, m.inner)));
+  };
+  const bool few = rows < MANY_TOKENS;
+  if (!few) take_narrow();
+  Attend a{};
+  a.num_heads = m.num_heads;
+  a.num_kv_heads = m.num_kv_heads;
+  a.head_width = m.head_width;
+  a.padded_width = (m.head_width + PADDING - 1) / PADDING * PADDING;
+  const auto take_own = [&] {
+    if (few) take_narrow();
+    w->row = take(largest(m.width, m.ffn));
+    w->scores = take(num_visible * MOST_HEADS);
+    taken += lay_out(a, start ? start + taken : nullptr, &w->attend);
+    taken += CHANNEL_GRAIN;  // a cache line between the parts
+  };
+  const int64_t shared = taken;
+  take_own();
+  const int64_t own = taken - shared;
+  taken = shared + part * own;
+  take_own();
+  return shared + num_parts * own;
+}
+
+// Whether the spans see blocks of the pool only.
+static bool are_valid(const Span* spans, const int64_t* query_start, int64_t num_sequences, int64_t num_blocks) {
+  for (int64_t i = 0; i < num_sequences; i++) {
+    const Span& s = spans[i];
+    const int64_t end = s.first_position + query_start[i + 1] - query_start[i];
+    if (query_start[i] > query_start[i + 1] || s.first_position < 0 || end > s.num_blocks * BLOCK_TOKENS) return false;
     if (!s.is_full && (s.sinks % BLOCK_TOKENS || s.window % BLOCK_TOKENS || s.sinks < 0 || s.window < 1)) return false;
-    if (a.query_start[i] == a.query_start[i + 1]) continue;
+    if (query_start[i] == query_start[i + 1]) continue;
     const int64_t start = s.first_position - s.window + 1, window = s.is_full || start < 0 ? 0 : start / BLOCK_TOKENS;
     for (int64_t place = 0; place * BLOCK_TOKENS < end; place++) {
       if (place * BLOCK_TOKENS >= s.sinks && place < window) place = window;
-      if (s.blocks[place] < 0 || s.blocks[place] >= a.num_blocks) return false;
+      if (s.blocks[place] < 0 || s.blocks[place] >= num_blocks) return false;
     }
   }
   return true;
+}
+
+static bool are_valid(const Attend& a) {
+  if (a.query_start[0] != 0 || a.num_heads % a.num_kv_heads) return false;
+  return are_valid(a.spans, a.query_start, a.num_sequences, a.num_blocks);
+}
+
+static int64_t most_visible(const Step& s) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < s.num_decodes; i++) {
+    const Sequence& q = s.sequences[i];
+    most = largest(most, q.range_end[0] - q.range_start[0] + q.range_end[1] - q.range_start[1]);
+  }
+  return most;
+}
+
+static bool are_valid(const Model& m, const Step& s) {
+  if (!are_valid(s.query_start, s.state_slots, s.num_sequences, s.num_tokens, s.num_slots)) return false;
+  if (s.num_decodes > s.num_sequences || !are_valid(s.spans, s.query_start, s.num_sequences, s.num_blocks)) return false;
+  for (int64_t t = 0; t < s.num_tokens; t++) {
+    if (s.input_ids[t] < 0 || s.input_ids[t] >= m.vocabulary) return false;
+    if (s.kv_rows[t] < 0 || s.kv_rows[t] >= s.num_blocks * BLOCK_TOKENS) return false;
+  }
+  for (int64_t i = 0; i < s.num_decodes; i++) {
+    const Sequence& q = s.sequences[i];
+    if (s.query_start[i] != i || s.query_start[i + 1] != i + 1) return false;
+    for (int range = 0; range < 2; range++) {
+      if (q.range_start[range] < 0 || q.range_end[range] > q.num_blocks * BLOCK_TOKENS) return false;
+      for (int64_t p = q.range_start[range]; p < q.range_end[range]; p = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS) {
+        const int64_t block = q.blocks[p / BLOCK_TOKENS];
+        if (block < 0 || block >= s.num_blocks) return false;
+      }
+    }
+  }
+  for (int64_t i = 0; i < s.num_logits; i++) {
+    if (s.logits_rows[i] < 0 || s.logits_rows[i] >= s.num_tokens) return false;
+  }
+  return s.num_logits <= s.num_tokens;
 }

@@ -1,7 +1,10 @@
-// Products of a matrix with few rows of activations, and what stands between them. No include guard: see vector.h.
-// With one row a product is bound by reading the weights once; every sum is taken in an order that depends on the
-// matrix alone, so a row's result does not depend on its neighbours. FANO_DOTS: the instruction set multiplies pairs of
-// bfloat16, so that activations are rounded to it before a product with such weights, as torch does.
+// Products of a matrix with rows of activations, and what stands between them. No include guard: see vector.h.
+//
+// A matrix lies in strips of STRIP outputs. Within a strip the weights of all its outputs for one input (float), or
+// for a pair of inputs (bfloat16), are neighbours: one register holds them, and an activation is given to all of them.
+// Every sum is taken in the order of the inputs, whatever is computed beside it, so a row's result depends neither on
+// its neighbours nor on their number nor on the threads. FANO_DOTS: the instruction set multiplies pairs of bfloat16,
+// so that activations are rounded to it before a product with such weights, as torch does.
 
 namespace FANO_SET {
 
@@ -53,182 +56,193 @@ FANO_INLINE quad sums_of(const vec* x) {
 }
 #endif
 
-template <class Weight>
-FANO_INLINE float dot(const Weight* weight, const float* x, int64_t size) {
+FANO_INLINE float square_sum(const float* x, int64_t size) {
   vec sum{};
   int64_t i = 0;
-  for (; i + WIDTH <= size; i += WIDTH) sum = widen(weight + i) * load<false>(x + i, WIDTH) + sum;
+  for (; i + WIDTH <= size; i += WIDTH) {
+    const vec present = load<false>(x + i, WIDTH);
+    sum = present * present + sum;
+  }
   float found = sum_of(sum);
-  for (; i < size; i++) found += widen_one(weight[i]) * x[i];
+  for (; i < size; i++) found += x[i] * x[i];
   return found;
 }
 
-// The activations as `rows_of` wants them: of T tokens in `apart`, one row after another.
-FANO_INLINE const float* arranged(const float*, const float* x, float*, int64_t, int64_t) { return x; }
+// Registers that hold one strip.
+constexpr int LANES = STRIP / WIDTH;
+
+// As what activations meet the weights.
+template <class Weight>
+struct Met {
+  typedef float type;
+};
 
 #ifdef FANO_DOTS
-FANO_INLINE const bf16* arranged(const bf16*, const float* x, float* apart, int64_t num_tokens, int64_t size) {
-  bf16* rounded = (bf16*)apart;
-  const int64_t count = num_tokens * size;
-  int64_t i = 0;
-  for (; i + WIDTH <= count; i += WIDTH) {
-    const auto held = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
-    __builtin_memcpy(rounded + i, &held, sizeof held);
-  }
-  for (; i < count; i++) narrow(x[i], rounded + i);
-  return rounded;
-}
-#else
-// Two bfloat16 lie in one 32-bit lane, the even one in the low half: with the
-// even and the odd activations apart, a shift and a mask widen them without moving anything between lanes.
-FANO_INLINE const float* arranged(const bf16*, const float* x, float* apart, int64_t num_tokens, int64_t size) {
-  for (int64_t t = 0; t < num_tokens; t++) {
-    const float* from = x + t * size;
-    float *even = apart + t * size, *odd = even + (size + 1) / 2;
-    for (int64_t i = 0; i < size / 2; i++) {
-      even[i] = from[2 * i];
-      odd[i] = from[2 * i + 1];
-    }
-    if (size % 2) even[size / 2] = from[size - 1];
-  }
-  return apart;
-}
+template <>
+struct Met<bf16> {
+  typedef bf16 type;
+};
 #endif
 
-// How far ahead of the row in work its successors are asked for.
-constexpr int64_t PREFETCH_BYTES = 2048;
+// A row of activations as product() reads it, with zeros up to depth_of<Weight>(size).
+FANO_INLINE void arrange(const float* row, int64_t size, int64_t depth, float* to) {
+  __builtin_memcpy(to, row, size * sizeof(float));
+  for (int64_t i = size; i < depth; i++) to[i] = 0;
+}
 
-// Tokens that pass a row together: as many sums as registers hold beside what is being multiplied.
-constexpr int TILE = WIDTH >= 16 ? 4 : 2;
-
-// ROWS rows of weights, `stride` elements from one to the next, with TOKENS rows of activations, `size` apart. Each
-// sum is taken in the same order whatever ROWS and TOKENS are; independent sums hide the latency of the additions.
-template <int ROWS, int TOKENS>
-FANO_INLINE void rows_of(const float* weight, const float* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
-                         float (*rest)[ROWS]) {
+FANO_INLINE void arrange(const float* row, int64_t size, int64_t depth, bf16* to) {
   int64_t i = 0;
+#ifdef FANO_DOTS
   for (; i + WIDTH <= size; i += WIDTH) {
-    vec present[TOKENS];
-    for (int t = 0; t < TOKENS; t++) present[t] = load<false>(x + t * size + i, WIDTH);
-    for (int row = 0; row < ROWS; row++) {
-      __builtin_prefetch(weight + row * stride + i + PREFETCH_BYTES / 4);
-      const vec held = load<false>(weight + row * stride + i, WIDTH);
-      for (int t = 0; t < TOKENS; t++) sums[t][row] = held * present[t] + sums[t][row];
-    }
+    const auto held = _mm512_cvtneps_pbh(_mm512_loadu_ps(row + i));
+    __builtin_memcpy(to + i, &held, sizeof held);
   }
-  for (int t = 0; t < TOKENS; t++) {
-    for (int row = 0; row < ROWS; row++) {
-      for (int64_t k = i; k < size; k++) rest[t][row] += weight[row * stride + k] * x[t * size + k];
+#endif
+  for (; i < size; i++) narrow(row[i], to + i);
+  for (; i < depth; i++) to[i] = 0;
+}
+
+// How far ahead of the weights in work the next are asked for, where a product is bound by fetching them.
+constexpr int64_t PREFETCH_BYTES = 1024;
+
+// The sums of TOKENS rows of activations, `stride` apart, with STRIPS strips, `strip` weights apart.
+template <int TOKENS, int STRIPS>
+FANO_INLINE void sum_strips(const float* weight, int64_t strip, const float* x, int64_t stride, int64_t depth,
+                            vec (*sums)[STRIPS * LANES]) {
+  for (int64_t k = 0; k < depth; k++, weight += STRIP) {
+    vec held[STRIPS * LANES];
+    for (int n = 0; n < STRIPS * LANES; n++) {
+      const float* from = weight + n / LANES * strip + n % LANES * WIDTH;
+      if (TOKENS <= 2 && n % LANES == 0) __builtin_prefetch(from + PREFETCH_BYTES / sizeof(float));
+      held[n] = load<false>(from, WIDTH);
+    }
+    for (int t = 0; t < TOKENS; t++) {
+      const vec present = splat(x[t * stride + k]);
+      for (int n = 0; n < STRIPS * LANES; n++) sums[t][n] = held[n] * present + sums[t][n];
     }
   }
 }
 
 #ifdef FANO_DOTS
-FANO_INLINE __m512bh pairs_of(const bf16* from) {
-  __m512bh pairs;
-  __builtin_memcpy(&pairs, from, sizeof pairs);
-  return pairs;
-}
-
-template <int ROWS, int TOKENS>
-FANO_INLINE void rows_of(const bf16* weight, const bf16* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
-                         float (*rest)[ROWS]) {
-  int64_t i = 0;
-  for (; i + 2 * WIDTH <= size; i += 2 * WIDTH) {
-    __m512bh present[TOKENS];
-    for (int t = 0; t < TOKENS; t++) present[t] = pairs_of(x + t * size + i);
-    for (int row = 0; row < ROWS; row++) {
-      __builtin_prefetch(weight + row * stride + i + PREFETCH_BYTES / 2);
-      const __m512bh held = pairs_of(weight + row * stride + i);
-      for (int t = 0; t < TOKENS; t++) {
-        sums[t][row] = (vec)_mm512_dpbf16_ps((__m512)sums[t][row], held, present[t]);
-      }
+template <int TOKENS, int STRIPS>
+FANO_INLINE void sum_strips(const bf16* weight, int64_t strip, const bf16* x, int64_t stride, int64_t depth,
+                            vec (*sums)[STRIPS]) {
+  for (int64_t k = 0; k < depth; k += 2, weight += 2 * STRIP) {
+    __m512bh held[STRIPS];
+    for (int n = 0; n < STRIPS; n++) {
+      if (TOKENS <= 2) __builtin_prefetch(weight + n * strip + PREFETCH_BYTES / sizeof(bf16));
+      __builtin_memcpy(&held[n], weight + n * strip, sizeof held[n]);
     }
-  }
-  for (int t = 0; t < TOKENS; t++) {
-    for (int row = 0; row < ROWS; row++) {
-      for (int64_t k = i; k < size; k++) {
-        rest[t][row] += widen_one(weight[row * stride + k]) * widen_one(x[t * size + k]);
+    for (int t = 0; t < TOKENS; t++) {
+      int32_t pair;
+      __builtin_memcpy(&pair, x + t * stride + k, sizeof pair);
+      const __m512i both = _mm512_set1_epi32(pair);
+      __m512bh present;
+      __builtin_memcpy(&present, &both, sizeof present);
+      for (int n = 0; n < STRIPS; n++) {
+        sums[t][n] = (vec)_mm512_dpbf16_ps((__m512)sums[t][n], held[n], present);
       }
     }
   }
 }
 #else
-template <int ROWS, int TOKENS>
-FANO_INLINE void rows_of(const bf16* weight, const float* x, int64_t size, int64_t stride, vec (*sums)[ROWS],
-                         float (*rest)[ROWS]) {
-  const float* odd = x + (size + 1) / 2;
-  int64_t i = 0;
-  for (; 2 * (i + WIDTH) <= size; i += WIDTH) {
-    vec evens[TOKENS], odds[TOKENS];
-    for (int t = 0; t < TOKENS; t++) {
-      evens[t] = load<false>(x + t * size + i, WIDTH);
-      odds[t] = load<false>(odd + t * size + i, WIDTH);
-    }
-    for (int row = 0; row < ROWS; row++) {
-      __builtin_prefetch(weight + row * stride + 2 * i + PREFETCH_BYTES / 2);
+// Two bfloat16 lie in one 32-bit lane, the first in the low half: a shift and a mask widen them.
+template <int TOKENS, int STRIPS>
+FANO_INLINE void sum_strips(const bf16* weight, int64_t strip, const float* x, int64_t stride, int64_t depth,
+                            vec (*sums)[STRIPS * LANES]) {
+  for (int64_t k = 0; k < depth; k += 2, weight += 2 * STRIP) {
+    for (int n = 0; n < STRIPS * LANES; n++) {
+      const bf16* from = weight + n / LANES * strip + n % LANES * 2 * WIDTH;
+      if (TOKENS <= 2 && n % LANES == 0) __builtin_prefetch(from + PREFETCH_BYTES / sizeof(bf16));
       uvec pairs;
-      __builtin_memcpy(&pairs, weight + row * stride + 2 * i, sizeof pairs);
-      const vec even_weights = (vec)(pairs << 16), odd_weights = (vec)(pairs & 0xffff0000u);
+      __builtin_memcpy(&pairs, from, sizeof pairs);
+      const vec first = (vec)(pairs << 16), second = (vec)(pairs & 0xffff0000u);
       for (int t = 0; t < TOKENS; t++) {
-        sums[t][row] = even_weights * evens[t] + sums[t][row];
-        sums[t][row] = odd_weights * odds[t] + sums[t][row];
-      }
-    }
-  }
-  for (int t = 0; t < TOKENS; t++) {
-    for (int row = 0; row < ROWS; row++) {
-      for (int64_t k = 2 * i; k < size; k++) {
-        rest[t][row] += widen_one(weight[row * stride + k]) * (k % 2 ? odd : x)[t * size + k / 2];
+        sums[t][n] = first * splat(x[t * stride + k]) + sums[t][n];
+        sums[t][n] = second * splat(x[t * stride + k + 1]) + sums[t][n];
       }
     }
   }
 }
 #endif
 
-template <bool ADD, int TOKENS, class Weight, class Activation>
-FANO_INLINE void four_rows(const Weight* weight, const Activation* x, float* out, int64_t num_rows, int64_t size) {
-  const int64_t quarter = num_rows / 4;
-  vec sums[TOKENS][4] = {};
-  float rest[TOKENS][4] = {};
-  rows_of<4, TOKENS>(weight, x, size, quarter * size, sums, rest);
+// TAIL: only the first `count` outputs exist.
+template <bool ADD, bool TAIL, int TOKENS, int STRIPS, class Weight>
+FANO_TARGET static void multiply_strips(const Weight* weight, int64_t strip, const typename Met<Weight>::type* x,
+                                        int64_t stride, int64_t depth, float* out, int64_t out_stride, int64_t count) {
+  vec sums[TOKENS][STRIPS * LANES] = {};
+  sum_strips<TOKENS, STRIPS>(weight, strip, x, stride, depth, sums);
   for (int t = 0; t < TOKENS; t++) {
-    const quad found = sums_of(sums[t]);
-    float* place = out + t * num_rows;
-    for (int64_t i = 0; i < 4; i++) place[i * quarter] = found[i] + rest[t][i] + (ADD ? place[i * quarter] : 0);
+    for (int n = 0; n < STRIPS * LANES; n++) {
+      float* place = out + t * out_stride + n * WIDTH;
+      const int64_t left = count - n * WIDTH;
+      if (!TAIL || left >= WIDTH) {
+        store<false>(place, ADD ? load<false>(place, WIDTH) + sums[t][n] : sums[t][n], WIDTH);
+      } else if (left > 0) {
+        store<true>(place, ADD ? load<true>(place, left) + sums[t][n] : sums[t][n], left);
+      }
+    }
+  }
+}
+
+// Tokens and strips whose sums the registers hold beside what is being multiplied: of many tokens, and of few.
+constexpr int TILE_ROWS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 6 : 2;
+constexpr int TILE_STRIPS = WIDTH >= 16 ? 4 : 1;
+constexpr int FEW_STRIPS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 2 : 1;
+
+template <bool ADD, bool TAIL, int STRIPS, class Weight>
+FANO_INLINE void multiply_rows_of(const Weight* weight, int64_t strip, const typename Met<Weight>::type* x,
+                                  int64_t stride, int64_t depth, float* out, int64_t out_stride, int64_t num_tokens,
+                                  int64_t count) {
+  int64_t t = 0;
+  if (STRIPS <= TILE_STRIPS) {
+    for (; t + TILE_ROWS <= num_tokens; t += TILE_ROWS) {
+      multiply_strips<ADD, TAIL, STRIPS <= TILE_STRIPS ? TILE_ROWS : 1, STRIPS>(
+          weight, strip, x + t * stride, stride, depth, out + t * out_stride, out_stride, count);
+    }
+  }
+  for (; t + 2 <= num_tokens; t += 2) {
+    multiply_strips<ADD, TAIL, 2, STRIPS>(weight, strip, x + t * stride, stride, depth, out + t * out_stride,
+                                          out_stride, count);
+  }
+  if (t < num_tokens) {
+    multiply_strips<ADD, TAIL, 1, STRIPS>(weight, strip, x + t * stride, stride, depth, out + t * out_stride,
+                                          out_stride, count);
   }
 }
 
 // The part of `count` that is `part`'s of `num_parts`.
 FANO_INLINE int64_t share(int64_t count, int64_t part, int64_t num_parts) { return count * part / num_parts; }
 
-// out[t, n] (+)= weight[n, k] . x[t, k], for `part`'s rows n of `num_parts`; all tokens pass a row while it is in the
-// cache. Four rows at a time, one from each quarter of the matrix: four streams through memory fetch twice as fast as
-// one. `apart` is workspace for one row of activations per token.
+// out[t, n] (+)= sum over k of matrix[n, k] * x[t, k], for `part`'s strips of `num_parts`; all tokens pass a few strips
+// while they are in the cache. `x` is arranged, `stride` elements from row to row; several strips at a time are as many
+// streams through memory, which fetch faster than one.
 template <bool ADD, class Weight>
-FANO_TARGET static void product(const Weight* weight, const float* x, float* out, int64_t num_tokens, int64_t num_rows,
-                                int64_t size, float* apart, int64_t part, int64_t num_parts) {
-  const auto* activations = arranged(weight, x, apart, num_tokens, size);
-  const int64_t quarter = num_rows / 4, last = share(quarter, part + 1, num_parts);
-  for (int64_t row = share(quarter, part, num_parts); row < last; row++) {
-    const Weight* from = weight + row * size;
-    int64_t t = 0;
-    for (; t + TILE <= num_tokens; t += TILE) {
-      four_rows<ADD, TILE>(from, activations + t * size, out + t * num_rows + row, num_rows, size);
+FANO_TARGET static void product(const Weight* weight, const typename Met<Weight>::type* x, int64_t stride,
+                                int64_t num_tokens, int64_t num_rows, int64_t size, float* out, int64_t out_stride,
+                                int64_t part, int64_t num_parts) {
+  const int64_t depth = depth_of<Weight>(size), strip = depth * STRIP;
+  const int64_t num_strips = (num_rows + STRIP - 1) / STRIP, whole = num_rows / STRIP;
+  const int64_t last = share(num_strips, part + 1, num_parts), last_whole = last < whole ? last : whole;
+  int64_t j = share(num_strips, part, num_parts);
+  const auto at = [&](int64_t index) { return weight + index * strip; };
+  if (num_tokens >= TILE_ROWS) {
+    for (; j + TILE_STRIPS <= last_whole; j += TILE_STRIPS) {
+      multiply_rows_of<ADD, false, TILE_STRIPS>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride,
+                                                num_tokens, 0);
     }
-    for (; t + 2 <= num_tokens; t += 2) {
-      four_rows<ADD, 2>(from, activations + t * size, out + t * num_rows + row, num_rows, size);
+  } else {
+    for (; j + FEW_STRIPS <= last_whole; j += FEW_STRIPS) {
+      multiply_rows_of<ADD, false, FEW_STRIPS>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride, num_tokens,
+                                               0);
     }
-    if (t < num_tokens) four_rows<ADD, 1>(from, activations + t * size, out + t * num_rows + row, num_rows, size);
   }
-  if (part + 1 < num_parts) return;
-  for (int64_t row = 4 * quarter; row < num_rows; row++) {
-    for (int64_t t = 0; t < num_tokens; t++) {
-      vec sum[1][1] = {};
-      float rest[1][1] = {};
-      rows_of<1, 1>(weight + row * size, activations + t * size, size, 0, sum, rest);
-      out[t * num_rows + row] = sum_of(sum[0][0]) + rest[0][0] + (ADD ? out[t * num_rows + row] : 0);
-    }
+  for (; j < last_whole; j++) {
+    multiply_rows_of<ADD, false, 1>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride, num_tokens, 0);
+  }
+  if (j < last) {
+    multiply_rows_of<ADD, true, 1>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride, num_tokens,
+                                   num_rows - j * STRIP);
   }
 }
 
@@ -256,7 +270,7 @@ FANO_INLINE float total_of(const float* x, int64_t size) {
 
 // One row divided by its root mean square, times a gain (arXiv 1910.07467). `out` may be `x`.
 FANO_TARGET static void rms_norm(const float* x, const float* gain, float eps, float* out, int64_t size) {
-  const float scale = 1.0f / __builtin_sqrtf(dot(x, x, size) / size + eps);
+  const float scale = 1.0f / __builtin_sqrtf(square_sum(x, size) / size + eps);
   for (int64_t i = 0; i < size; i++) out[i] = x[i] * scale * gain[i];
 }
 

@@ -10,7 +10,8 @@ constexpr int64_t WIDTH = FANO_WIDTH;
 typedef float vec __attribute__((vector_size(FANO_WIDTH * 4)));
 typedef uint32_t uvec __attribute__((vector_size(FANO_WIDTH * 4)));
 
-FANO_INLINE vec splat(float x) { return vec{} + x; }
+// Minus zero, which leaves every x as it is: plus zero would not leave -0.
+FANO_INLINE vec splat(float x) { return x - vec{}; }
 
 // TAIL: only the first `count` channels exist; the others read as zero and are not written.
 template <bool TAIL>

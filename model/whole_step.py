@@ -1,4 +1,4 @@
-"""The fast path of decoding: one native call takes one token of each sequence through the whole model."""
+"""The fast path: one native call takes the tokens of a step through the whole model."""
 
 import ctypes
 from array import array
@@ -10,8 +10,16 @@ from torch import Tensor
 from model.batch import Batch
 from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
-from model.kernels import Decode
-from model.kernels.arguments import DecodedLayer, DecodedModel, DecodedSequence, DecodedStep, as_array
+from model.kernels import Step
+from model.kernels.arguments import (
+    AttendedSpan,
+    DecodedSequence,
+    NativeLayer,
+    NativeModel,
+    NativeStep,
+    as_array,
+    native_span,
+)
 from model.kernels.crew import CrewSize
 from model.layers.feed_forward import GatedFeedForward
 from model.layers.mamba import MambaMixer
@@ -21,21 +29,23 @@ if TYPE_CHECKING:
     from model.hybrid import HybridLayer, HybridLM
 
 
-class Decoder:
-    """A model's weights by address. Decoding in torch spends most of its time between the products; this does not.
+class WholeStep:
+    """A model's weights by address. A step in torch spends much of its time between the products; this does not.
 
-    A sequence's result does not depend on its neighbours in a single bit. Activations stay float32 between
-    bfloat16 products, so a token decoded here differs from one read in a prompt chunk by the rounding of bfloat16.
+    A sequence's result does not depend on its neighbours in a single bit. A token that was drawn attends in another
+    order of sums than one of a prompt; all else is the same for both.
     """
 
-    def __init__(self, model: "HybridLM", decode: Decode) -> None:
+    def __init__(self, model: "HybridLM", step: Step) -> None:
         config = model.config
         self._model = model
-        self._decode = decode
+        self._step = step
+        # Held between steps: what is given back to the system comes back in pages that must be cleared.
+        self._workspace = torch.empty(0)
         self._crew = CrewSize(model.kernels.num_threads)
-        self._layers = (DecodedLayer * config.num_layers)(*map(_layer, model.layers))
-        self._weights = DecodedModel(
-            is_bf16=model.embedding.dtype == torch.bfloat16,
+        self._layers = (NativeLayer * config.num_layers)(*map(_layer, model.layers))
+        self._weights = NativeModel(
+            is_bf16=model.embedding.weight.dtype == torch.bfloat16,
             num_layers=config.num_layers,
             vocabulary=config.vocab_size,
             width=config.hidden_size,
@@ -48,32 +58,47 @@ class Decoder:
             num_kv_heads=config.num_kv_heads,
             head_width=config.head_width,
             eps=config.norm_eps,
-            embedding=_address(model.embedding),
-            head=_address(model.embedding if model.head is None else model.head),
+            embedding=_address(model.embedding.weight),
+            head=_address((model.embedding if model.head is None else model.head).weight),
             final_norm=_address(model.final_norm.weight),
             layers=ctypes.addressof(self._layers),
         )
 
     @staticmethod
-    def of(model: "HybridLM") -> "Decoder | None":
-        """The decoder of ``model``, whose weights are loaded; None where its kernels or its layers have no fast path.
+    def of(model: "HybridLM") -> "WholeStep | None":
+        """The fast path of ``model``, whose weights are loaded; None where its kernels or its layers have none.
 
-        Experts and projections with a bias are left to torch.
+        Experts and projections with a bias are left to the layers. Packs the weights.
         """
-        decode = model.kernels.decode
-        if decode is None or model.config.proj_bias:
+        step = model.kernels.step
+        if step is None or model.config.proj_bias:
             return None
-        return Decoder(model, decode) if all(isinstance(x.ffn, GatedFeedForward) for x in model.layers) else None
+        if not all(isinstance(layer.ffn, GatedFeedForward) for layer in model.layers):
+            return None
+        model.pack()
+        return WholeStep(model, step)
 
-    def __call__(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
-        """As :meth:`model.hybrid.HybridLM.__call__`, for a batch of one token per sequence."""
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that are held between steps."""
+        return self._workspace.nbytes
+
+    def __call__(self, batch: Batch, states: StatePool, blocks: BlockPool) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`model.hybrid.HybridLM.read`: logits and normed rows of ``batch.logits_rows``, and of the prompts'
+        tokens the residual stream [T, D] at the end; all float32."""
         config = self._model.config
-        num_sequences, num_logits = batch.num_tokens, batch.logits_rows.shape[0]
+        num_tokens, num_logits, num_decodes = batch.num_tokens, batch.logits_rows.shape[0], batch.num_decodes
         logits = torch.empty((num_logits, config.vocab_size))
+        hidden = torch.empty((num_logits, config.hidden_size))
+        x = torch.empty((num_tokens, config.hidden_size))
         tables = [as_array(table) for table in batch.block_tables]
-        sequences = (DecodedSequence * num_sequences)(*map(_sequence, batch.first_positions, batch.policies, tables))
-        step = DecodedStep(
-            num_sequences=num_sequences,
+        places = list(zip(batch.first_positions, batch.policies, tables, strict=True))
+        sequences = (DecodedSequence * num_decodes)(*(_sequence(*place) for place in places[:num_decodes]))
+        spans = (AttendedSpan * len(places))(*map(native_span, tables, batch.first_positions, batch.policies))
+        step = NativeStep(
+            num_tokens=num_tokens,
+            num_sequences=len(places),
+            num_decodes=num_decodes,
             num_logits=num_logits,
             num_slots=states.num_slots,
             num_blocks=blocks.num_blocks,
@@ -83,15 +108,18 @@ class Decoder:
             kv_rows=_address(batch.kv_rows),
             logits_rows=_address(batch.logits_rows),
             sequences=ctypes.addressof(sequences),
+            spans=ctypes.addressof(spans),
             ssm=_address(states.ssm),
             conv=_address(states.conv),
             keys=_address(blocks.keys),
             values=_address(blocks.values),
+            x=_address(x),
+            hidden=_address(hidden),
             logits=_address(logits),
         )
-        with self._crew.chosen(num_sequences) as num_threads:
-            self._decode(self._weights, step, num_threads)
-        return logits
+        with self._crew.chosen(num_tokens) as num_threads:
+            self._workspace = self._step(self._weights, step, num_threads, self._workspace)
+        return logits, hidden, x
 
 
 def _sequence(position: int, policy: AttentionPolicy, table: "array[int]") -> DecodedSequence:
@@ -106,7 +134,7 @@ def _sequence(position: int, policy: AttentionPolicy, table: "array[int]") -> De
     )
 
 
-def _layer(layer: "HybridLayer") -> DecodedLayer:
+def _layer(layer: "HybridLayer") -> NativeLayer:
     mixer = layer.mixer
     assert isinstance(layer.ffn, GatedFeedForward), "experts have no fast path"
     both = {
@@ -120,12 +148,12 @@ def _layer(layer: "HybridLayer") -> DecodedLayer:
             "in_proj": mixer.in_proj.weight,
             "out_proj": mixer.out_proj.weight,
             "x_proj": mixer.x_proj.weight,
+            "dt_proj": mixer.dt_proj.weight,
             "conv_weight": mixer.conv_weight,
             "conv_bias": mixer.conv_bias,
             "dt_norm": mixer.dt_norm.weight,
             "b_norm": mixer.b_norm.weight,
             "c_norm": mixer.c_norm.weight,
-            "dt_weight": mixer.dt_weight,
             "dt_bias": mixer.dt_bias,
             "a": mixer.a,
             "d": mixer.d,
@@ -133,7 +161,7 @@ def _layer(layer: "HybridLayer") -> DecodedLayer:
     else:
         own = {"in_proj": mixer.qkv_proj.weight, "out_proj": mixer.o_proj.weight}
     addresses = {name: _address(tensor) for name, tensor in (both | own).items() if tensor is not None}
-    return DecodedLayer(is_attention=not isinstance(mixer, MambaMixer), **addresses)
+    return NativeLayer(is_attention=not isinstance(mixer, MambaMixer), **addresses)
 
 
 def _address(tensor: Tensor) -> int:

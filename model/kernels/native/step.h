@@ -1,0 +1,400 @@
+// A step of tokens through the whole model, for one instruction set. No include guard: see vector.h. The specification
+// is HybridLM in torch; here activations stay float32 between the products, also where the weights are bfloat16.
+//
+// All threads of a step (its crew) walk through the layers side by side. Each computes its share of what is wide. Of few
+// tokens it computes all of what is narrow, into workspace of its own; of many, its share of the rows. They meet where
+// one reads what another wrote. Who computes what changes no sum, so the number of threads changes no bit.
+
+namespace FANO_SET {
+
+// Keys that are scored together, and how far ahead of them the next are asked for.
+constexpr int KEY_TILE = 4;
+constexpr int64_t AHEAD = 16;
+
+// The scores of HEADS query heads that share a key head with KEYS keys, `row` elements apart; `scores` of one head
+// lie `count` apart.
+template <int HEADS, int KEYS, class Weight>
+FANO_INLINE void score_keys(const Weight* key, int64_t row, const float* query, int64_t width, float* scores,
+                            int64_t count) {
+  vec sums[HEADS][KEYS] = {};
+  int64_t e = 0;
+  for (; e + WIDTH <= width; e += WIDTH) {
+    vec held[KEYS];
+    for (int k = 0; k < KEYS; k++) {
+      __builtin_prefetch(key + (k + AHEAD) * row + e);
+      held[k] = widen(key + k * row + e);
+    }
+    for (int h = 0; h < HEADS; h++) {
+      const vec present = load<false>(query + h * width + e, WIDTH);
+      for (int k = 0; k < KEYS; k++) sums[h][k] = held[k] * present + sums[h][k];
+    }
+  }
+  for (int h = 0; h < HEADS; h++) {
+    for (int k = 0; k < KEYS; k++) {
+      float rest = 0;
+      for (int64_t i = e; i < width; i++) rest += widen_one(key[k * row + i]) * query[h * width + i];
+      scores[h * count + k] = rest;
+    }
+    if (KEYS == 4) {
+      const quad found = sums_of(sums[h]);
+      for (int k = 0; k < KEYS; k++) scores[h * count + k] += found[k];
+    } else {
+      for (int k = 0; k < KEYS; k++) scores[h * count + k] += sum_of(sums[h][k]);
+    }
+  }
+}
+
+// All scores over the visible ranges: `scores` [HEADS, count].
+template <int HEADS, class Weight>
+FANO_INLINE void score_heads(const Model& m, const Sequence& q, const Weight* keys, const float* query, float* scores,
+                             int64_t count) {
+  const int64_t width = m.head_width, row = m.num_kv_heads * width;
+  for (int range = 0; range < 2; range++) {
+    for (int64_t p = q.range_start[range]; p < q.range_end[range];) {
+      const Weight* key = keys + (q.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS) * row;
+      const int64_t border = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+      const int64_t end = border < q.range_end[range] ? border : q.range_end[range];
+      for (; p + KEY_TILE <= end; p += KEY_TILE, key += KEY_TILE * row, scores += KEY_TILE) {
+        score_keys<HEADS, KEY_TILE>(key, row, query, width, scores, count);
+      }
+      for (; p < end; p++, key += row, scores++) score_keys<HEADS, 1>(key, row, query, width, scores, count);
+    }
+  }
+}
+
+// Registers of a head's output that are summed up at once.
+constexpr int MIXED = WIDTH >= 16 ? 4 : 2;
+
+// The weighted sums of PIECES registers of the values from `values` on for HEADS heads: `weights` [HEADS, count].
+template <int HEADS, int PIECES, class Weight>
+FANO_INLINE void mix_pieces(const Model& m, const Sequence& q, const Weight* values, const float* weights,
+                            int64_t count, float* out) {
+  const int64_t width = m.head_width, row = m.num_kv_heads * width;
+  vec sums[HEADS][PIECES] = {};
+  int64_t index = 0;
+  for (int range = 0; range < 2; range++) {
+    for (int64_t p = q.range_start[range]; p < q.range_end[range];) {
+      const Weight* value = values + (q.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS) * row;
+      const int64_t border = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+      const int64_t end = border < q.range_end[range] ? border : q.range_end[range];
+      for (; p < end; p++, value += row, index++) {
+        for (int i = 0; i < PIECES; i++) {
+          __builtin_prefetch(value + AHEAD * row + i * WIDTH);
+          const vec held = widen(value + i * WIDTH);
+          for (int h = 0; h < HEADS; h++) sums[h][i] = held * weights[h * count + index] + sums[h][i];
+        }
+      }
+    }
+  }
+  for (int h = 0; h < HEADS; h++) {
+    for (int i = 0; i < PIECES; i++) store<false>(out + h * width + i * WIDTH, sums[h][i], WIDTH);
+  }
+}
+
+// The whole weighted sums: `out` [HEADS, head width].
+template <int HEADS, class Weight>
+FANO_INLINE void mix_heads(const Model& m, const Sequence& q, const Weight* values, const float* weights, int64_t count,
+                           float* out) {
+  const int64_t width = m.head_width, row = m.num_kv_heads * width;
+  int64_t e = 0;
+  for (; e + MIXED * WIDTH <= width; e += MIXED * WIDTH) {
+    mix_pieces<HEADS, MIXED>(m, q, values + e, weights, count, out + e);
+  }
+  for (; e + WIDTH <= width; e += WIDTH) mix_pieces<HEADS, 1>(m, q, values + e, weights, count, out + e);
+  for (; e < width; e++) {
+    for (int h = 0; h < HEADS; h++) {
+      float sum = 0;
+      int64_t index = 0;
+      for (int range = 0; range < 2; range++) {
+        for (int64_t p = q.range_start[range]; p < q.range_end[range]; p++, index++) {
+          const int64_t place = q.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS;
+          sum += widen_one(values[place * row + e]) * weights[h * count + index];
+        }
+      }
+      out[h * width + e] = sum;
+    }
+  }
+}
+
+template <int HEADS, class Weight>
+FANO_INLINE void attend_heads(const Model& m, const Sequence& q, const Weight* keys, const Weight* values,
+                              const float* query, float* scores, float* out) {
+  const int64_t count = q.range_end[0] - q.range_start[0] + q.range_end[1] - q.range_start[1];
+  const float scale = 1.0f / __builtin_sqrtf((float)m.head_width);
+  score_heads<HEADS>(m, q, keys, query, scores, count);
+  float totals[HEADS];
+  for (int h = 0; h < HEADS; h++) {
+    float* mine = scores + h * count;
+    const float peak = peak_of(mine, count);
+    for (int64_t i = 0; i < count; i++) mine[i] = (mine[i] - peak) * scale;
+    exp_all(mine, mine, count);
+    totals[h] = total_of(mine, count);
+  }
+  mix_heads<HEADS>(m, q, values, scores, count, out);
+  for (int h = 0; h < HEADS; h++) {
+    for (int64_t e = 0; e < m.head_width; e++) out[h * m.head_width + e] /= totals[h];
+  }
+}
+
+// One key head of one sequence with all the query heads that share it, as many as registers hold at once.
+template <class Weight>
+FANO_TARGET static void attend_group(const Model& m, const Sequence& q, const Weight* keys, const Weight* values,
+                                     const float* query, float* scores, float* out) {
+  const int64_t num_heads = m.num_heads / m.num_kv_heads;
+  int64_t h = 0;
+  for (; h + HEAD_TILE <= num_heads; h += HEAD_TILE) {
+    attend_heads<HEAD_TILE>(m, q, keys, values, query + h * m.head_width, scores, out + h * m.head_width);
+  }
+  for (; h < num_heads; h++) {
+    attend_heads<1>(m, q, keys, values, query + h * m.head_width, scores, out + h * m.head_width);
+  }
+}
+
+// Which rows of work that is narrow are a thread's.
+struct Rows {
+  int64_t first, last;
+};
+
+// Fewer tokens than this: all rows are everyone's, and nobody waits for another.
+FANO_INLINE bool are_few(const Step& s) { return s.num_tokens < MANY_TOKENS; }
+
+FANO_INLINE Rows rows_of(const Step& s, int64_t num_rows, const Crew& crew, int64_t part) {
+  if (are_few(s)) return {0, num_rows};
+  return {share(num_rows, part, crew.size), share(num_rows, part + 1, crew.size)};
+}
+
+FANO_INLINE void meet_of_many(const Step& s, Crew& crew) {
+  if (!are_few(s)) meet(crew);
+}
+
+// Rows `from`, `size` floats each and `stride` apart, as product() reads them.
+template <class Weight>
+FANO_TARGET static typename Met<Weight>::type* arrange_rows(const Step& s, const float* from, int64_t stride,
+                                                            int64_t size, float* to, Crew& crew, int64_t part) {
+  const int64_t depth = depth_of<Weight>(size);
+  auto* arranged = (typename Met<Weight>::type*)to;
+  const Rows mine = rows_of(s, s.num_tokens, crew, part);
+  for (int64_t t = mine.first; t < mine.last; t++) arrange(from + t * stride, size, depth, arranged + t * depth);
+  meet_of_many(s, crew);
+  return arranged;
+}
+
+template <class Weight>
+FANO_TARGET static typename Met<Weight>::type* norm_rows(const Model& m, const Step& s, const float* gain,
+                                                         const Workspace& w, Crew& crew, int64_t part) {
+  const int64_t depth = depth_of<Weight>(m.width);
+  auto* normed = (typename Met<Weight>::type*)w.normed;
+  const Rows mine = rows_of(s, s.num_tokens, crew, part);
+  for (int64_t t = mine.first; t < mine.last; t++) {
+    rms_norm(s.x + t * m.width, gain, m.eps, w.row, m.width);
+    arrange(w.row, m.width, depth, normed + t * depth);
+  }
+  meet_of_many(s, crew);
+  return normed;
+}
+
+// The keys and values of token `t`: elements `first` to `last` of a row of each.
+template <class Weight>
+FANO_INLINE void write_keys(const Step& s, const float* mine, int64_t queries, int64_t row, int64_t t, int64_t first,
+                            int64_t last, Weight* keys, Weight* values) {
+  for (int64_t e = first; e < last; e++) {
+    narrow(mine[queries + e], keys + s.kv_rows[t] * row + e);
+    narrow(mine[queries + row + e], values + s.kv_rows[t] * row + e);
+  }
+}
+
+// The prompts of a step over the keys of one layer: tiles are handed out one by one to whoever is free.
+template <class Weight>
+FANO_TARGET static void attend_prompts(const Model& m, const Step& s, const Weight* keys, const Weight* values,
+                                       const Workspace& w, Crew& crew) {
+  const int64_t queries = m.num_heads * m.head_width, all = queries + 2 * m.num_kv_heads * m.head_width;
+  const Attend a{w.wide, keys, values, w.mixed, s.query_start, s.spans, m.is_bf16, all, s.num_sequences, s.num_blocks,
+                 m.num_heads, m.num_kv_heads, m.head_width, (m.head_width + PADDING - 1) / PADDING * PADDING};
+  int64_t unit = __atomic_fetch_add(&crew.next, 1, __ATOMIC_RELAXED), before = 0;
+  for (int64_t i = s.num_decodes; i < s.num_sequences; i++) {
+    const int64_t count = s.query_start[i + 1] - s.query_start[i];
+    const int64_t num_tiles = (count + TILE_TOKENS - 1) / TILE_TOKENS, num_units = num_tiles * m.num_kv_heads;
+    for (; unit < before + num_units; unit = __atomic_fetch_add(&crew.next, 1, __ATOMIC_RELAXED)) {
+      // The last tiles first: they see the most, and the end of the work is then in small pieces.
+      const int64_t tile = num_tiles - 1 - (unit - before) / m.num_kv_heads, group = (unit - before) % m.num_kv_heads;
+      const int64_t start = tile * TILE_TOKENS, left = count - start;
+      attend_tile<Weight>(a, s.spans[i], group, s.query_start[i] + start, left < TILE_TOKENS ? left : TILE_TOKENS,
+                          s.spans[i].first_position + start, w.attend);
+    }
+    before += num_units;
+  }
+}
+
+template <class Weight>
+FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step& s, int64_t index, const Workspace& w,
+                                  Crew& crew, int64_t part) {
+  const int64_t queries = m.num_heads * m.head_width, row = m.num_kv_heads * m.head_width, all = queries + 2 * row;
+  const int64_t per_group = queries / m.num_kv_heads;
+  Weight* keys = (Weight*)s.keys + index * s.num_blocks * BLOCK_TOKENS * row;
+  Weight* values = (Weight*)s.values + index * s.num_blocks * BLOCK_TOKENS * row;
+  const auto* normed = norm_rows<Weight>(m, s, layer.mixer_norm, w, crew, part);
+  if (part == 0) crew.next = 0;
+  product<false>((const Weight*)layer.in_proj, normed, depth_of<Weight>(m.width), s.num_tokens, all, m.width, w.wide,
+                 all, part, crew.size);
+  meet(crew);
+  // A sequence that decodes reads what it wrote itself; a prompt's tokens read each other's.
+  for (int64_t unit = part; unit < s.num_decodes * m.num_kv_heads; unit += crew.size) {
+    const int64_t i = unit / m.num_kv_heads, group = unit % m.num_kv_heads, at = group * m.head_width;
+    const float* mine = w.wide + i * all;
+    write_keys(s, mine, queries, row, i, at, at + m.head_width, keys, values);
+    attend_group(m, s.sequences[i], keys + at, values + at, mine + group * per_group, w.scores,
+                 w.mixed + i * queries + group * per_group);
+  }
+  if (s.num_tokens > s.num_decodes) {
+    const int64_t count = s.num_tokens - s.num_decodes;
+    const int64_t last = s.num_decodes + share(count, part + 1, crew.size);
+    for (int64_t t = s.num_decodes + share(count, part, crew.size); t < last; t++) {
+      write_keys(s, w.wide + t * all, queries, row, t, 0, row, keys, values);
+    }
+    meet(crew);
+    attend_prompts<Weight>(m, s, keys, values, w, crew);
+  }
+  meet(crew);
+  const auto* mixed = arrange_rows<Weight>(s, w.mixed, queries, queries, w.arranged, crew, part);
+  product<true>((const Weight*)layer.out_proj, mixed, depth_of<Weight>(queries), s.num_tokens, m.width, queries, s.x,
+                m.width, part, crew.size);
+}
+
+template <class Weight>
+FANO_TARGET static void mamba(const Model& m, const Layer& layer, const Step& s, int64_t index, const Workspace& w,
+                              Crew& crew, int64_t part) {
+  const int64_t inner = m.inner, states = m.num_states, rank = m.dt_rank, selected = rank + 2 * states;
+  const int64_t grains = (inner + CHANNEL_GRAIN - 1) / CHANNEL_GRAIN;
+  const int64_t first = share(grains, part, crew.size) * CHANNEL_GRAIN;
+  const int64_t beyond = share(grains, part + 1, crew.size) * CHANNEL_GRAIN, last = beyond < inner ? beyond : inner;
+  const auto* normed = norm_rows<Weight>(m, s, layer.mixer_norm, w, crew, part);
+  product<false>((const Weight*)layer.in_proj, normed, depth_of<Weight>(m.width), s.num_tokens, 2 * inner, m.width,
+                 w.wide, 2 * inner, part, crew.size);
+  meet(crew);
+  conv({w.wide, layer.conv_weight, layer.conv_bias, s.conv + index * s.num_slots * (m.num_taps - 1) * inner, w.inner,
+        s.query_start, s.state_slots, 2 * inner, s.num_sequences, inner, m.num_taps},
+       first, last);
+  meet(crew);
+  const auto* arranged = arrange_rows<Weight>(s, w.inner, inner, inner, w.arranged, crew, part);
+  const bool few = are_few(s);
+  product<false>((const Weight*)layer.x_proj, arranged, depth_of<Weight>(inner), s.num_tokens, selected, inner,
+                 w.selected, selected, few ? 0 : part, few ? 1 : crew.size);
+  meet_of_many(s, crew);
+  const Rows mine = rows_of(s, s.num_tokens, crew, part);
+  for (int64_t t = mine.first; t < mine.last; t++) {
+    float *dt = w.selected + t * selected, *b = dt + rank, *c = b + states;
+    rms_norm(dt, layer.dt_norm, m.eps, dt, rank);
+    rms_norm(b, layer.b_norm, m.eps, b, states);
+    rms_norm(c, layer.c_norm, m.eps, c, states);
+  }
+  meet_of_many(s, crew);
+  // A thread's channels are whole strips, so it needs nobody's time steps but its own.
+  if (first < last) {
+    product<false>(layer.dt_proj + first * rank, w.selected, selected, s.num_tokens, last - first, rank,
+                   w.delta + first, inner, 0, 1);
+  }
+  scan({w.inner, w.delta, layer.dt_bias, layer.a, w.selected + rank, w.selected + rank + states, layer.d,
+        w.wide + inner, s.ssm + index * s.num_slots * states * inner, w.mixed, s.query_start, s.state_slots, inner,
+        inner, selected, selected, 2 * inner, s.num_sequences, inner, states},
+       first, last);
+  meet(crew);
+  const auto* mixed = arrange_rows<Weight>(s, w.mixed, inner, inner, w.arranged, crew, part);
+  product<true>((const Weight*)layer.out_proj, mixed, depth_of<Weight>(inner), s.num_tokens, m.width, inner, s.x,
+                m.width, part, crew.size);
+}
+
+template <class Weight>
+FANO_TARGET static void feed_forward(const Model& m, const Layer& layer, const Step& s, const Workspace& w, Crew& crew,
+                                     int64_t part) {
+  const auto* normed = norm_rows<Weight>(m, s, layer.ffn_norm, w, crew, part);
+  product<false>((const Weight*)layer.gate_up, normed, depth_of<Weight>(m.width), s.num_tokens, 2 * m.ffn, m.width,
+                 w.wide, 2 * m.ffn, part, crew.size);
+  meet(crew);
+  const int64_t depth = depth_of<Weight>(m.ffn);
+  auto* gated = (typename Met<Weight>::type*)w.gated;
+  const Rows mine = rows_of(s, s.num_tokens, crew, part);
+  for (int64_t t = mine.first; t < mine.last; t++) {
+    gate(w.wide + t * 2 * m.ffn, w.wide + t * 2 * m.ffn + m.ffn, w.row, m.ffn);
+    arrange(w.row, m.ffn, depth, gated + t * depth);
+  }
+  meet_of_many(s, crew);
+  product<true>((const Weight*)layer.down, gated, depth, s.num_tokens, m.width, m.ffn, s.x, m.width, part, crew.size);
+}
+
+template <class Weight>
+FANO_INLINE void embed(const Model& m, const Step& s, int64_t t) {
+  const int64_t id = s.input_ids[t], group = sizeof(float) / sizeof(Weight);
+  const Weight* strip = (const Weight*)m.embedding + id / STRIP * STRIP * depth_of<Weight>(m.width);
+  for (int64_t e = 0; e < m.width; e++) {
+    s.x[t * m.width + e] = widen_one(strip[(e / group * STRIP + id % STRIP) * group + e % group]);
+  }
+}
+
+template <class Weight>
+FANO_TARGET static void run_as(const Model& m, const Step& s, const Workspace& w, Crew& crew, int64_t part) {
+  const int64_t last = share(s.num_tokens, part + 1, crew.size);
+  for (int64_t t = share(s.num_tokens, part, crew.size); t < last; t++) embed<Weight>(m, s, t);
+  int64_t num_mamba = 0, num_attention = 0;
+  for (int64_t index = 0; index < m.num_layers; index++) {
+    const Layer& layer = m.layers[index];
+    meet(crew);
+    if (layer.is_attention) {
+      attention<Weight>(m, layer, s, num_attention++, w, crew, part);
+    } else {
+      mamba<Weight>(m, layer, s, num_mamba++, w, crew, part);
+    }
+    meet(crew);
+    feed_forward<Weight>(m, layer, s, w, crew, part);
+  }
+  meet(crew);
+  const int64_t depth = depth_of<Weight>(m.width);
+  auto* normed = (typename Met<Weight>::type*)w.normed;
+  const Rows mine = rows_of(s, s.num_logits, crew, part);
+  for (int64_t i = mine.first; i < mine.last; i++) {
+    rms_norm(s.x + s.logits_rows[i] * m.width, m.final_norm, m.eps, w.row, m.width);
+    arrange(w.row, m.width, depth, normed + i * depth);
+    if (part == 0 || !are_few(s)) __builtin_memcpy(s.hidden + i * m.width, w.row, m.width * sizeof(float));
+  }
+  meet_of_many(s, crew);
+  product<false>((const Weight*)m.head, normed, depth, s.num_logits, m.vocabulary, m.width, s.logits, m.vocabulary, part,
+                 crew.size);
+}
+
+FANO_TARGET static void run(const Model& m, const Step& s, const Workspace& w, Crew& crew, int64_t part) {
+  if (m.is_bf16) {
+    run_as<bf16>(m, s, w, crew, part);
+  } else {
+    run_as<float>(m, s, w, crew, part);
+  }
+}
+
+template <class Weight>
+FANO_TARGET static void arrange_all(const Product& p, float* to) {
+  const int64_t depth = depth_of<Weight>(p.size);
+  auto* arranged = (typename Met<Weight>::type*)to;
+  for (int64_t t = 0; t < p.num_tokens; t++) arrange(p.x + t * p.x_stride, p.size, depth, arranged + t * depth);
+}
+
+FANO_TARGET static void arrange_for(const Product& p, float* to) {
+  if (p.is_bf16) {
+    arrange_all<bf16>(p, to);
+  } else {
+    arrange_all<float>(p, to);
+  }
+}
+
+template <class Weight>
+FANO_TARGET static void multiply_as(const Product& p, const float* arranged, int64_t part, int64_t num_parts) {
+  product<false>((const Weight*)p.matrix, (const typename Met<Weight>::type*)arranged, depth_of<Weight>(p.size),
+                 p.num_tokens, p.num_rows, p.size, p.out, p.num_rows, part, num_parts);
+}
+
+FANO_TARGET static void multiply_part(const Product& p, const float* arranged, int64_t part, int64_t num_parts) {
+  if (p.is_bf16) {
+    multiply_as<bf16>(p, arranged, part, num_parts);
+  } else {
+    multiply_as<float>(p, arranged, part, num_parts);
+  }
+}
+
+}  // namespace FANO_SET
