@@ -2,7 +2,8 @@
 
 A life is run by a child of ``python -m fakes_crash``, which imports everything once, and no torch. A line on its
 standard input, ``DATA_DIR UPLOADS SEED KIND COUNT``, begins one; lines on its standard output tell what is done to
-which document (``adding``, ``added``, ``processed``, ``deleting``, ``deleted``) and what must not be (``broken``).
+which document (``adding``, ``added``, ``processed``, ``deleting``, ``deleted``), what to which pin, its row after the
+document (``pinning``, ``pinned``, ``unpinning``, ``unpinned``), and what must not be (``broken``).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,12 +23,14 @@ from retrieval.database import Database
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.library import Library
-from retrieval.passage import DocumentStatus
+from retrieval.passage import Document, DocumentStatus, Span
 
 DIMENSION = 32
 TENANTS = ("acme", "birch")
 MOST_KEPT = 7
 MOST_BEHIND = 3
+# Every text that can be read has these rows.
+PINNED_ROWS = range(12)
 
 # Where a life may end: before a call of the system, before a statement, after a line was said, or when it is killed
 # from outside ("time").
@@ -70,6 +74,24 @@ def questions(number: int) -> tuple[str, ...]:
         f"Which keeper is {code}003?",
         "How many nights does lamp 5 burn?",
     )
+
+
+def pin_of(number: int, row: int) -> tuple[Span, str]:
+    """The keeper's name of a row, and a key that stands nowhere in the text."""
+    name = f"{code_of(number)}{row:03d}"
+    start = text_of(number).index(name)
+    return Span(start, start + len(name)), f"PN-{code_of(number)}-{row}"
+
+
+def pins_of(library: Library, tenant: str, document: Document) -> dict[int, str]:
+    """The pins of a document by the row they stand in, each with its id."""
+    pins = {}
+    for fact in library.facts(tenant, document.id, source="user", limit=100):
+        row = int(fact.key.rpartition("-")[2])
+        assert (fact.span, fact.key) == pin_of(number_of(document.name), row), fact
+        assert row not in pins, fact
+        pins[row] = fact.id
+    return pins
 
 
 def tenants_of(number: int) -> tuple[str, ...]:
@@ -126,7 +148,7 @@ class Death:
 
 
 class Life:
-    """One thread adds, one processes, one deletes, and two search, until death."""
+    """One thread adds, one processes, one deletes, one pins and unpins, and two search, until death."""
 
     def __init__(self, library: Library, upload: Path, seed: int, death: Death) -> None:
         self._library = library
@@ -139,7 +161,7 @@ class Life:
         self._next = 1 + max((number_of(document.name) for _, document in self._kept), default=seed * 1000)
 
     def run(self) -> None:
-        works: list[Callable[[], None]] = [self._add, self._process, self._delete]
+        works: list[Callable[[], None]] = [self._add, self._process, self._delete, self._pin]
         works += [partial(self._search, each) for each in range(2)]
         threads = [threading.Thread(target=self._guarded, args=[work]) for work in works]
         for thread in threads:
@@ -154,8 +176,8 @@ class Life:
             say("broken", work, repr(error).replace("\n", " "))
             raise
 
-    def _tell(self, what: str, tenant: str, name: str) -> None:
-        say(what, tenant, number_of(name))
+    def _tell(self, what: str, tenant: str, name: str, *row: int) -> None:
+        say(what, tenant, number_of(name), *row)
         self._death.near("said")
 
     def _add(self) -> None:
@@ -199,6 +221,37 @@ class Life:
             self._tell("deleting", tenant, document.name)
             self._library.delete(tenant, document.id)
             self._tell("deleted", tenant, document.name)
+
+    def _pin(self) -> None:
+        dice = random.Random(self._seed + 1)
+        while True:
+            time.sleep(0.002)
+            with self._lock:
+                chosen = dice.choice(self._kept) if self._kept else None
+            if chosen is None:
+                continue
+            tenant, document = chosen
+            row = dice.choice(PINNED_ROWS)
+            with suppress(UnknownDocument, DocumentNotReady):
+                pin = pins_of(self._library, tenant, document).get(row)
+                if pin is None:
+                    self._pin_row(tenant, document, row)
+                else:
+                    self._tell("unpinning", tenant, document.name, row)
+                    self._library.unpin(tenant, document.id, pin)
+                    self._tell("unpinned", tenant, document.name, row)
+
+    def _pin_row(self, tenant: str, document: Document, row: int) -> None:
+        if self._library.get(tenant, document.id).num_characters is None:
+            return
+        span, key = pin_of(number_of(document.name), row)
+        self._tell("pinning", tenant, document.name, row)
+        _, is_new = self._library.pin(tenant, document.id, span, key)
+        assert is_new
+        self._tell("pinned", tenant, document.name, row)
+        first = self._library.search(tenant, f"What is {key}?", [document.id]).passages[0]
+        assert first.evidence is not None, first
+        assert first.evidence.start <= span.start < span.end <= first.evidence.end, (first, key)
 
     def _search(self, which: int) -> None:
         dice = random.Random(100 * self._seed + which)

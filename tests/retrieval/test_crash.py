@@ -1,4 +1,4 @@
-"""kill -9 at any moment of ingest, delete and search: what was acknowledged is there, and nothing else is."""
+"""kill -9 at any moment of ingest, delete, pin and search: what was acknowledged is there, and nothing else is."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fakes_crash import DIMENSION, KINDS, TENANTS, code_of, name_of, number_of, questions, text_of
+from fakes_crash import DIMENSION, KINDS, TENANTS, code_of, name_of, number_of, pin_of, pins_of, questions, text_of
 
 from retrieval.embedder import HashEmbedder
 from retrieval.library import Library
@@ -33,8 +33,15 @@ class Key(NamedTuple):
     number: int
 
 
-# Where each document stood when it was last spoken of.
-Said = dict[Key, str]
+class Pin(NamedTuple):
+    """Which pin: the row of the document it stands in."""
+
+    document: Key
+    row: int
+
+
+# What was last said of each document and each pin.
+Said = dict[Key | Pin, str]
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +73,10 @@ def live_and_die(
     timer.start()
     said: Said = {}
     while (line := worker.stdout.readline().split())[0] != "dead":
-        what, tenant, number, *_ = line
+        what, tenant, number, *row = line
         assert what != "broken", " ".join(line)
-        key = Key(tenant, int(number))
+        document = Key(tenant, int(number))
+        key = Pin(document, int(row[0])) if row else document
         # The thread that processes and the one that deletes speak at the same time.
         if not (what in ("added", "processed") and said.get(key, "").startswith("delet")):
             said[key] = what
@@ -78,14 +86,14 @@ def live_and_die(
 
 
 class Twin:
-    """A library that is never interrupted, with the same documents."""
+    """A library that is never interrupted, with the same documents and pins."""
 
     def __init__(self, directory: Path) -> None:
         self._upload = directory / "upload"
         self._ids: dict[Key, str] = {}
         self.library = Library.open(directory / "data", HashEmbedder(dimension=DIMENSION))
 
-    def hold(self, wanted: list[Key]) -> None:
+    def hold(self, wanted: list[Key], pins: set[Pin]) -> None:
         for key in set(self._ids) - set(wanted):
             self.library.delete(key.tenant, self._ids.pop(key))
         for key in sorted(set(wanted) - set(self._ids), key=lambda key: key.number):
@@ -93,6 +101,11 @@ class Twin:
             document, _ = self.library.add(key.tenant, name_of(key.number), "text/plain", self._upload)
             self.library.process(document.id)
             self._ids[key] = document.id
+        held = pins_by_document(self.library)
+        for pin in sorted(pins - set(held)):
+            self.library.pin(pin.document.tenant, self._ids[pin.document], *pin_of(pin.document.number, pin.row))
+        for pin in set(held) - pins:
+            self.library.unpin(pin.document.tenant, self._ids[pin.document], held[pin])
 
 
 @pytest.fixture
@@ -108,6 +121,26 @@ def documents_of(library: Library) -> dict[Key, Document]:
     return {Key(tenant, number_of(document.name)): document for tenant, document in listed}
 
 
+def pins_by_document(library: Library) -> dict[Pin, str]:
+    """All pins there are, each with its id."""
+    return {
+        Pin(key, row): fact_id
+        for key, document in documents_of(library).items()
+        for row, fact_id in pins_of(library, key.tenant, document).items()
+    }
+
+
+def assert_pins_found(library: Library) -> None:
+    """Every pin of a document that can be asked is the first passage's evidence under its key, in another form too."""
+    documents = documents_of(library)
+    for key, row in pins_by_document(library):
+        span, name = pin_of(key.number, row)
+        for asked in (name, name.replace("-", "").lower()):
+            passage = library.search(key.tenant, f"What is {asked}?", [documents[key].id]).passages[0]
+            assert passage.found_by[0] == "key"
+            assert passage.evidence.start <= span.start < span.end <= passage.evidence.end
+
+
 def answers_of(library: Library) -> list[object]:
     """Everything of the passages for a fixed list of questions, to each document and to all of a tenant."""
     answers: list[object] = []
@@ -117,8 +150,12 @@ def answers_of(library: Library) -> list[object]:
             for key, document in documents_of(library).items()
             if key.tenant == tenant and document.status is DocumentStatus.READY
         }
+        pins = sorted(pin for pin in pins_by_document(library) if pin.document.tenant == tenant)
+        answers.append(pins)
         for number in sorted(ready):
-            for question in questions(number):
+            pinned = [pin_of(number, pin.row)[1] for pin in pins if pin.document.number == number]
+            # One of them only, for the time it takes: each is asked for in assert_pins_found.
+            for question in (*questions(number), *pinned[:1]):
                 for asked in ([ready[number]], [ready[each] for each in sorted(ready)]):
                     result = library.search(tenant, question, asked)
                     answers.append((result.found, result.num_facts, result.num_chunks_searched))
@@ -144,12 +181,16 @@ def assert_rows(path: Path, documents: dict[Key, Document]) -> None:
         by_document = [
             name for name in tables if "document" in {row[1] for row in all_of(f"PRAGMA table_info({name})")}
         ]
-        assert {"texts", "chunks", "vector_rows", "embeddings", "facts", "fact_keys"} <= set(by_document)
+        assert {"texts", "chunks", "vector_rows", "embeddings", "facts", "fact_keys", "pins"} <= set(by_document)
         for name in by_document:
             assert all_of(f"SELECT document FROM {name} WHERE document NOT IN (SELECT number FROM documents)") == [], (
                 name
             )
         assert all_of("SELECT document, fact FROM fact_keys EXCEPT SELECT document, fact FROM facts") == []
+        assert (
+            all_of("SELECT document, pin FROM facts WHERE pin IS NOT NULL EXCEPT SELECT document, id FROM pins") == []
+        )
+        assert all_of("SELECT document, id FROM pins EXCEPT SELECT document, pin FROM facts") == []
         wrong = all_of(
             "SELECT id FROM documents d WHERE stage = 'ready' AND NOT ("
             "num_characters = (SELECT sum(length(text)) FROM texts WHERE document = number) "
@@ -184,14 +225,16 @@ def assert_gone(data_dir: Path, gone: set[int]) -> None:
     assert [number for number in sorted(gone) if code_of(number).encode() in everything] == []
 
 
-def assert_survived(data_dir: Path, said: Said, before: set[Key], twin: Twin) -> set[Key]:
-    """After a crash the library is whole; the documents it has. ``before`` are those it had when the life began."""
+def assert_survived(data_dir: Path, said: Said, before: set[Key | Pin], twin: Twin) -> set[Key | Pin]:
+    """After a crash the library is whole; the documents and pins it has. ``before`` are those it had when the life
+    began."""
     library = Library.open(data_dir, HashEmbedder(dimension=DIMENSION))
-    documents = documents_of(library)
-    # One whose adding or deleting was not acknowledged may be there or not.
-    must = {key for key in {*before, *said} if said.get(key, "added") in ("added", "processed")}
-    may = must | {key for key, what in said.items() if what in ("adding", "deleting")}
-    assert must <= set(documents) <= may
+    documents, pins = documents_of(library), set(pins_by_document(library))
+    # One whose adding or deleting was not acknowledged may be there or not; a pin goes with its document.
+    must = {key for key in {*before, *said} if said.get(key, "added") in ("added", "processed", "pinned")}
+    must -= {key for key in must if isinstance(key, Pin) and key.document not in documents}
+    may = must | {key for key, what in said.items() if what in ("adding", "deleting", "pinning", "unpinning")}
+    assert must <= {*documents, *pins} <= may
     for key, document in documents.items():
         if said.get(key) == "processed":
             assert document.status in (DocumentStatus.READY, DocumentStatus.FAILED)
@@ -204,26 +247,29 @@ def assert_survived(data_dir: Path, said: Said, before: set[Key], twin: Twin) ->
         else:
             assert document.status is DocumentStatus.READY
             assert library.text(key.tenant, document.id) == text_of(key.number)
-    twin.hold(list(documents))
+    assert set(pins_by_document(library)) == pins
+    assert_pins_found(library)
+    twin.hold(list(documents), pins)
     expected = answers_of(twin.library)
     assert answers_of(library) == expected
     assert_rows(data_dir / "store.sqlite3", documents)
     assert_files(data_dir, documents)
-    assert_gone(data_dir, {key.number for key in {*before, *said}} - {key.number for key in documents})
+    spoken_of = {key.number for key in {*before, *said} if isinstance(key, Key)}
+    assert_gone(data_dir, spoken_of - {key.number for key in documents})
     library.close()
     # The indexes are derived: without them the answers are the same.
     shutil.rmtree(data_dir / "indexes")
     library = Library.open(data_dir, HashEmbedder(dimension=DIMENSION))
     assert answers_of(library) == expected
     library.close()
-    return set(documents)
+    return {*documents, *pins}
 
 
 def kill_again_and_again(
     worker: "subprocess.Popen[str]", tmp_path: Path, twin: Twin, seed: int, num_kills: int
 ) -> Counter[str]:
     """One library through ``num_kills`` lives, each checked; how often each word was said."""
-    dice, data_dir, alive = random.Random(seed), tmp_path / "data", set[Key]()
+    dice, data_dir, alive = random.Random(seed), tmp_path / "data", set[Key | Pin]()
     words: Counter[str] = Counter()
     for life in range(num_kills):
         # Half at a moment of the clock, the opening included, half at a named point.
@@ -236,7 +282,7 @@ def kill_again_and_again(
 
 def test_what_was_acknowledged_survives_kill_9(worker: "subprocess.Popen[str]", tmp_path: Path, twin: Twin) -> None:
     words = kill_again_and_again(worker, tmp_path, twin, 0, 10)
-    assert words["processed"] and words["deleted"]
+    assert words["processed"] and words["deleted"] and words["pinned"] and words["unpinned"]
 
 
 @pytest.mark.slow
@@ -245,4 +291,4 @@ def test_what_was_acknowledged_survives_kill_9_at_a_hundred_moments(
     worker: "subprocess.Popen[str]", tmp_path: Path, twin: Twin, seed: int
 ) -> None:
     words = kill_again_and_again(worker, tmp_path, twin, seed, 20)
-    assert words["processed"] and words["deleted"]
+    assert words["processed"] and words["deleted"] and words["pinned"] and words["unpinned"]
