@@ -56,7 +56,7 @@ def main() -> int:
     if "answers" in arguments.stages:
         from bench.recall.answers import AnswersStage
 
-        AnswersStage(tasks, vectors, count_tokens, work / "answers", arguments.threads).run(
+        AnswersStage(tasks, vectors, count_tokens, work / "answers", arguments.threads, arguments.misses).run(
             ledger, names, arguments.tokens, arguments.cases, arguments.asked
         )
     if "reading" in arguments.stages:

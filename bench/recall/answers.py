@@ -1,5 +1,6 @@
 """P(right | found): what the server answers over HTTP, and whether every quote stands where it says."""
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -102,12 +103,21 @@ class AnswersStage:
     that the server finds what it would have made itself. Questions, answers and stored texts go over HTTP.
     """
 
-    def __init__(self, tasks: Tasks, vectors: Path, count_tokens: CountTokens, work: Path, num_threads: int) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        vectors: Path,
+        count_tokens: CountTokens,
+        work: Path,
+        num_threads: int,
+        misses: Path | None = None,
+    ) -> None:
         self._tasks = tasks
         self._vectors = vectors
         self._count_tokens = count_tokens
         self._work = work
         self._num_threads = num_threads
+        self._misses = misses
 
     def run(self, ledger: Ledger, names: list[str], lengths: list[int], num_cases: int, num_asked: int) -> None:
         """All cells that are not in the ledger yet."""
@@ -168,6 +178,8 @@ class AnswersStage:
             told = reply.raise_for_status().json()
             spans = [Span(source["start"], source["end"]) for source in told["sources"]]
             marks[case.group].note(case, told["answer"], spans, told["found"])
+            if self._misses is not None and not all_right(case, told["answer"]):
+                self._note_miss(f"{name} {num_tokens} {way}", case, told)
             for piece in [*told["sources"], *told["citations"]]:
                 num_spans += 1
                 num_wrong += not _is_true(child, document, corpus.text, piece)
@@ -183,6 +195,13 @@ class AnswersStage:
             "num_spans_wrong": num_wrong,
             "answer_seconds": round(statistics.median(seconds), 3),
         }
+
+    def _note_miss(self, cell: str, case: Case, told: dict[str, Any]) -> None:
+        sources = [source["text"][:300] for source in told["sources"]]
+        line = {"cell": cell, "group": case.group, "question": case.question, "wanted": wanted_texts(case)}
+        assert self._misses is not None
+        with self._misses.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "answer": told["answer"], "sources": sources}) + "\n")
 
 
 def _is_true(child: Child, document: str, text: str, piece: dict[str, Any]) -> bool:
