@@ -135,7 +135,8 @@ async def test_all_bills_tell_the_same_bytes(client: httpx.AsyncClient, engine: 
     ssm, conv, keys, values = (tensor.nbytes for tensor in tensors)
     model = runner._model  # type: ignore[attr-defined]
     weights = sum(weight.nbytes for weight in model.parameters())
-    assert held == {"weights": weights, "ssm_state": ssm, "conv_state": conv, "kv": keys + values, "workspace": model.workspace_bytes}
+    workspace = model.workspace_bytes
+    assert held == {"weights": weights, "ssm_state": ssm, "conv_state": conv, "kv": keys + values, "workspace": workspace}
     assert planned | {"workspace": 0} == held | {"workspace": 0}
     assert 0 < held["workspace"] <= planned["workspace"]
     for pool in held:
