@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.asked_keys import Met
 from retrieval.contents import Contents
 from retrieval.errors import UnknownDocument
 from retrieval.features import Candidate
@@ -22,8 +23,10 @@ def candidates(
     lexical: Sequence[tuple[int, int, float]],
     dense: Mapping[Place, NearRow],
     query: NDArray[np.float32] | None,
+    met: Met,
 ) -> list[Candidate]:
-    """One candidate for each chunk of ``lexical`` and ``dense``, which are best first, in the order of their places.
+    """One candidate for each chunk of ``lexical`` and ``dense``, which are best first, and for each place of a weak key
+    of ``met``, in the order of their places.
 
     ``query`` is the vector of the question, None if nothing was searched by meaning.
 
@@ -33,7 +36,7 @@ def candidates(
     by_words = {(document, ordinal): (rank, score) for rank, (document, ordinal, score) in enumerate(lexical, start=1)}
     by_meaning = {place: rank for rank, place in enumerate(dense, start=1)}
     ordinals: dict[int, list[int]] = {}
-    for document, ordinal in sorted({*by_words, *by_meaning}):
+    for document, ordinal in sorted({*by_words, *by_meaning, *met.weak}):
         ordinals.setdefault(document, []).append(ordinal)
     found = []
     for document, wanted in ordinals.items():
@@ -59,6 +62,7 @@ def candidates(
                     lexical_score=score,
                     lexical_rank=rank,
                     dense_rank=by_meaning.get((document, ordinal), 0),
+                    keys=met.rarities((document, ordinal)),
                 )
             )
             first += len(chunk)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from functools import lru_cache
+from itertools import chain, pairwise
 from typing import Self
 
 import numpy as np
@@ -88,7 +89,8 @@ class Candidate:
 
     ``rows`` are its stretches that have vectors, ``products`` their inner products with the question, None where the
     vectors do not stand yet. Scores and ranks (from 1; 0: not returned) are those of the search by words and by
-    meaning. ``place`` is document and ordinal.
+    meaning. ``place`` is document and ordinal; ``keys`` holds one divided by the number of its places for each key of
+    the question that stands here without leading here.
     """
 
     place: tuple[int, int]
@@ -98,6 +100,7 @@ class Candidate:
     lexical_score: float
     lexical_rank: int
     dense_rank: int
+    keys: Sequence[float] = ()
 
 
 NAMES = (
@@ -131,41 +134,51 @@ NAMES = (
     "is_table",
     "question_words",
     "question_known",
+    "keys",
+    "keys_rarest",
+    "keys_gap",
 )
+
+# Words are seen again and again: the stemmer is asked once for most of them.
+_MAX_KNOWN_STEMS = 100_000
 
 
 def features(question: AskedWords, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
     """One row [len(NAMES)] for each candidate; what is relative is so to the best of all ``candidates``."""
     if not candidates:
         return np.empty((0, len(NAMES)), np.float32)
-    row_stems = _row_stems(candidates)
     best_lexical = max(candidate.lexical_score for candidate in candidates) or 1.0
     table = np.zeros((len(candidates), len(NAMES)), np.float32)
     values = {name: table[:, column] for column, name in enumerate(NAMES)}
-    asked_pairs = _pairs(list(question.shares))
+    shares = question.shares
+    stems_asked = frozenset(shares)
+    asked_pairs = _pairs(list(shares))
     for index, candidate in enumerate(candidates):
-        tokens = row_stems[index]
-        sets = [frozenset(row) for row in tokens]
+        tokens = [_stems(row) for row in candidate.rows]
+        # Only what the question asks for matters of the words of a row.
+        sets = [stems_asked.intersection(row) for row in tokens]
         whole = frozenset().union(*sets)
-        coverages = [_share(question.shares, row) for row in sets]
+        coverages = [_share(shares, row) if row else 0.0 for row in sets]
         products = candidate.products
-        near = int(products.argmax()) if products is not None else int(np.argmax(coverages))
         if products is not None:
-            ordered = np.sort(products)[::-1]
-            values["dense_best"][index] = ordered[0]
-            values["dense_second"][index] = ordered[1] if len(ordered) > 1 else 0.0
-            values["dense_mean"][index] = products.mean()
+            given = products.tolist()
+            best = max(given)
+            near = given.index(best)
+            values["dense_best"][index] = best
+            values["dense_second"][index] = sorted(given)[-2] if len(given) > 1 else 0.0
+            values["dense_mean"][index] = sum(given) / len(given)
             values["has_dense"][index] = 1.0
             values["row_joint"][index] = max(
-                float(product) + 0.5 * coverage for product, coverage in zip(products, coverages, strict=True)
+                product + 0.5 * coverage for product, coverage in zip(given, coverages, strict=True)
             )
         else:
+            near = coverages.index(max(coverages))
             values["row_joint"][index] = 0.5 * max(coverages)
         values["lexical_relative"][index] = candidate.lexical_score / best_lexical
         values["lexical_absolute"][index] = candidate.lexical_score / (5.0 * max(question.num_words, 1))
         values["lexical_rank"][index] = 1.0 / candidate.lexical_rank if candidate.lexical_rank else 0.0
         values["dense_rank"][index] = 1.0 / candidate.dense_rank if candidate.dense_rank else 0.0
-        values["coverage_chunk"][index] = _share(question.shares, whole)
+        values["coverage_chunk"][index] = _share(shares, whole)
         values["coverage_row"][index] = max(coverages)
         values["coverage_near_row"][index] = coverages[near]
         if question.names:
@@ -177,17 +190,21 @@ def features(question: AskedWords, candidates: Sequence[Candidate]) -> NDArray[n
             values["typed_row"][index] = _holds(question, candidate.rows[near])
             values["typed_chunk"][index] = _holds(question, " ".join(candidate.rows))
         if asked_pairs:
-            there = set().union(*(_pairs(row) for row in tokens))
-            values["pairs"][index] = len(asked_pairs & there) / len(asked_pairs)
+            there = asked_pairs.intersection(chain.from_iterable(map(pairwise, tokens)))
+            values["pairs"][index] = len(there) / len(asked_pairs)
         if candidate.heading:
-            values["heading"][index] = _share(question.shares, frozenset(stems(words(candidate.heading))))
+            values["heading"][index] = _share(shares, frozenset(_stems(candidate.heading)))
         length = sum(map(len, candidate.rows))
         values["length"][index] = length / 600
         values["num_rows"][index] = len(candidate.rows) / 5
         values["is_table"][index] = min(1.0, sum(row.count("|") for row in candidate.rows) * 20 / max(length, 1))
+        values["keys"][index] = len(candidate.keys) / 5
+        values["keys_rarest"][index] = max(candidate.keys, default=0.0)
+        values["keys_gap"][index] = sum(candidate.keys)
     values["dense_gap"][:] = values["dense_best"] - values["dense_best"].max()
     values["row_joint_gap"][:] = values["row_joint"] - values["row_joint"].max()
     values["coverage_gap"][:] = values["coverage_chunk"] - values["coverage_chunk"].max()
+    values["keys_gap"][:] -= values["keys_gap"].max()
     values["question_words"][:] = question.num_words / 10
     values["question_known"][:] = question.known
     _neighbours(candidates, values)
@@ -206,13 +223,14 @@ def _neighbours(candidates: Sequence[Candidate], values: Mapping[str, NDArray[np
                     values[to][index] = max(values[to][index], values[of][beside])
 
 
-def _row_stems(candidates: Sequence[Candidate]) -> list[list[list[str]]]:
-    """The stems of every row of every candidate, by one call of the stemmer, which is what takes the time."""
-    rows = [words(row) for candidate in candidates for row in candidate.rows]
-    distinct = list({word for row in rows for word in row})
-    stem_of = dict(zip(distinct, stems(distinct), strict=True))
-    following = iter(rows)
-    return [[[stem_of[word] for word in next(following)] for _ in candidate.rows] for candidate in candidates]
+def _stems(text: str) -> list[str]:
+    return [_stem(word) for word in words(text)]
+
+
+@lru_cache(maxsize=_MAX_KNOWN_STEMS)
+def _stem(word: str) -> str:
+    (stem,) = stems((word,)) or (word,)
+    return stem
 
 
 def _share(shares: Mapping[str, float], there: frozenset[str]) -> float:

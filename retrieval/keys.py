@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from retrieval.amounts import AMOUNT_FORMS, amount_forms
 from retrieval.contacts import EMAIL, PHONE, URL, address_end, contact_forms
@@ -14,12 +15,26 @@ from retrieval.words import STOP_WORDS
 MAX_KEY_CHARACTERS = 200
 
 
+class KeyShape(Enum):
+    """What a piece of a question looks like: who quotes or writes a code means exactly that, a year may stand anywhere.
+
+    VALUE is a date, a duration, an amount, a year or a plain number of up to four digits.
+    """
+
+    QUOTED = "quoted"
+    ADDRESS = "address"
+    CODE = "code"
+    VALUE = "value"
+    PHRASE = "phrase"
+
+
 @dataclass(frozen=True, slots=True)
 class QueryKey:
     """A piece of a question that may be a key: as written, and ``folded`` as ``fold`` gives it."""
 
     raw: str
     folded: tuple[str, ...]
+    shape: KeyShape = KeyShape.PHRASE
 
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-")
@@ -73,6 +88,10 @@ _QUOTED = re.compile(r"[\"“«`]([^\"“”«»`\n]{2,120})[\"”»`]|(?<!\w)['
 _TOKEN = re.compile(r"[^\s,;!?\"“”«»()\[\]{}<>|]+")
 _WORD = re.compile(r"[^\W_][\w'’.&/#%-]*")
 _POSSESSIVE = re.compile(r"['’]s$")
+# Years and their spans, decades, ordinals.
+_PLAIN_NUMBER = re.compile(r"\d{1,4}(?:st|nd|rd|th|s|['’]s)?|[12]\d{3}[-/]\d{2,4}", re.IGNORECASE)
+# "US 2010", "2018 2019": words or years side by side, not the pieces of one code.
+_YEARS = re.compile(r"(?:[A-Z]+|[12]\d{3})(?: [12]\d{3})+")
 _NAMED = re.compile(
     r"(?:what(?:'s|’s|\s+is|\s+was|\s+are)|give me|tell me|show me|find|state|name)\s+"
     r"(?:the|its|their|his|her|our|my)\s+"
@@ -104,29 +123,35 @@ def query_keys(question: str) -> tuple[QueryKey, ...]:
     """
     question = unicodedata.normalize("NFKC", question[:_MAX_QUESTION_CHARACTERS]).translate(_DASHES)
     keys: dict[tuple[str, ...], QueryKey] = {}
-    for raw in _candidates(question):
+    for raw, shape in _candidates(question):
         folded = fold(raw)
         if folded and folded not in keys:
-            keys[folded] = QueryKey(raw, folded)
+            keys[folded] = QueryKey(raw, folded, shape)
     return tuple(keys.values())
 
 
-def _candidates(question: str) -> Iterator[str]:
+def _candidates(question: str) -> Iterator[tuple[str, KeyShape]]:
     for match in _QUOTED.finditer(question):
-        yield match[1] or match[2]
+        yield match[1] or match[2], KeyShape.QUOTED
     for match in URL.finditer(question):
-        yield match[0][: address_end(match[0])]
-    for form in (EMAIL, PHONE, *DATE_FORMS, SPELLED_DURATION, COUNTED_DURATION, ISO_DURATION, *AMOUNT_FORMS):
-        for match in form.finditer(question):
-            yield match[0]
+        yield match[0][: address_end(match[0])], KeyShape.ADDRESS
+    for shape, forms in (
+        (KeyShape.ADDRESS, (EMAIL, PHONE)),
+        (KeyShape.VALUE, (*DATE_FORMS, SPELLED_DURATION, COUNTED_DURATION, ISO_DURATION, *AMOUNT_FORMS)),
+    ):
+        for form in forms:
+            for match in form.finditer(question):
+                yield match[0], shape
     tokens = [token.strip(".:'’") for token in _TOKEN.findall(question)]
     for token in tokens:
         if _is_code(token):
-            yield _POSSESSIVE.sub("", token)
-    yield from _split_codes(tokens)
+            yield _POSSESSIVE.sub("", token), KeyShape.VALUE if _PLAIN_NUMBER.fullmatch(token) else KeyShape.CODE
+    for run in _split_codes(tokens):
+        yield run, KeyShape.PHRASE if _YEARS.fullmatch(run) else KeyShape.CODE
     for match in _NAMED.finditer(question):
-        yield match[1]
-    yield from _phrases(question)
+        yield match[1], KeyShape.PHRASE
+    for phrase in _phrases(question):
+        yield phrase, KeyShape.PHRASE
 
 
 def _is_code(token: str) -> bool:

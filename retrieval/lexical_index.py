@@ -8,6 +8,7 @@ of one question have in common, how rare a word is among all of them, is put rig
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -156,6 +157,7 @@ def _schema() -> tantivy.Schema:
     return builder.build()
 
 
+@cache
 def _stemmer() -> tantivy.TextAnalyzer:
     tokens = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
     return tokens.filter(tantivy.Filter.stemmer("english")).build()

@@ -140,7 +140,7 @@ class Nearest:
 class Passage:
     """A piece of a stored document that may hold the answer.
 
-    ``found_by`` says which searches returned it ("key", "lexical", "dense"). On a key hit
+    ``found_by`` says which searches returned it ("key", "hop", "lexical", "dense"). On a key hit
     ``evidence`` is the sentence or row that holds the key, else None. ``nearest`` is None where the search by meaning
     did not return the passage. ``values`` are what the evidence says under the key asked for, each once, in reading
     order: the value of the key, or, of an identifier in a sentence, the other facts of that sentence; empty when

@@ -24,11 +24,16 @@ class KeyHit:
     """A chunk that keys of the question stand in.
 
     ``forms`` says for each key of the question how far it had to be folded to meet the text (0: as written);
-    ``meetings`` where it met which fact.
+    ``meetings`` where it met which fact. Only where it ``is_leading`` does the chunk come before what no key led to.
     """
 
     forms: dict[int, int] = field(default_factory=dict)
     meetings: list["Meeting"] = field(default_factory=list)
+    is_leading: bool = True
+
+    def copy(self) -> "KeyHit":
+        """The same hit, to note more in."""
+        return KeyHit(dict(self.forms), list(self.meetings), self.is_leading)
 
     def note(self, key: int, form: int, fact: StoredFact) -> None:
         """One more meeting of a key and the text."""
@@ -58,13 +63,15 @@ class NearRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
-    """What each search found: chunks by key, and the rankings by words and by meaning, best first.
+    """What each search found: chunks by key, what these lead on to (``hops``, nearest first), and the rankings by words
+    and by meaning, best first.
 
     ``scores``, from 0 to 1, say how likely the answer stands in a chunk beside others. ``found`` is False when nothing
     of it has to do with the question; ``reason`` says which searches were made.
     """
 
     keys: Mapping[Place, KeyHit]
+    hops: Sequence[Place]
     lexical: Sequence[Place]
     dense: Mapping[Place, NearRow]
     scores: Mapping[Place, float]
@@ -76,6 +83,11 @@ class Rankings:
     num_chunks: int
     seconds: Mapping[str, float]
 
+    @property
+    def num_leading(self) -> int:
+        """Chunks that come first because keys led there."""
+        return sum(hit.is_leading for hit in self.keys.values())
+
 
 def compose(
     store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
@@ -83,11 +95,11 @@ def compose(
     """At most ``max_passages`` passages, best first.
 
     Chunks that a key led to come before all others: those that a user pinned under it first, then those with more
-    keys of the question, then those where the keys stand as they were asked. The others follow by their score; equal
-    ones in reading order.
+    keys of the question, then those where the keys stand as they were asked; then those that these lead on to. The
+    others follow by their score; equal ones in reading order.
     """
     scores = rankings.scores
-    order = _order(rankings.keys, scores, max_passages)
+    order = _order(rankings.keys, rankings.hops, scores, max_passages)
     chunks = _chunks(contents, records, order)
     passages = []
     for group in _join(order, chunks, rankings.keys, max_passages):
@@ -95,11 +107,14 @@ def compose(
         start = min(chunks[place].start for place in group)
         end = max(chunks[place].end for place in group)
         hits = [rankings.keys[place] for place in group if place in rankings.keys]
+        is_led = any(hit.is_leading for hit in hits)
+        hits = [hit for hit in hits if hit.is_leading or not is_led]
         evidence = _evidence(store, record, hits, rankings.question_words)
         if evidence is not None:
             # A sentence that was too long for one chunk: what may be quoted must stand in the passage.
             start, end = min(start, evidence.start), max(end, evidence.end)
         score = max(scores.get(place, 0.0) for place in group)
+        is_hop = any(place in rankings.hops for place in group)
         passages.append(
             Passage(
                 document_id=record.document.id,
@@ -107,8 +122,8 @@ def compose(
                 span=Span(start, end),
                 text=store.text(record.number, start, end),
                 page=chunks[min(group)].page,
-                # In the order of the passages: key hits above one half, the others below.
-                score=(1.0 + score) / 2 if hits else score / 2,
+                # In the order of the passages: where keys led above one half, what that led on to at it, others below.
+                score=(1.0 + score) / 2 if is_led else 0.5 if is_hop else score / 2,
                 found_by=_finders(group, rankings),
                 evidence=evidence,
                 nearest=_nearest(contents, record, group, rankings.dense),
@@ -130,18 +145,22 @@ def _nearest(
     return Nearest(rows[0].span, near.score)
 
 
-def _order(keys: Mapping[Place, KeyHit], scores: Mapping[Place, float], max_passages: int) -> list[Place]:
-    def rank(place: Place) -> tuple[bool, bool, int, int, float, Place]:
-        hit = keys.get(place)
-        if hit is None:
-            return (True, True, 0, 0, -scores[place], place)
-        return (False, not hit.is_pinned, -len(hit.forms), sum(hit.forms.values()), -scores.get(place, 0.0), place)
+def _order(
+    keys: Mapping[Place, KeyHit], hops: Sequence[Place], scores: Mapping[Place, float], max_passages: int
+) -> list[Place]:
+    hop_of = {place: hop for hop, place in enumerate(hops)}
 
-    return sorted({*scores, *keys}, key=rank)[: max_passages * JOIN_DEPTH]
+    def rank(place: Place) -> tuple[int, int, int, float, Place]:
+        hit, score = keys.get(place), scores.get(place, 0.0)
+        if hit is not None and hit.is_leading:
+            return (0 if hit.is_pinned else 1, -len(hit.forms), sum(hit.forms.values()), -score, place)
+        return (2, hop_of[place], 0, -score, place) if place in hop_of else (3, 0, 0, -score, place)
+
+    return sorted({*scores, *keys, *hops}, key=rank)[: max_passages * JOIN_DEPTH]
 
 
 def _finders(group: Sequence[Place], rankings: Rankings) -> tuple[str, ...]:
-    found = {"key": rankings.keys, "lexical": rankings.lexical, "dense": rankings.dense}
+    found = {"key": rankings.keys, "hop": rankings.hops, "lexical": rankings.lexical, "dense": rankings.dense}
     return tuple(name for name, places in found.items() if any(place in places for place in group))
 
 
@@ -164,7 +183,8 @@ def _join(
         if place not in chunks:
             continue
         # A key hit opens a passage of its own: a passage has one evidence, and no hit may hide another.
-        group = None if place in keys else next((group for group in groups if _fits(place, group, chunks)), None)
+        is_led = place in keys and keys[place].is_leading
+        group = None if is_led else next((group for group in groups if _fits(place, group, chunks)), None)
         if group is not None:
             group.append(place)
         elif len(groups) < max_passages:

@@ -7,27 +7,23 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.asked_keys import Met, meet
 from retrieval.candidates import candidates
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentNotReady
 from retrieval.features import AskedWords, features
 from retrieval.fusion import fuse
-from retrieval.keys import query_keys
+from retrieval.hops import Trail
 from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
-from retrieval.passage import FactKind, SearchResult, Span
+from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
 
-# Under these kinds every place of a key is returned first. Of the others (dates, amounts, names) only where they
-# stand in few places: before this rule the years in questions about annual reports filled all passages, and found
-# among the first five fell from 78.7 % (meaning alone) to 59.3 %.
-EXACT_KINDS = frozenset({FactKind.IDENTIFIER.value, FactKind.KEY_VALUE.value})
-MAX_LOOSE_PLACES = 3
-# A phrase or a year of the question goes first as a key only at places that are this far up by score, too.
+# What a year or a phrase of the question stands in is evidence only this far up by score.
 LIKELY = 5
 # Candidates each search contributes.
 DEPTH = 50
@@ -74,7 +70,7 @@ class Search:
         return SearchResult(
             passages=passages,
             found=bool(passages) and rankings.found,
-            reason=rankings.reason + _unshown(len(rankings.keys), max_passages),
+            reason=rankings.reason + _unshown(rankings.num_leading, max_passages),
             num_facts=rankings.num_facts,
             num_chunks_searched=rankings.num_chunks,
             seconds=seconds,
@@ -85,7 +81,7 @@ class Search:
         """What each search finds, before any of it is joined."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "keys"):
-            key_hits, num_facts = self._keys(question, records)
+            met = meet(self._contents, question, records)
         with _timed(seconds, "lexical"):
             shelves = [self._shelves.open(record) for record in records]
             words = LexicalQuery.of(question)
@@ -100,7 +96,7 @@ class Search:
                 ranker = Ranker.load()
                 near = dict(list(dense.items())[:RANKED_DEPTH])
                 found = candidates(
-                    self._store, self._contents, records, shelves, lexical.hits[:RANKED_DEPTH], near, query
+                    self._store, self._contents, records, shelves, lexical.hits[:RANKED_DEPTH], near, query, met
                 )
                 table = features(AskedWords.of(question, words, lexical.rarities, lexical.known), found)
                 ranked = ranker.scores(table)
@@ -111,46 +107,24 @@ class Search:
                 scores = fuse({"lexical": _places(lexical), "dense": [*dense]}, WEIGHTS)
                 is_found = bool(lexical.known) or (bool(dense) and next(iter(dense.values())).score >= DENSE_FLOOR)
                 confidence = float(is_found)
-        if self._is_learned:
-            key_hits = _trusted(
-                key_hits, {number for number, key in enumerate(query_keys(question)) if _is_loose(key.raw)}, scores
-            )
+        key_hits = _joined(met, scores, self._is_learned)
+        with _timed(seconds, "hops"):
+            hops = Trail(self._store, self._contents, records, shelves).follow(question, met.leading)
+        is_led = any(hit.is_leading for hit in key_hits.values())
         return Rankings(
             keys=key_hits,
+            hops=hops,
             lexical=_places(lexical),
             dense=dense,
             scores=scores,
             question_words=words.exact,
-            found=bool(key_hits) or is_found,
-            confidence=1.0 if key_hits else confidence,
+            found=is_led or is_found,
+            confidence=1.0 if is_led else confidence,
             reason=_reason(shelves),
-            num_facts=num_facts,
+            num_facts=met.num_facts,
             num_chunks=num_chunks,
             seconds=seconds,
         )
-
-    def _keys(self, question: str, records: Sequence[Record]) -> tuple[dict[Place, KeyHit], int]:
-        """The chunks that keys of the question stand in, and how many facts led there."""
-        # Each form of each key asked, with its place in the key: a fact found by early forms of both is nearest.
-        forms: dict[str, list[tuple[int, int]]] = {}
-        for number, key in enumerate(query_keys(question)):
-            for form, folded in enumerate(key.folded):
-                forms.setdefault(folded, []).append((number, form))
-        if not forms:
-            return {}, 0
-        documents = {record.number: document for document, record in enumerate(records)}
-        facts = self._contents.facts_by_key(list(documents), list(forms))
-        places: dict[str, set[Span]] = {}
-        for fact in facts:
-            places.setdefault(fact.key, set()).add(fact.span)
-        # A year or a sum that stands all over the text is no key; an identifier is one however often it stands.
-        facts = [fact for fact in facts if fact.kind in EXACT_KINDS or len(places[fact.key]) <= MAX_LOOSE_PLACES]
-        hits: dict[Place, KeyHit] = {}
-        for fact in facts:
-            hit = hits.setdefault((documents[fact.document], fact.chunk), KeyHit())
-            for number, form in forms[fact.key]:
-                hit.note(number, form + fact.form, fact)
-        return hits, len({(fact.document, fact.span) for fact in facts})
 
 
 def nearest_chunks(query: NDArray[np.float32] | None, shelves: Sequence[Shelf]) -> dict[Place, NearRow]:
@@ -167,16 +141,17 @@ def nearest_chunks(query: NDArray[np.float32] | None, shelves: Sequence[Shelf]) 
     return {place: nearest[place] for place in places}
 
 
-def _is_loose(raw: str) -> bool:
-    """Whether a key is a phrase or a year, which any text may hold by chance, and not a code, a sum or a date."""
-    num_digits = sum(map(str.isdigit, raw))
-    return (num_digits == 0 and raw == raw.replace("-", "").replace("_", "")) or (raw.isdigit() and num_digits < 5)
-
-
-def _trusted(hits: dict[Place, KeyHit], loose: set[int], scores: Mapping[Place, float]) -> dict[Place, KeyHit]:
-    """The hits but those of loose keys alone at places that nothing else speaks for."""
+def _joined(met: Met, scores: Mapping[Place, float], is_learned: bool) -> dict[Place, KeyHit]:
+    """Every place that keys lead to, with all keys that stand there; and of the others those that the ranking has far
+    up, in its order. Without a learned ranking, which weighs them, few places are as good as an exact key."""
+    hits = {place: hit.copy() for place, hit in met.leading.items()}
     likely = set(sorted(scores, key=lambda place: (-scores[place], place))[:LIKELY])
-    return {place: hit for place, hit in hits.items() if place in likely or not loose.issuperset(hit.forms)}
+    for place, weak in met.weak.items():
+        if place in hits or not is_learned or place in likely:
+            hit = hits.setdefault(place, KeyHit(is_leading=not is_learned))
+            for meeting in weak.meetings:
+                hit.note(*meeting)
+    return hits
 
 
 def _places(hits: LexicalHits) -> tuple[Place, ...]:

@@ -22,35 +22,48 @@ import numpy as np
 import torch
 from torch import nn
 
+from retrieval.asked_keys import WHOLE, Met, meet, share
 from retrieval.candidates import candidates
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder, MiniLMEmbedder
 from retrieval.faiss_index import FaissIndex
 from retrieval.features import NAMES, AskedWords, features
 from retrieval.fusion import fuse
+from retrieval.keys import KeyShape, QueryKey, query_keys
 from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.library import Library
+from retrieval.passages import Place
 from retrieval.ranker import CONFIDENCE_NAMES, confidence_features
 from retrieval.search import RANKED_DEPTH, WEIGHTS, nearest_chunks
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Store
+from retrieval.words import STOP_WORDS
+from retrieval.words import words as words_of
 
 SEED = 1
 TENANT = "training"
 PARTS = (("first", 0.42), ("second", 0.42), ("development", 0.16))
 # Characters of contexts and questions from each source.
 SOURCES = {
-    "squad1.1": (600_000, 800),
-    "fairytaleqa": (250_000, 400),
-    "wikitablequestions": (250_000, 300),
-    "afriqa": (300_000, 500),
+    "squad1.1": (600_000, 500),
+    "fairytaleqa": (250_000, 250),
+    "wikitablequestions": (250_000, 400),
+    "afriqa": (300_000, 350),
     "nq-gold": (200_000, 400),
     "nq-qed": (60_000, 50),
 }
-ARTICLES, QUESTIONS_OF_ARTICLE = 50, 12
+ARTICLES, QUESTIONS_OF_ARTICLE = 30, 10
+# Questions of other texts for each two of a text's own.
+ABSENT_SHARE = 0.5
 # Of the development questions whose answer is among the first five, this share may be told that nothing was found.
 LOST = 0.03
+# Rules for what leads: a weak key of this shape, in at most so many places, that is this share of the question.
+RULES = tuple(
+    (shape, places, part)
+    for shape in (KeyShape.VALUE, KeyShape.PHRASE, KeyShape.CODE)
+    for places, part in ((1, 0.0), (3, 0.0), (1, 0.5), (3, 0.5), (3, WHOLE))
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,19 @@ class Case:
     dense: np.ndarray
     num_chunks: int
     is_answerable: bool
+    met: tuple["MetKey", ...]
+
+
+@dataclass(frozen=True)
+class MetKey:
+    """A key that stands among the candidates, in ``num_places`` of the text: its shape, the kind of fact it met, the
+    share of the question it is, and ``rows``, which candidates."""
+
+    shape: KeyShape
+    kind: str
+    num_places: int
+    share: float
+    rows: tuple[int, ...]
 
 
 def main() -> None:
@@ -99,7 +125,7 @@ def learn(
         cases = {}
         for name, text in texts.items():
             others = [q for other, one in texts.items() if other != name for q in one.questions]
-            absent = [_absent(q) for q in draw.sample(others, len(text.questions))]
+            absent = [_absent(q) for q in draw.sample(others, round(ABSENT_SHARE * len(text.questions)))]
             documents = [(text.text, text.questions + absent)]
             for title in draw.sample(sorted(text.titles), min(ARTICLES, len(text.titles))):
                 start, end = text.titles[title]
@@ -118,6 +144,7 @@ def learn(
             c for c in development if c.is_answerable and bool(c.table[:, NAMES.index("has_dense")].any()) == has_dense
         ]
         _show(label, shown, scorer)
+    _show_rules([c for c in development if c.is_answerable], scorer)
     rows, labels = _confidence_rows(known, scorer)
     confidence = fit_confidence(rows, labels)
     shown = [case for case in development if case.table[:, NAMES.index("has_dense")].any()]
@@ -158,9 +185,12 @@ def ask(
                 lexical = search_lexical([shelf.lexical], words, RANKED_DEPTH)
                 asked = AskedWords.of(question.text, words, lexical.rarities, lexical.known)
                 vector = embedder.embed_query(question.text)
+                met = meet(contents, question.text, [record])
+                keys = query_keys(question.text)
+                content = [word for word in words_of(question.text) if word not in STOP_WORDS]
                 for query in (vector, None) if without and number % without == 0 else (vector,):
                     near = dict(list(nearest_chunks(query, [shelf]).items())[:RANKED_DEPTH])
-                    found = candidates(store, contents, [record], [shelf], lexical.hits, near, query)
+                    found = candidates(store, contents, [record], [shelf], lexical.hits, near, query, met)
                     if not found:
                         continue
                     spans = [(chunks[one.place[1]].start, chunks[one.place[1]].end) for one in found]
@@ -172,7 +202,21 @@ def ask(
                         np.array([one.dense_rank for one in found]),
                         len(shelf.lexical),
                         bool(question.spans),
+                        tuple(_met_keys(met, keys, content, [one.place for one in found])),
                     )
+
+
+def _met_keys(met: Met, keys: Sequence[QueryKey], content: Sequence[str], places: Sequence[Place]) -> Iterator[MetKey]:
+    rows: dict[tuple[int, str], set[int]] = {}
+    index_of = {place: row for row, place in enumerate(places)}
+    for hits in (met.leading, met.weak):
+        for place, hit in hits.items():
+            for meeting in hit.meetings:
+                if place in index_of:
+                    rows.setdefault((meeting.key, meeting.fact.kind), set()).add(index_of[place])
+    for (number, kind), chosen in rows.items():
+        key = keys[number]
+        yield MetKey(key.shape, kind, met.num_places[number], share(key, content), tuple(sorted(chosen)))
 
 
 Fitted = tuple[nn.Module, np.ndarray, np.ndarray]
@@ -252,6 +296,43 @@ def _show(label: str, cases: Sequence[Case], scorer: Fitted) -> None:
             for k in (1, 5)
         )
         print(f"  {name:18} {first:.1%} / {five:.1%}", flush=True)
+    for source in dict.fromkeys(case.source for case in cases):
+        own = [pair for case, pair in zip(cases, kept, strict=True) if case.source == source]
+        figures = {
+            name: [np.mean([right[np.argsort(-s[name], kind="stable")[:k]].any() for right, s in own]) for k in (1, 5)]
+            for name in kept[0][1]
+        }
+        told = ", ".join(f"{name} {first:.1%} / {five:.1%}" for name, (first, five) in figures.items())
+        print(f"    {source}, {len(own)}: {told}", flush=True)
+
+
+def _show_rules(cases: Sequence[Case], scorer: Fitted) -> None:
+    """What each rule for leading keys does to the questions it touches, beside the ranking without it."""
+    scored = [(case, _run(scorer, case.table)) for case in cases]
+
+    def found(case: Case, scores: np.ndarray, first: set[int]) -> tuple[bool, bool]:
+        order = sorted(range(len(scores)), key=lambda row: (row not in first, -scores[row]))
+        return bool(case.right[order[:1]].any()), bool(case.right[order[:5]].any())
+
+    for shape, places, part in RULES:
+        for kinds in (("key_value",), ("identifier",), ("date", "amount", "duration", "term", "obligation")):
+            touched = []
+            for case, scores in scored:
+                first = {
+                    row
+                    for key in case.met
+                    if key.shape is shape and key.kind in kinds and key.num_places <= places and key.share >= part
+                    for row in key.rows
+                }
+                if first:
+                    touched.append((found(case, scores, set()), found(case, scores, first)))
+            if touched:
+                (a, b), (c, d) = (np.mean([pair[side] for pair in touched], axis=0) for side in (0, 1))
+                print(
+                    f"  {shape.value} in <= {places} places, share >= {part}, {kinds[0]}: {len(touched)} questions, "
+                    f"without {a:.1%} / {b:.1%}, leading {c:.1%} / {d:.1%}",
+                    flush=True,
+                )
 
 
 def write(path: Path, *fitted: object) -> None:
@@ -292,8 +373,8 @@ def _texts(path: Path) -> dict[str, Text]:
         titles = sorted({row["title"] for row in rows if row["source"] == source})
         random.Random(f"{SEED}{source}").shuffle(titles)
         first, part_of = 0, {}
-        for name, share in PARTS:
-            last = len(titles) if name == PARTS[-1][0] else first + round(share * len(titles))
+        for name, part in PARTS:
+            last = len(titles) if name == PARTS[-1][0] else first + round(part * len(titles))
             part_of |= dict.fromkeys(titles[first:last], name)
             first = last
         for row in rows:

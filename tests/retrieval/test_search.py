@@ -238,4 +238,4 @@ def test_any_question_gets_an_answer(library, add_text, question):
 
 def test_how_long_each_search_took_is_told(library, add_text):
     result = ask(library, "lantern", add_text(library, paragraphs("The lantern.")))
-    assert set(result.seconds) == {"keys", "lexical", "dense", "ranking", "passages"}
+    assert set(result.seconds) == {"keys", "lexical", "dense", "ranking", "hops", "passages"}

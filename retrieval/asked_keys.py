@@ -1,0 +1,85 @@
+"""The keys of a question met with the facts of a text: which lead to a place, and which only speak for one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from retrieval.contents import Contents, StoredFact
+from retrieval.keys import KeyShape, QueryKey, query_keys
+from retrieval.passage import FactKind, Span
+from retrieval.passages import KeyHit, Place
+from retrieval.store import Record
+from retrieval.words import STOP_WORDS, words
+
+# Somebody who quotes, or writes a code or an address, means exactly that.
+EXACT_SHAPES = frozenset({KeyShape.QUOTED, KeyShape.ADDRESS, KeyShape.CODE})
+# What stands in more places than these says nothing about any of them, unless it is an exact key.
+MAX_WEAK_PLACES = 3
+# A phrase leads to the value of a ``key: value`` line or a table row when it makes up this share of the question's
+# content words: "What is the deadline?" asks for nothing else.
+WHOLE = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """Where the keys of a question stand.
+
+    Places of ``leading`` come before all others. Those of ``weak`` (years, dates, amounts, phrases) are candidates;
+    ``num_places`` says for each key of the question, by its number, in how many places it stands.
+    """
+
+    leading: Mapping[Place, KeyHit]
+    weak: Mapping[Place, KeyHit]
+    num_places: Mapping[int, int]
+    num_facts: int
+
+    def rarities(self, place: Place) -> tuple[float, ...]:
+        """For each weak key at ``place``, one divided by the number of its places."""
+        hit = self.weak.get(place)
+        return tuple(1.0 / self.num_places[key] for key in hit.forms) if hit else ()
+
+
+def meet(contents: Contents, question: str, records: Sequence[Record]) -> Met:
+    """Look every key of ``question`` up in the facts of ``records``."""
+    keys = query_keys(question)
+    # Each form of each key asked, with its place in the key: a fact found by early forms of both is nearest.
+    forms: dict[str, list[tuple[int, int]]] = {}
+    for number, key in enumerate(keys):
+        for form, folded in enumerate(key.folded):
+            forms.setdefault(folded, []).append((number, form))
+    if not forms:
+        return Met({}, {}, {}, 0)
+    documents = {record.number: document for document, record in enumerate(records)}
+    facts = contents.facts_by_key(list(documents), list(forms))
+    spans: dict[int, set[tuple[int, Span]]] = {}
+    for fact in facts:
+        for number, _ in forms[fact.key]:
+            spans.setdefault(number, set()).add((fact.document, fact.span))
+    asked = [word for word in words(question) if word not in STOP_WORDS]
+    leading: dict[Place, KeyHit] = {}
+    weak: dict[Place, KeyHit] = {}
+    for fact in facts:
+        place = (documents[fact.document], fact.chunk)
+        for number, form in forms[fact.key]:
+            if leads(keys[number], fact, asked):
+                leading.setdefault(place, KeyHit()).note(number, form + fact.form, fact)
+            elif len(spans[number]) <= MAX_WEAK_PLACES:
+                weak.setdefault(place, KeyHit()).note(number, form + fact.form, fact)
+    used = {
+        (meeting.fact.document, meeting.fact.span)
+        for hit in (*leading.values(), *weak.values())
+        for meeting in hit.meetings
+    }
+    return Met(leading, weak, {number: len(there) for number, there in spans.items()}, len(used))
+
+
+def leads(key: QueryKey, fact: StoredFact, asked: Sequence[str]) -> bool:
+    """Whether the places of ``fact`` come first for who asks by ``key``; ``asked`` are the question's content words."""
+    if key.shape in EXACT_SHAPES or fact.kind in (FactKind.IDENTIFIER, FactKind.PIN):
+        return True
+    return fact.kind == FactKind.KEY_VALUE and share(key, asked) >= WHOLE
+
+
+def share(key: QueryKey, asked: Sequence[str]) -> float:
+    """Which share of the content words ``asked`` a key is made of."""
+    own = set(words(key.raw))
+    return sum(word in own for word in asked) / max(len(asked), 1)
