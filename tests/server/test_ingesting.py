@@ -107,6 +107,18 @@ def test_a_document_that_can_be_asked_makes_room_for_one_that_cannot(tmp_path: P
     ingestor.stop()
 
 
+def test_all_that_wait_can_be_asked_before_any_is_finished(tmp_path: Path) -> None:
+    library = TwoStageLibrary()
+    ids = [accept(Ingestor(library), tmp_path, name) for name in ("a", "b", "c")]
+    ingestor = Ingestor(library)
+    ingestor.start()
+    wait_until(lambda: all(library.get("default", each).answerable for each in ids))
+    assert library.begun[:3] == ids and library.processed == []
+    library.finish.set()
+    wait_until(lambda: library.pending() == [])
+    ingestor.stop()
+
+
 def test_after_a_restart_what_cannot_be_asked_goes_first(tmp_path: Path) -> None:
     library = TwoStageLibrary()
     library.finish.set()
