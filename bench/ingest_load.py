@@ -76,6 +76,8 @@ class Load:
         self.codes: list[str] = []
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
+        # From the acknowledgement until a document that somebody waits for can be asked.
+        self.answerable_seconds: list[float] = []
 
     async def sender(self, until: float) -> None:
         kept: list[Sent] = []
@@ -98,12 +100,14 @@ class Load:
                 await self.delete(kept.pop(0))
 
     async def wait_until_answerable(self, sent: Sent) -> None:
+        started = time.monotonic()
         while not (view := (await self.http.get(f"/v1/documents/{sent.id}")).json())["answerable"]:
             if view["status"] == "failed":
                 self.wrong.append(f"failed: {view['error']}")
                 return
             await asyncio.sleep(0.3)
         self.counts["seen answerable"] += 1
+        self.answerable_seconds.append(time.monotonic() - started)
 
     async def delete(self, sent: Sent) -> None:
         sent.is_going = True
@@ -231,6 +235,8 @@ def main() -> None:
         "counts": dict(load.counts),
         "num_wrong": len(load.wrong),
         "wrong": load.wrong[:20],
+        "answerable_seconds_median": statistics.median(load.answerable_seconds or [0.0]),
+        "answerable_seconds_max": max(load.answerable_seconds, default=0.0),
         "rss_mib_second_fifth": statistics.median(each["rss_mib"] for each in samples[fifth : 2 * fifth] or samples),
         "rss_mib_last_fifth": statistics.median(each["rss_mib"] for each in samples[-fifth:]),
     }
