@@ -229,6 +229,18 @@ class Contents:
             ).fetchall()
         return [(kind, Span(start, end)) for kind, start, end in rows]
 
+    def keys_in(self, number: int, span: Span, kind: str) -> list[tuple[Span, str]]:
+        """The facts of a kind that stand whole in ``span`` of a document, with each form of each key they have."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                'SELECT f.start, f."end", k.key FROM facts f '
+                "JOIN fact_keys k ON k.document = f.document AND k.fact = f.fact "
+                'WHERE f.document = ? AND f.start BETWEEN ? AND ? AND f."end" <= ? AND f.kind = ? '
+                'ORDER BY f.start, f."end", k.form',
+                (number, span.start, span.end, span.end, kind),
+            ).fetchall()
+        return [(Span(start, end), key) for start, end, key in rows]
+
     def totals(self) -> tuple[int, int]:
         """How many vectors and how many facts the store holds."""
         with self._database.read() as connection:

@@ -162,7 +162,7 @@ def _is_code(token: str) -> bool:
 
 
 def _split_codes(tokens: list[str]) -> Iterator[str]:
-    """Runs of two to six pieces of which all but the first have a digit."""
+    """Runs of two to six pieces of which all but the first have a digit, and the same with a capital letter after."""
     for first in range(len(tokens)):
         starts = tokens[first].isupper() or any(char.isdigit() for char in tokens[first])
         if not starts or len(tokens[first]) > 12:
@@ -171,6 +171,8 @@ def _split_codes(tokens: list[str]) -> Iterator[str]:
         while last < len(tokens) and last - first < 6 and any(char.isdigit() for char in tokens[last]):
             last += 1
             yield " ".join(tokens[first:last])
+        if last < len(tokens) and len(tokens[last]) == 1 and tokens[last].isupper():
+            yield " ".join(tokens[first : last + 1])
 
 
 def _phrases(question: str) -> Iterator[str]:

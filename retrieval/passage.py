@@ -136,15 +136,42 @@ class Nearest:
     score: float
 
 
+class Standing(StrEnum):
+    """How a value stands under its key: a user pinned it there; the text has it so, as a ``key: value`` line or the
+    cell of a table; or it is another fact of the sentence that the key stands in."""
+
+    PINNED = "pinned"
+    NAMED = "named"
+    BESIDE = "beside"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What the text says under a key of the question: ``span``, which lies in ``evidence``, a sentence or row.
+
+    ``key`` is the piece of the question, as written, that is its ``rank``-th likeliest key. ``is_raw``: text and
+    question write the key alike. ``is_asked``: all that the question says beside the key stands in the evidence.
+    ``is_whole`` is False for the rest of a row with several cells, of which an answer is a part.
+    """
+
+    span: Span
+    evidence: Span
+    key: str
+    rank: int = 0
+    is_raw: bool = True
+    standing: Standing = Standing.NAMED
+    is_asked: bool = True
+    is_whole: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A piece of a stored document that may hold the answer.
 
     ``found_by`` says which searches returned it ("key", "hop", "lexical", "dense"). On a key hit
     ``evidence`` is the sentence or row that holds the key, else None. ``nearest`` is None where the search by meaning
-    did not return the passage. ``values`` are what the evidence says under the key asked for, each once, in reading
-    order: the value of the key, or, of an identifier in a sentence, the other facts of that sentence; empty when
-    nothing is certain. Every one lies in ``evidence``.
+    did not return the passage. ``values`` are what stands under the keys of the question, in reading order, at every
+    place where a key was met: equal keys may have several. Each lies in the passage.
     """
 
     document_id: str
@@ -156,7 +183,7 @@ class Passage:
     found_by: tuple[str, ...]
     evidence: Span | None = None
     nearest: Nearest | None = None
-    values: tuple[Span, ...] = ()
+    values: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from retrieval.contents import Contents, StoredChunk, StoredFact
 from retrieval.errors import UnknownDocument
-from retrieval.passage import FactKind, Nearest, Passage, Span
+from retrieval.passage import Nearest, Passage, Span
 from retrieval.store import Record, Store
+from retrieval.values import Asked, Reader
 from retrieval.words import words
 
 # Neighbours are joined up to this length, so that a passage stays small against a model's window.
@@ -75,6 +76,7 @@ class Rankings:
     lexical: Sequence[Place]
     dense: Mapping[Place, NearRow]
     scores: Mapping[Place, float]
+    question: str
     question_words: Sequence[str]
     found: bool
     confidence: float
@@ -98,7 +100,7 @@ def compose(
     keys of the question, then those where the keys stand as they were asked; then those that these lead on to. The
     others follow by their score; equal ones in reading order.
     """
-    scores = rankings.scores
+    scores, asked = rankings.scores, Asked(rankings.question)
     order = _order(rankings.keys, rankings.hops, scores, max_passages)
     chunks = _chunks(contents, records, order)
     passages = []
@@ -113,6 +115,9 @@ def compose(
         if evidence is not None:
             # A sentence that was too long for one chunk: what may be quoted must stand in the passage.
             start, end = min(start, evidence.start), max(end, evidence.end)
+        values = Reader(store, contents, record, asked).values(hits)
+        for value in values:
+            start, end = min(start, value.span.start), max(end, value.span.end)
         score = max(scores.get(place, 0.0) for place in group)
         is_hop = any(place in rankings.hops for place in group)
         passages.append(
@@ -127,7 +132,7 @@ def compose(
                 found_by=_finders(group, rankings),
                 evidence=evidence,
                 nearest=_nearest(contents, record, group, rankings.dense),
-                values=_values(store, contents, record, hits, evidence),
+                values=values,
             )
         )
     return tuple(passages)
@@ -214,27 +219,3 @@ def _evidence(store: Store, record: Record, hits: Sequence[KeyHit], question_wor
         return len(asked.intersection(words(text[span.start - offset : span.end - offset])))
 
     return max(spans, key=lambda span: (num_shared(span), -span.start, -span.end))
-
-
-def _values(
-    store: Store, contents: Contents, record: Record, hits: Sequence[KeyHit], evidence: Span | None
-) -> tuple[Span, ...]:
-    """What ``evidence`` says under the keys asked for; see ``Passage.values``."""
-    if evidence is None:
-        return ()
-    met = [meeting for hit in hits for meeting in hit.meetings if meeting.fact.evidence == evidence]
-    under_key = [meeting for meeting in met if meeting.fact.kind == FactKind.KEY_VALUE]
-    if under_key:
-        # Where several keys of the question have values, the likeliest key counts, in its most exact form.
-        first = min((meeting.key, meeting.form) for meeting in under_key)
-        found = [meeting.fact.span for meeting in under_key if (meeting.key, meeting.form) == first]
-    else:
-        asked = [meeting.fact.span for meeting in met]
-        others = contents.facts_in(record.number, evidence)
-        found = [span for _, span in others if not any(span.start < one.end and one.start < span.end for one in asked)]
-    text = store.text(record.number, evidence.start, evidence.end)
-    values: dict[str, Span] = {}
-    for span in sorted(set(found)):
-        if evidence.start <= span.start and span.end <= evidence.end:
-            values.setdefault(text[span.start - evidence.start : span.end - evidence.start], span)
-    return tuple(values.values())

@@ -117,6 +117,7 @@ class Search:
             lexical=_places(lexical),
             dense=dense,
             scores=scores,
+            question=question,
             question_words=words.exact,
             found=is_led or is_found,
             confidence=1.0 if is_led else confidence,

@@ -16,6 +16,7 @@ from model.errors import PromptTooLong
 from model.policy import PolicyName
 from server.answer_form import AnswerStart
 from server.bridge import EngineThread
+from server.certainty import values_of
 from server.citations import Source
 from server.conversation import History
 from server.gate import Reason, decide, reason_to_search
@@ -30,7 +31,7 @@ from server.metrics import Metrics
 from server.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
 from server.reading import reading_policy
 from server.recording import Recording
-from server.replies import Answer, Generated, NothingFound
+from server.replies import Answer, Generated, LookedUp, NothingFound
 from server.sessions.book import Book, SessionTurn
 from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
@@ -78,6 +79,9 @@ class Answering:
             recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
             if inquiry.documents and not found.sources:
                 yield NothingFound(found, recording)
+                return
+            if found.is_certain:
+                yield LookedUp(inquiry, found, self._library, recording)
                 return
             request = self.request(inquiry, found)
             if inquiry.documents:
@@ -140,6 +144,7 @@ class Answering:
             prompt_ids=found.prompt.ids,
             sampling=found.sampling,
             evidence=tuple(piece.text for piece in found.evidence) or None,
+            whole_evidence=found.is_whole,
             policy=inquiry.policy,
             num_choices=inquiry.sampling.num_choices,
             tenant=inquiry.tenant,
@@ -214,6 +219,23 @@ class Answering:
         max_tokens = inquiry.sampling.max_tokens or self.limits.answer_max_tokens
         policy = inquiry.policy or self._model.policy
         sources = tuple(Source(number, passage) for number, passage in enumerate(result.passages, start=1))
+        if inquiry.recall == "verbatim" and (values := values_of(sources, chosen.query)).is_certain:
+            note = "; ".join(filter(None, (result.reason, values.note)))
+            bill = RetrievalBill(
+                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query
+            )
+            return Groundwork(
+                Prompt(array("i"), 0),
+                sampling_params(inquiry, max_tokens, 0.0),
+                sources,
+                (),
+                values.pieces,
+                bill,
+                told,
+                conversation,
+                is_whole=True,
+                is_certain=True,
+            )
         readings = (nearest_reading(sources),) if self._model.reads is ReadingUnit.SENTENCE else sources
         window = policy.window if policy.name is PolicyName.WINDOW else None
         prompt = build_prompt(
@@ -229,10 +251,12 @@ class Answering:
         if dropped := len(readings) - prompt.num_passages:
             note = f"{note}; {dropped} of {len(readings)} passages left out to fit"
             sources = readings = readings[: prompt.num_passages]
+        if inquiry.recall == "verbatim" and (told_of := values_of(sources, chosen.query).note):
+            note = f"{note}; {told_of}"
         start = inquiry.form.start
         bill = RetrievalBill(
             True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query
         )
-        evidence = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ()
+        evidence, is_whole = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ((), False)
         sampling = sampling_params(inquiry, max_tokens, 0.0)
-        return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation)
+        return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation, is_whole)

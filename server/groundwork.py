@@ -1,26 +1,15 @@
 """What stands before the model is asked: prompt, sampling, numbered sources, and what may be quoted."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.engine.request import SamplingParams
 from retrieval.passage import Document, Passage, Span
+from server.certainty import Evidence, values_of
 from server.citations import Source
 from server.conversation import Conversation
 from server.inquiry import Inquiry, RetrievalBill
 from server.prompt import Prompt
-
-ASKING = re.compile(r"\b(?:whom|whose|who|when|where|why|how (?:much|many|long|old|far|often)|how|what|which)\b", re.I)
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """A piece that a verbatim answer may quote: ``document[start : start + len(text)]`` of a source."""
-
-    source: Source
-    start: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +17,8 @@ class Groundwork:
     """Everything that stands before the model is asked.
 
     ``sources`` is what was found; ``readings`` is what of it stands in the prompt, so only that is quoted (law 8).
-    ``conversation`` is what a session will remember, without passages; None where nobody will ask for it.
+    ``is_whole``: a quote is a whole piece of ``evidence``. ``is_certain``: all the pieces are the answer, and no model
+    is asked. ``conversation`` is what a session will remember, without passages; None where nobody will ask for it.
     """
 
     prompt: Prompt
@@ -39,6 +29,8 @@ class Groundwork:
     bill: RetrievalBill
     searched: str
     conversation: Conversation | None = None
+    is_whole: bool = False
+    is_certain: bool = False
 
 
 def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:
@@ -61,34 +53,15 @@ def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> Sa
     )
 
 
-def quotable(sources: Sequence[Source], question: str) -> tuple[Evidence, ...]:
-    """What may be quoted: what stands under the key that was asked for, where it can be what the question wants; else
-    the sentences or rows that hold such a key, else the whole passages.
-
-    Of values only those of the first passage count: there the key stands most as it was asked.
-    """
-    values = [
-        Evidence(sources[0], value.start, _text(sources[0].passage, value))
-        for value in sources[0].passage.values
-        if _lies_in(value, sources[0].passage.span) and may_answer(question, _text(sources[0].passage, value))
-    ]
-    if values:
-        return tuple(values)
+def quotable(sources: Sequence[Source], question: str) -> tuple[tuple[Evidence, ...], bool]:
+    """What may be quoted, and whether only whole pieces of it: the values under the key that was asked for; else the
+    sentences or rows that hold such a key, else the whole passages."""
+    values = values_of(sources, question)
+    if values.pieces:
+        return values.pieces, values.is_whole
     rows = [Evidence(source, *row) for source in sources if (row := _row(source.passage)) is not None]
-    return tuple(rows) or tuple(Evidence(source, source.passage.span.start, source.passage.text) for source in sources)
-
-
-def may_answer(question: str, value: str) -> bool:
-    """Whether the value of a fact can be what is asked for, by the question's first asking word."""
-    asked = ASKING.search(question)
-    kind = asked[0].casefold() if asked else ""
-    has_digit = any(character.isdigit() for character in value)
-    if kind in ("who", "whom", "whose"):
-        return not has_digit
-    if kind == "when" or kind.startswith("how "):
-        return has_digit
-    # Places, reasons and ways are no facts of a sentence: they are its other words.
-    return kind not in ("where", "why", "how")
+    passages = [Evidence(source, source.passage.span.start, source.passage.text) for source in sources]
+    return tuple(rows or passages), False
 
 
 def nearest_reading(sources: Sequence[Source]) -> Source:
@@ -106,14 +79,6 @@ def nearest_reading(sources: Sequence[Source]) -> Source:
     start, end = max(span.start, passage.span.start), min(span.end, passage.span.end)
     text = passage.text[start - passage.span.start : end - passage.span.start]
     return Source(chosen.number, replace(passage, span=Span(start, end), text=text))
-
-
-def _lies_in(inner: Span, outer: Span) -> bool:
-    return outer.start <= inner.start < inner.end <= outer.end
-
-
-def _text(passage: Passage, span: Span) -> str:
-    return passage.text[span.start - passage.span.start : span.end - passage.span.start]
 
 
 def _row(passage: Passage) -> tuple[int, str] | None:

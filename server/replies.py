@@ -1,4 +1,4 @@
-"""Answers under way: what the model writes with its citations, and what needs no model."""
+"""Answers under way: what the model writes with its citations, and what needs no model: look-ups, and nothing found."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -46,6 +46,47 @@ class NothingFound:
         await self._recording.end(text)
         yield choice
         yield AnswerDone((choice,), False, (), None, self._groundwork.bill, None)
+
+
+class LookedUp:
+    """The answer where it is certain what stands under the key asked for: the values, each on a line, no model asked.
+
+    They are never cut: ``max_tokens`` is about what a model writes.
+    """
+
+    def __init__(self, inquiry: Inquiry, groundwork: Groundwork, library: "Library", recording: Recording) -> None:
+        self.sources = groundwork.sources
+        self._inquiry = inquiry
+        self._groundwork = groundwork
+        self._library = library
+        self._recording = recording
+
+    async def events(self) -> AsyncIterator[AnswerEvent]:
+        """Each value and its citation, and the end."""
+        text = ""
+        citations = await anyio.to_thread.run_sync(self._cited)
+        for citation in citations:
+            piece = f"\n{citation.quote}" if text else citation.quote
+            text += piece
+            yield AnswerText(piece)
+            yield citation
+        choice = ChoiceDone(0, text, FinishReason.STOP)
+        await self._recording.end(text)
+        yield choice
+        seconds = time.monotonic() - self._inquiry.started
+        yield AnswerDone((choice,), True, tuple(citations), None, self._groundwork.bill, seconds)
+
+    def _cited(self) -> list[Citation]:
+        citations: list[Citation] = []
+        at = 0
+        for piece in self._groundwork.evidence:
+            passage = piece.source.passage
+            start, end = piece.start, piece.start + len(piece.text)
+            quote = self._library.text(self._inquiry.tenant, passage.document_id, start, end)
+            number, page = piece.source.number, passage.page
+            citations.append(Citation(number, passage.document_id, start, end, quote, page, at, at + len(quote)))
+            at += len(quote) + 1
+        return on_their_pages(self._library, self._inquiry.tenant, citations)
 
 
 class Generated:

@@ -360,7 +360,7 @@ class Engine:
         eos_ids = self.tokenizer.eos_ids
         if request.evidence is None:
             return FreeTranscript(request.sampling, self.tokenizer.stream_decoder(), eos_ids)
-        constraint = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans)
+        constraint = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans, request.whole_evidence)
         return VerbatimTranscript(request.sampling, constraint, eos_ids)
 
     def _publish(self) -> None:

@@ -10,10 +10,11 @@ from model.engine.words import WordBorders
 class EvidenceBytes:
     """UTF-8 of all texts one after another. Places are byte offsets in ``data``; ``starts`` ascend.
 
-    Raises UnicodeEncodeError for a text that UTF-8 cannot carry.
+    With ``is_whole`` they begin and end with the texts, and nowhere else. Raises UnicodeEncodeError for a text that
+    UTF-8 cannot carry.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], is_whole: bool = False) -> None:
         self._texts = texts
         encoded = [text.encode("utf-8") for text in texts]
         self.data = b"".join(encoded)
@@ -26,7 +27,12 @@ class EvidenceBytes:
         place = 0
         for text, data in zip(texts, encoded, strict=True):
             self._text_starts.append(place)
-            self._add_borders(text, place)
+            if not is_whole:
+                self._add_borders(text, place)
+            elif text:
+                self.starts.append(place)
+                self._ends.append(place + len(data))
+                self._is_end.add(place + len(data))
             self._limits.append(self._ends[-1] if self._ends and self._ends[-1] > place else place)
             place += len(data)
 

@@ -76,10 +76,11 @@ class GenerationRequest:
     of its beginning is there. A long prompt is best given as ``array("i")``, which is not copied token by token.
 
     ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
-    or up to ``max_spans`` of them. ``policy`` of None takes the engine's own. ``tenant`` is whose
-    share of the engine it uses. After ``max_seconds`` from its submission it ends with ``DeadlineExceeded``.
-    With ``measure_information`` the surprisal of the prompt is summed up. ``is_background`` yields to everyone else,
-    and with ``max_tokens`` 0 the prompt is only read: the one event has the usage and no token.
+    or up to ``max_spans`` of them; with ``whole_evidence`` each span is one whole text. ``policy`` of None takes the
+    engine's own. ``tenant`` is whose share of the engine it uses. After ``max_seconds`` from its submission it ends
+    with ``DeadlineExceeded``. With ``measure_information`` the surprisal of the prompt is summed up.
+    ``is_background`` yields to everyone else, and with ``max_tokens`` 0 the prompt is only read: the one event has the
+    usage and no token.
     """
 
     request_id: str
@@ -88,6 +89,7 @@ class GenerationRequest:
     evidence: tuple[str, ...] | None = None
     policy: AttentionPolicy | None = None
     max_spans: int = 1
+    whole_evidence: bool = False
     num_choices: int = 1
     tenant: str = "default"
     max_seconds: float | None = None

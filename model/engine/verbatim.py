@@ -20,11 +20,13 @@ class VerbatimConstraint:
     ``allowed`` is never empty. The end of text is among the allowed tokens where a span may end,
     and not before the first word is whole. One space before a span is free, because tokenizers
     write it before every text. With ``max_spans`` above one, a new span may follow a whole one
-    after a space.
+    after a space. With ``is_whole`` a span is one of the texts of the evidence from end to end.
     """
 
-    def __init__(self, evidence: Sequence[str], vocabulary: TokenTrie, max_spans: int = 1) -> None:
-        self._evidence = EvidenceBytes(evidence)
+    def __init__(
+        self, evidence: Sequence[str], vocabulary: TokenTrie, max_spans: int = 1, is_whole: bool = False
+    ) -> None:
+        self._evidence = EvidenceBytes(evidence, is_whole)
         self._vocabulary = vocabulary
         self._max_spans = max_spans
         self._paths = [_Path((), tuple(self._evidence.starts), 0)]

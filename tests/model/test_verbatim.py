@@ -258,3 +258,16 @@ def test_offsets_are_code_points(tokenizer: Tokenizer, trie: TokenTrie) -> None:
     write(constraint, tokenizer, "schöne Grüße")
     (span,) = constraint.result()
     assert span == EvidenceSpan(1, len(FAMILY) + 1, len(texts[1]))
+
+
+def test_whole_evidence_is_never_cut(tokenizer: Tokenizer, trie: TokenTrie) -> None:
+    texts = ["30 days", "30", "sixty-one days, in writing."]
+    seen = set()
+    for choice in range(2):
+        constraint = VerbatimConstraint(texts, trie, is_whole=True)
+        while not constraint.is_complete:
+            ids = [token_id for token_id in constraint.allowed() if token_id not in trie.eos_ids]
+            assert texts[constraint.result()[0].evidence_index] == constraint.answer()
+            constraint.advance(ids[0 if choice == 0 else -1])
+        seen.add(constraint.answer())
+    assert seen <= set(texts) and seen - {"30"}

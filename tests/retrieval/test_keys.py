@@ -150,3 +150,8 @@ def test_addresses_meet_their_keys_however_they_are_asked(name, host):
     for asked in (f"http://{host}/{name}", f"www.{host}/{name}", f"{host}/{name}/"):
         assert url & set(fold(asked))
     assert not url & set(fold(f"https://{host}/{name}x"))
+
+
+def test_a_code_in_parts_may_end_with_a_letter():
+    forms = {form for key in query_keys("What is SN 094608 A?") for form in key.folded}
+    assert fold("SN-094608-A")[-1] in forms

@@ -149,8 +149,9 @@ def test_of_several_sentences_under_a_key_the_nearest_to_the_question_is_the_evi
 
 def values(library, document, question):
     top = ask(library, question, document).passages[0]
-    assert all(top.evidence.start <= span.start <= span.end <= top.evidence.end for span in top.values)
-    return [library.text(TENANT, document.id, span.start, span.end) for span in top.values]
+    spans = list(dict.fromkeys(value.span for value in top.values))
+    assert all(top.span.start <= span.start <= span.end <= top.span.end for span in spans)
+    return [library.text(TENANT, document.id, span.start, span.end) for span in spans]
 
 
 def test_under_a_key_asked_for_stands_its_value(library, add_text):
@@ -164,6 +165,39 @@ def test_under_a_key_asked_for_stands_its_value(library, add_text):
     assert values(library, document, "Who tested KX1001?") == ["by Mrs Ellery"]
     # Neither the key itself nor another mention of it is a value.
     assert values(library, document, "What colour has the gate RR-4141?") == []
+
+
+def test_every_place_of_equal_keys_has_its_value_and_says_how_exactly_it_was_met(library, add_text):
+    document = add_text(library, "AB-1200: red\nab 1200: green\nAB-1200: blue\n")
+    top = ask(library, "What is AB-1200?", document).passages[0]
+    met = {(top.text[v.span.start : v.span.end], v.is_raw, v.standing.value) for v in top.values if v.key == "AB-1200"}
+    assert met == {("red", True, "named"), ("green", False, "named"), ("blue", True, "named")}
+
+
+def test_of_a_row_the_cell_is_the_value_whose_column_is_named(library, add_text):
+    document = add_text(library, "| Box | Berth | Net weight |\n| --- | --- | --- |\n| MSKU-1001 | 12 | 40 kg |\n")
+
+    def under(question):
+        top = ask(library, question, document).passages[0]
+        return {(top.text[v.span.start : v.span.end], v.is_whole) for v in top.values if v.key == "MSKU-1001"}
+
+    assert under("What is the net weight of box MSKU-1001?") == {("40 kg", True)}
+    assert under("What do we know of MSKU-1001?") == {("12 | 40 kg", False)}
+
+
+def test_a_number_that_no_recogniser_knows_is_a_value_beside_a_key(library, add_text):
+    document = add_text(library, "Voucher AB-1200 carries the code 4256-0340.\n")
+    assert values(library, document, "What code does voucher AB-1200 carry?") == ["4256-0340"]
+
+
+def test_a_value_beside_a_key_says_whether_the_sentence_has_all_the_question_asks(library, add_text):
+    document = add_text(library, "Lamp AB-1200 is blue since 3 May 2021.\n")
+
+    def asked(question):
+        return {value.is_asked for value in ask(library, question, document).passages[0].values}
+
+    assert asked("What colour is lamp AB-1200?") == {False}
+    assert asked("Since when is the lamp AB-1200 blue?") == {True}
 
 
 def test_what_no_key_led_to_has_no_values(open_library, add_text):

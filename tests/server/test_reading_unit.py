@@ -9,9 +9,10 @@ from fakes_server import World, WorldMaker, open_client
 from model.config import ReadingUnit
 from model.engine.request import EvidenceSpan
 from model.tokenizer import Tokenizer
-from retrieval.passage import Nearest, Passage, Span
+from retrieval.passage import Nearest, Passage, Span, Standing, Value
+from server.certainty import Evidence, may_answer
 from server.citations import Source
-from server.groundwork import Evidence, may_answer, quotable
+from server.groundwork import quotable
 
 TEXT = "The vault opens at noon. The porter keeps the key in a globe. Ferries leave on Tuesday. Nothing else happened."
 QUESTION = {"question": "Where is the key?", "recall": "verbatim"}
@@ -72,20 +73,23 @@ async def test_without_vectors_it_reads_the_first_passage(new_world: WorldMaker,
     assert evidence == (TEXT[:61],)
 
 
-async def test_under_a_key_only_its_values_may_be_quoted(new_world: WorldMaker, tokenizer: Tokenizer) -> None:
+async def test_among_the_facts_of_a_sentence_only_whole_ones_that_can_be_it_are_quoted(
+    new_world: WorldMaker, tokenizer: Tokenizer
+) -> None:
     text = "Code AB-12: 4471 of 2024-01-02."
     world = new_world(reads=ReadingUnit.SENTENCE)
     document = world.library.put(text)
-    values = (Span(12, 16), Span(20, 30))
-    found = Passage(document, "n.txt", Span(0, 31), text, None, 1.0, ("key",), Span(0, 31), None, values)
-    folded = replace(found, values=(Span(0, 4),))
-    world.library.plant(found, folded)
+    sentence = Span(0, 31)
+    values = tuple(Value(span, sentence, "AB-12", 0, True, Standing.BESIDE) for span in (Span(12, 16), Span(20, 30)))
+    found = Passage(document, "n.txt", sentence, text, None, 1.0, ("key",), sentence, None, values)
+    world.library.plant(found)
     _, prompt, evidence = await ask(world, document, tokenizer)
     assert evidence == (text,)  # a place is none of the facts
-    assert text in prompt
-    assert quotable([Source(1, found), Source(2, folded)], "What is under AB-12?") == (
-        Evidence(Source(1, found), 12, "4471"),
-        Evidence(Source(1, found), 20, "2024-01-02"),
+    assert text in prompt and not world.engine.requests[0].whole_evidence
+    source = Source(1, found)
+    assert quotable([source], "What is under AB-12?") == (
+        (Evidence(source, 12, "4471"), Evidence(source, 20, "2024-01-02")),
+        True,
     )
 
 
