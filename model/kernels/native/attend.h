@@ -151,12 +151,29 @@ FANO_TARGET static void attend_tile(const Attend& a, const Span& s, int64_t grou
   }
 }
 
-FANO_TARGET static void attend(const Attend& a, const Span& s, int64_t group, int64_t start, int64_t num_tokens,
-                               int64_t first, const AttendSpace& w) {
+// The sequences from `first` on. Tiles are handed out one by one to whoever is free: `next` is the first that nobody has.
+template <class Weight>
+FANO_TARGET static void attend_from(const Attend& a, int64_t first, int64_t* next, const AttendSpace& w) {
+  int64_t unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED), before = 0;
+  for (int64_t i = first; i < a.num_sequences; i++) {
+    const int64_t count = a.query_start[i + 1] - a.query_start[i];
+    const int64_t num_tiles = (count + TILE_TOKENS - 1) / TILE_TOKENS, num_units = num_tiles * a.num_kv_heads;
+    for (; unit < before + num_units; unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) {
+      // The last tiles first: they see the most, and the end of the work is then in small pieces.
+      const int64_t tile = num_tiles - 1 - (unit - before) / a.num_kv_heads, group = (unit - before) % a.num_kv_heads;
+      const int64_t start = tile * TILE_TOKENS, left = count - start;
+      attend_tile<Weight>(a, a.spans[i], group, a.query_start[i] + start, left < TILE_TOKENS ? left : TILE_TOKENS,
+                          a.spans[i].first_position + start, w);
+    }
+    before += num_units;
+  }
+}
+
+FANO_TARGET static void attend(const Attend& a, int64_t* next, const AttendSpace& w) {
   if (a.is_bf16) {
-    attend_tile<bf16>(a, s, group, start, num_tokens, first, w);
+    attend_from<bf16>(a, 0, next, w);
   } else {
-    attend_tile<float>(a, s, group, start, num_tokens, first, w);
+    attend_from<float>(a, 0, next, w);
   }
 }
 

@@ -144,7 +144,6 @@ static void run_conv(const Conv& args, int64_t first, int64_t last, int isa) {
   (void)isa;
 }
 
-// Tiles are handed out one by one to whoever is free: `next` is the first that nobody has.
 struct AttendWork {
   const Attend* args;
   float* workspace;
@@ -154,23 +153,10 @@ struct AttendWork {
 
 static void* run_attend(void* pointer) {
   auto* work = static_cast<AttendWork*>(pointer);
-  const Attend& a = *work->args;
   AttendSpace w;
   const int64_t part = __atomic_fetch_add(&work->num_parts, 1, __ATOMIC_RELAXED);
-  lay_out(a, work->workspace + part * lay_out(a, nullptr, &w), &w);
-  int64_t unit = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED), before = 0;
-  for (int64_t i = 0; i < a.num_sequences; i++) {
-    const int64_t count = a.query_start[i + 1] - a.query_start[i];
-    const int64_t num_tiles = (count + TILE_TOKENS - 1) / TILE_TOKENS, num_units = num_tiles * a.num_kv_heads;
-    for (; unit < before + num_units; unit = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) {
-      // The last tiles first: they see the most, and the end of the work is then in small pieces.
-      const int64_t tile = num_tiles - 1 - (unit - before) / a.num_kv_heads, group = (unit - before) % a.num_kv_heads;
-      const int64_t start = tile * TILE_TOKENS, left = count - start;
-      FANO_DISPATCH(work->isa, attend(a, a.spans[i], group, a.query_start[i] + start,
-                                      left < TILE_TOKENS ? left : TILE_TOKENS, a.spans[i].first_position + start, w));
-    }
-    before += num_units;
-  }
+  lay_out(*work->args, work->workspace + part * lay_out(*work->args, nullptr, &w), &w);
+  FANO_DISPATCH(work->isa, attend(*work->args, &work->next, w));
   return nullptr;
 }
 

@@ -203,28 +203,6 @@ FANO_INLINE void write_keys(const Step& s, const float* mine, int64_t queries, i
   }
 }
 
-// The prompts of a step over the keys of one layer: tiles are handed out one by one to whoever is free.
-template <class Weight>
-FANO_TARGET static void attend_prompts(const Model& m, const Step& s, const Weight* keys, const Weight* values,
-                                       const Workspace& w, Crew& crew) {
-  const int64_t queries = m.num_heads * m.head_width, all = queries + 2 * m.num_kv_heads * m.head_width;
-  const Attend a{w.wide, keys, values, w.mixed, s.query_start, s.spans, m.is_bf16, all, s.num_sequences, s.num_blocks,
-                 m.num_heads, m.num_kv_heads, m.head_width, (m.head_width + PADDING - 1) / PADDING * PADDING};
-  int64_t unit = __atomic_fetch_add(&crew.next, 1, __ATOMIC_RELAXED), before = 0;
-  for (int64_t i = s.num_decodes; i < s.num_sequences; i++) {
-    const int64_t count = s.query_start[i + 1] - s.query_start[i];
-    const int64_t num_tiles = (count + TILE_TOKENS - 1) / TILE_TOKENS, num_units = num_tiles * m.num_kv_heads;
-    for (; unit < before + num_units; unit = __atomic_fetch_add(&crew.next, 1, __ATOMIC_RELAXED)) {
-      // The last tiles first: they see the most, and the end of the work is then in small pieces.
-      const int64_t tile = num_tiles - 1 - (unit - before) / m.num_kv_heads, group = (unit - before) % m.num_kv_heads;
-      const int64_t start = tile * TILE_TOKENS, left = count - start;
-      attend_tile<Weight>(a, s.spans[i], group, s.query_start[i] + start, left < TILE_TOKENS ? left : TILE_TOKENS,
-                          s.spans[i].first_position + start, w.attend);
-    }
-    before += num_units;
-  }
-}
-
 template <class Weight>
 FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step& s, int64_t index, const Workspace& w,
                                   Crew& crew, int64_t part) {
@@ -252,7 +230,10 @@ FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step
       write_keys(s, w.wide + t * all, queries, row, t, 0, row, keys, values);
     }
     meet(crew);
-    attend_prompts<Weight>(m, s, keys, values, w, crew);
+    const int64_t padded = (m.head_width + PADDING - 1) / PADDING * PADDING;
+    attend_from<Weight>({w.wide, keys, values, w.mixed, s.query_start, s.spans, m.is_bf16, all, s.num_sequences,
+                         s.num_blocks, m.num_heads, m.num_kv_heads, m.head_width, padded},
+                        s.num_decodes, &crew.next, w.attend);
   }
   meet(crew);
   const auto* mixed = arrange_rows<Weight>(s, w.mixed, queries, queries, w.arranged, crew, part);
