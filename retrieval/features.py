@@ -152,9 +152,11 @@ def features(question: AskedWords, candidates: Sequence[Candidate]) -> NDArray[n
     values = {name: table[:, column] for column, name in enumerate(NAMES)}
     shares = question.shares
     stems_asked = frozenset(shares)
+    beginnings = [stem[: max(len(stem) - 1, 1)] if len(stem) > 3 else stem[:2] for stem in shares]
+    beginnings += [stem[:1] for stem in shares if len(stem) == 3 and stem.endswith("ie")]  # dying, lying, tying, vying
     asked_pairs = _pairs(list(shares))
     for index, candidate in enumerate(candidates):
-        tokens = [_stems(row) for row in candidate.rows]
+        tokens = [_stems(row) if _may_hold(row, beginnings) else [] for row in candidate.rows]
         # Only what the question asks for matters of the words of a row.
         sets = [stems_asked.intersection(row) for row in tokens]
         whole = frozenset().union(*sets)
@@ -223,8 +225,18 @@ def _neighbours(candidates: Sequence[Candidate], values: Mapping[str, NDArray[np
                     values[to][index] = max(values[to][index], values[of][beside])
 
 
+def _may_hold(row: str, beginnings: Sequence[str]) -> bool:
+    """Whether a word of ``row`` can have a stem of which all but the last sign is one of ``beginnings``: a stem ends in
+    a sign of its own (happy: happi, hoping: hope) at most. Spares most of the stemming. Accents fold away, so rows with
+    any are always looked at."""
+    if not row.isascii():
+        return True
+    row = row.lower()
+    return any(beginning in row for beginning in beginnings)
+
+
 def _stems(text: str) -> list[str]:
-    return [_stem(word) for word in words(text)]
+    return list(map(_stem, words(text)))
 
 
 @lru_cache(maxsize=_MAX_KNOWN_STEMS)

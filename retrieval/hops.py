@@ -39,9 +39,7 @@ _IS = (
     r"|described|registered)\s+(?:under|in|at|as|by)|superseded\s+by|replaced\s+by|known\s+as|called)|equals|see"
     r"|points?\s+to|refers?\s+to|redirects?\s+to|aliases|inherits\s+from|copies|takes)"
 )
-_LINK = re.compile(
-    rf"(?<![\w-])({_CODE})[\"'”’]?\s*,?\s*(?i:{_IS}\s*{_NOUN})[\"'“‘]?({_CODE})(?![\w-])"
-)
+_LINK = re.compile(rf"(?<![\w-])({_CODE})[\"'”’]?\s*,?\s*(?i:{_IS}\s*{_NOUN})[\"'“‘]?({_CODE})(?![\w-])")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ _WORD = re.compile(rf"{_PART}(?:[-._/:@+#&'’]{_PART})*")
 _PARTS = re.compile(_PART)
 # The same for text that is ASCII and in small letters, three times as fast.
 _ASCII_WORD = re.compile(r"[a-z0-9]+(?:[-._/:@+#&'][a-z0-9]+)*")
+_JOINED = re.compile(r"[-._/:@+#&'](?<=[a-z0-9].)(?=[a-z0-9])")
 _RUN = re.compile(f"[{_UNSPACED}]+")
 _POSSESSIVE = re.compile("['’]s$")
 
@@ -37,11 +38,14 @@ def words(text: str) -> list[str]:
     that put no spaces between words come as pairs of neighbouring characters.
     """
     found: list[str] = []
-    matches = (
-        _ASCII_WORD.findall(text.lower())
-        if text.isascii()
-        else _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    )
+    if text.isascii():
+        text = text.lower()
+        matches = _ASCII_WORD.findall(text)
+        # Most sentences have no joined word, and none as long as a word may be.
+        if len(text) <= MAX_WORD_CHARACTERS and _JOINED.search(text) is None:
+            return matches
+    else:
+        matches = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     for word in matches:
         if word.isalnum() and word.isascii():
             found.append(word[:MAX_WORD_CHARACTERS])

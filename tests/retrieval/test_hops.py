@@ -1,6 +1,7 @@
 """The second hop: what exact keys lead to is looked up, and nothing changes where no statement leads on."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -21,7 +22,7 @@ def ask(library, question, document, max_passages=8):
 def test_a_value_handed_on_is_followed_to_every_variable(library, add_text):
     names = ["RTQXA", "KLMPO", "ZZQWE", "BNMVC", "PLOKI"]
     lines = [f"VAR {names[0]} = 48213."]
-    lines += [f"VAR {name} = VAR {before}." for before, name in zip(names, names[1:], strict=False)]
+    lines += [f"VAR {name} = VAR {before}." for before, name in pairwise(names)]
     others = ["VAR QQQRS = 77123.", "VAR TTTUV = VAR QQQRS."]
     document = add_text(library, paragraphs(*lines[:3], *others, *lines[3:]))
     found = ask(library, "Find all variables that are assigned the value 48213 in the text above.", document)
@@ -52,7 +53,7 @@ def test_a_key_given_as_the_value_of_another_is_looked_up_in_any_writing(library
 
 def test_hops_end(library, add_text):
     keys = [f"KX-{number}" for number in range(4000, 4000 + MAX_HOPS + 4)]
-    lines = [f"Record {one} points to {two}." for one, two in zip(keys, keys[1:], strict=False)]
+    lines = [f"Record {one} points to {two}." for one, two in pairwise(keys)]
     document = add_text(library, paragraphs(*lines, f"Record {keys[-1]} points to {keys[0]}."))
     by_hop = [p for p in ask(library, "What is in KX-4000?", document, 20) if "hop" in p.found_by]
     # Both ways round the ring, as far as hops go; the two records that name the key lead.

@@ -5,7 +5,7 @@ import pytest
 
 from retrieval.embedder import MiniLMEmbedder
 from retrieval.features import NAMES, Asked, AskedWords, Candidate, features
-from retrieval.lexical_index import LexicalQuery
+from retrieval.lexical_index import LexicalQuery, stems
 from retrieval.ranker import Ranker
 
 TENANT = "acme"
@@ -98,3 +98,23 @@ def test_what_stands_there_is_found_with_confidence_and_what_does_not_is_not(min
     absent = library.search(TENANT, "Which enzyme unwinds the double helix of a bacterium?", [document.id])
     assert not absent.found
     assert 0.0 <= absent.confidence < there.confidence <= 1.0
+
+
+@pytest.mark.parametrize(
+    "word",
+    "skies dying vying cries hoping hopping using happiest possibility disability relational agency idly was us".split(),
+)
+def test_no_row_is_skipped_that_holds_a_word_of_the_question(word):
+    """Endings that the stemmer rewrites rather than cuts."""
+    (stem,) = stems((word,))
+    question = AskedWords({stem: 1.0}, frozenset(), 1.0, 1, Asked.OTHER, word)
+    table = features(question, [candidate(1, "Nothing of it here.", f"There it was: {word}.")])
+    assert column(table, "coverage_row") == [1.0]
+
+
+def test_a_key_that_stands_in_few_places_speaks_for_them():
+    there = Candidate((0, 1), "", ("Rain fell.",), None, 1.0, 1, 0, keys=(1.0, 0.25))
+    table = features(asked("Who sold the mill?"), [there, candidate(7, "Rain fell.", lexical=1.0, ranks=(2, 0))])
+    assert column(table, "keys") == pytest.approx([0.4, 0.0])
+    assert column(table, "keys_rarest") == [1.0, 0.0]
+    assert column(table, "keys_gap") == pytest.approx([0.0, -1.25])
