@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import VectorsInvalid
-from retrieval.vector_index import Hits, check_query, check_rows
+from retrieval.vector_index import Hits, check_query, check_rows, ranked
 
 # Fetched beyond k, so that equal scores at the border are usually settled by the first search.
 TIE_MARGIN = 8
@@ -78,8 +78,7 @@ class FaissIndex:
         while fetched < total and scores[0, k - 1] == scores[0, -1]:
             fetched = min(2 * fetched, total)
             scores, ids = index.search(row, fetched)
-        order = np.lexsort((ids[0], -scores[0]))[:k]
-        return [(int(ids[0, column]), float(scores[0, column])) for column in order]
+        return ranked(ids[0], scores[0], k)
 
     def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``VectorIndex.products``."""

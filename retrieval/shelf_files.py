@@ -55,7 +55,8 @@ class Shelf:
 class ShelfFiles:
     """Loads shelves from folders, each index checked against its stamp and checksum.
 
-    Calls for one document must not overlap.
+    A document of ``large_rows`` rows or more gets a ``large_index``, the others a ``vector_index``. Calls for one
+    document must not overlap.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class ShelfFiles:
         fingerprint: str,
         dimension: int,
         vector_index: type[VectorIndex],
+        large_index: type[VectorIndex] | None = None,
+        large_rows: int = 0,
     ) -> None:
         self._directory = directory
         self._store = store
@@ -73,6 +76,8 @@ class ShelfFiles:
         self._fingerprint = fingerprint
         self._dimension = dimension
         self._vector_index = vector_index
+        self._large_index = large_index
+        self._large_rows = large_rows
 
     def load(self, record: Record) -> Shelf:
         """The shelf of a document at the revisions of ``record``; what is missing or unsound is made anew."""
@@ -107,20 +112,22 @@ class ShelfFiles:
 
     def _vectors(self, folder: Path, record: Record) -> VectorIndex:
         path = folder / "vectors.fano"
+        is_large = record.num_rows >= self._large_rows
+        kind = self._large_index if self._large_index is not None and is_large else self._vector_index
         stamp: Stamp = {
             "format": FORMAT,
-            "kind": self._vector_index.__name__,
+            "kind": kind.__name__,
             "document": record.document.id,
             "revision": record.vectors_revision,
             "embedder": self._fingerprint,
         }
         if path.exists():
             try:
-                return self._vector_index.from_bytes(self._dimension, read_sealed(path, stamp))
+                return kind.from_bytes(self._dimension, read_sealed(path, stamp))
             except IndexDamaged as error:
                 logger.warning("the vector index of %s is made anew: %s", record.document.id, error)
         vectors = self._contents.embeddings(record.number, self._fingerprint, self._dimension)
-        index = self._vector_index(self._dimension)
+        index = kind(self._dimension)
         index.add(np.arange(len(vectors), dtype=np.int64), vectors)
         write_sealed(path, stamp, index.to_bytes())
         return index

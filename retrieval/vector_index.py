@@ -66,6 +66,12 @@ class VectorIndex(Protocol):
         """The index that ``to_bytes`` wrote. Only for bytes whose checksum was verified."""
 
 
+def ranked(ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Hits:
+    """The first ``k`` of hits, best first, equal ones by id."""
+    order = np.lexsort((ids, -scores))[:k]
+    return [(int(ids[row]), float(scores[row])) for row in order]
+
+
 class ExactIndex:
     """All inner products, by numpy. The specification of ``VectorIndex``."""
 
@@ -108,9 +114,7 @@ class ExactIndex:
         """See ``VectorIndex.search``."""
         check_query(query, self._dimension)
         ids, vectors = self._rows
-        scores = vectors @ query
-        order = np.lexsort((ids, -scores))[:k]
-        return [(int(ids[row]), float(scores[row])) for row in order]
+        return ranked(ids, vectors @ query, k)
 
     def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``VectorIndex.products``."""

@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.clustered_index import ClusteredIndex
 from retrieval.errors import VectorsInvalid
 from retrieval.faiss_index import FaissIndex
 from retrieval.vector_index import ExactIndex
 
-INDEXES = [pytest.param(ExactIndex, id="exact"), pytest.param(FaissIndex, id="faiss")]
+INDEXES = [
+    pytest.param(ExactIndex, id="exact"),
+    pytest.param(FaissIndex, id="faiss"),
+    pytest.param(ClusteredIndex, id="clustered"),
+]
 every_index = pytest.mark.parametrize("make", INDEXES)
+served_index = pytest.mark.parametrize("make", INDEXES[1:])
 
 
 def ids(*numbers: int) -> np.ndarray:
@@ -109,9 +115,12 @@ def test_removed_means_gone(make, unit_rows):
     held = index.num_bytes
     assert index.remove(ids(3, 4, 99)) == 2
     assert len(index) == 8
-    assert index.num_bytes == held * 8 // 10
-    assert 3 not in dict(index.search(vectors[3], 10))
+    two_rows = held - index.num_bytes
+    assert two_rows >= 2 * 4 * 8
+    assert {number for number, _ in index.search(vectors[3], 10)} == {0, 1, 2, 5, 6, 7, 8, 9}
+    assert vectors[3].tobytes() not in index.to_bytes()
     index.add(ids(3), vectors[3:4])
+    assert index.num_bytes == held - two_rows // 2
     assert index.search(vectors[3], 1)[0][0] == 3
 
 
@@ -126,12 +135,13 @@ def test_bytes_round_trip(make, unit_rows):
     assert (len(again), len(index), again.dimension) == (21, 20, 8)
 
 
+@served_index
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 30), min_size=1)), max_size=12))
-def test_any_history_leaves_both_indexes_alike(steps):
+@given(steps=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 30), min_size=1)), max_size=12))
+def test_any_history_leaves_both_indexes_alike(make, steps):
     table = np.random.default_rng(6).standard_normal((31, 6)).astype(np.float32)
     table /= np.linalg.norm(table, axis=1, keepdims=True)
-    exact, fast, held = ExactIndex(6), FaissIndex(6), set()
+    exact, fast, held = ExactIndex(6), make(6), set()
     for add, numbers in steps:
         chosen = np.array(sorted(numbers - held if add else numbers), dtype=np.int64)
         for index in (exact, fast):
@@ -143,10 +153,50 @@ def test_any_history_leaves_both_indexes_alike(steps):
     assert {number for number, _ in found} == held
 
 
-def test_searching_while_adding_and_removing_neither_crashes_nor_errs(unit_rows):
+def clustered_rows(count: int, dimension: int, seed: int) -> np.ndarray:
+    """Unit rows about a few hundred directions, as those of sentences are, and not all over the sphere."""
+    dice = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((300, dimension))
+    rows = centres[dice.integers(300, size=count)] + 0.7 * dice.standard_normal((count, dimension))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_many_rows_in_clusters_are_searched_in_part_and_found_nearly_all():
+    vectors, queries = clustered_rows(30_000, 32, 1), clustered_rows(50, 32, 2)
+    exact, index = FaissIndex(32), ClusteredIndex(32)
+    for each in (exact, index):
+        each.add(np.arange(30_000), vectors)
+    found = [index.search(query, 50) for query in queries]
+    truth = [dict(exact.search(query, 50)) for query in queries]
+    shares = [len(truth[row].keys() & dict(hits).keys()) / 50 for row, hits in enumerate(found)]
+    assert np.mean(shares) > 0.97
+    for row, hits in enumerate(found):
+        assert [score for _, score in hits] == sorted((score for _, score in hits), reverse=True)
+        numbers = np.array([number for number, _ in hits])
+        assert [score for _, score in hits] == pytest.approx((vectors[numbers] @ queries[row]).tolist(), abs=1e-6)
+    everything = index.search(queries[0], 30_000)
+    assert len({number for number, _ in everything}) == 30_000
+
+
+def test_the_same_rows_give_the_same_bytes_and_rows_come_and_go():
+    vectors = clustered_rows(6000, 16, 3)
+    first, again = ClusteredIndex(16), ClusteredIndex(16)
+    for each in (first, again):
+        each.add(np.arange(6000), vectors)
+    assert first.to_bytes() == again.to_bytes() == ClusteredIndex.from_bytes(16, first.to_bytes()).to_bytes()
+    # Fewer than half are left, so that they are clustered anew.
+    assert first.remove(np.arange(4000)) == 4000
+    assert first.num_bytes < again.num_bytes / 2
+    assert vectors[17].tobytes() not in first.to_bytes()
+    assert first.search(vectors[5000], 1)[0][0] == 5000
+    assert first.products(vectors[5000], ids(5000)) == pytest.approx([1.0], abs=1e-6)
+
+
+@served_index
+def test_searching_while_adding_and_removing_neither_crashes_nor_errs(make, unit_rows):
     # FAISS itself dies of this (segmentation fault, 3 of 3 runs) when the index is changed in place.
-    vectors = unit_rows(20_000, 16, 7)
-    index = FaissIndex(16)
+    vectors = unit_rows(8000, 16, 7)
+    index = make(16)
     index.add(np.arange(500), vectors[:500])
     done = threading.Event()
     wrong: list[object] = []
@@ -160,11 +210,11 @@ def test_searching_while_adding_and_removing_neither_crashes_nor_errs(unit_rows)
     threads = [threading.Thread(target=search) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for start in range(500, 20_000, 500):
+    for start in range(500, 8000, 500):
         index.add(np.arange(start, start + 500), vectors[start : start + 500])
         index.remove(ids(start, start + 1))
     done.set()
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert len(index) == 20_000 - 2 * 39
+    assert len(index) == 8000 - 2 * 15
