@@ -9,6 +9,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from retrieval.clustered_index import LARGE_ROWS, ClusteredIndex
 from retrieval.contents import Contents
 from retrieval.durability import make_directory
 from retrieval.embedder import Embedder
@@ -226,6 +227,10 @@ class Library:
             places += [(document_id, span) for span in found]
         return places
 
+    def sentence(self, tenant: str, document_id: str, span: Span) -> Span:
+        """The sentence or row around ``span``, which lies in the text."""
+        return self._sentence(self._store.record(document_id, tenant), span)
+
     def pin(self, tenant: str, document_id: str, span: Span, key: str | None = None) -> tuple[ListedFact, bool]:
         """Keep ``span``, which lies in the text and is not empty, as a fact, under ``key`` if it has one. It is on the
         disk on return. The flag is False for a pin that was there.
@@ -237,13 +242,8 @@ class Library:
         if record.document.num_characters is None:
             raise DocumentNotReady(self._with_progress(record.document))
         assert 0 < len(span) and span.end <= record.document.num_characters, f"{span} is not in the text"
-        low = max(0, span.start - _PIN_CONTEXT)
-        around = self._store.text(record.number, low, span.end + _PIN_CONTEXT)
-        inner = Span(span.start - low, span.end - low)
-        sentence = Sentences(around, sentence_spans(around)).around(inner)
-        evidence = Span(low + sentence.start, low + sentence.end)
-        text = around[inner.start : inner.end]
-        pin, is_new = self._facts.pin(record.number, span, text, evidence, key)
+        text = self._store.text(record.number, span.start, span.end)
+        pin, is_new = self._facts.pin(record.number, span, text, self._sentence(record, span), key)
         return self._facts.get(record.number, pin), is_new
 
     def unpin(self, tenant: str, document_id: str, fact_id: str) -> None:
@@ -305,8 +305,11 @@ class Library:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
         contents = Contents(store.database)
-        files = ShelfFiles(data_dir / "indexes", store, contents, fingerprint, dimension, FaissIndex)
-        shelves = Shelves(data_dir / "indexes", store, files, 4 * dimension, limits.max_index_bytes)
+        folder = data_dir / "indexes"
+        files = ShelfFiles(
+            folder, store, contents, fingerprint, dimension, FaissIndex, ClusteredIndex, large_rows=LARGE_ROWS
+        )
+        shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)
         ingestion = Ingestion(
             store, contents, shelves, embedder, fingerprint, limits.max_characters, limits.max_facts, count_tokens
         )
@@ -315,6 +318,12 @@ class Library:
             library._erase(record)
         shelves.sweep(store.ids())
         return library
+
+    def _sentence(self, record: Record, span: Span) -> Span:
+        low = max(0, span.start - _PIN_CONTEXT)
+        around = self._store.text(record.number, low, span.end + _PIN_CONTEXT)
+        sentence = Sentences(around, sentence_spans(around)).around(Span(span.start - low, span.end - low))
+        return Span(low + sentence.start, low + sentence.end)
 
     def _with_progress(self, document: Document) -> Document:
         with self._work_done:

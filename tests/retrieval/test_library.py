@@ -348,6 +348,32 @@ def test_no_damage_to_the_indexes_changes_an_answer(open_library, add_text, data
     assert {path.name for path in (data_dir / "indexes" / document.id).iterdir()} == files
 
 
+def test_a_large_document_gets_the_clustered_index_and_any_kind_is_made_anew_alike(
+    open_library, add_text, data_dir, monkeypatch
+):
+    flat = open_library()
+    small, large = add_text(flat, "The mill stands by the river."), add_text(flat, STORY)
+    questions = ("Who kept lighthouse 7?", "grey sea and north wind", "the mill", "What did Keeper033 pay?")
+
+    def answers(library: Library) -> list[object]:
+        return [library.search(TENANT, question, [small.id, large.id]).passages for question in questions]
+
+    expected = answers(flat)
+    # All lists of so few rows are looked at: the answers are those of the flat index.
+    monkeypatch.setattr("retrieval.library.LARGE_ROWS", 100)
+    for _ in range(2):
+        library = open_library()
+        assert answers(library) == expected
+        kinds = {path.parent.name: b"ClusteredIndex" in path.read_bytes() for path in data_dir.rglob("vectors.fano")}
+        assert kinds == {small.id: False, large.id: True}
+        first = (data_dir / "indexes" / large.id / "vectors.fano").read_bytes()
+        library.close()
+        shutil.rmtree(data_dir / "indexes")
+        library = open_library()
+        assert answers(library) == expected
+        assert (data_dir / "indexes" / large.id / "vectors.fano").read_bytes() == first
+
+
 def test_indexes_of_another_state_of_the_store_are_not_used(open_library, add_text, data_dir):
     library = open_library()
     first, second = add_text(library, STORY), add_text(library, "Only Keeper011 is here. " * 100)
