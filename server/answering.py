@@ -19,7 +19,9 @@ from server.bridge import EngineThread
 from server.certainty import values_of
 from server.citations import Source
 from server.conversation import History
+from server.errors import EvidenceTooLong, FactsTooLong
 from server.gate import Reason, decide, reason_to_search
+from server.given import fact_passages
 from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
     Inquiry,
@@ -199,8 +201,10 @@ class Answering:
         chosen = inquiry.decision or decide(inquiry.turns)
         result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages)
         seconds = time.monotonic() - begun
-        decision = "retrieved" if result.found and result.passages else "nothing"
-        has_key = any(passage.evidence is not None for passage in result.passages)
+        given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query)
+        passages = (*given, *(result.passages if result.found else ()))
+        decision = "retrieved" if passages else "nothing"
+        has_key = any(passage.evidence is not None for passage in passages)
         reason = Reason.KEY_HIT if has_key else chosen.reason
         query = None if chosen.query == question else chosen.query
         if is_asked:
@@ -218,7 +222,7 @@ class Answering:
             return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
         max_tokens = inquiry.sampling.max_tokens or self.limits.answer_max_tokens
         policy = inquiry.policy or self._model.policy
-        sources = tuple(Source(number, passage) for number, passage in enumerate(result.passages, start=1))
+        sources = tuple(Source(number, passage) for number, passage in enumerate(passages, start=1))
         if inquiry.recall == "verbatim" and (values := values_of(sources, chosen.query)).is_certain:
             note = "; ".join(filter(None, (result.reason, values.note)))
             bill = RetrievalBill(
@@ -236,17 +240,27 @@ class Answering:
                 is_whole=True,
                 is_certain=True,
             )
-        readings = (nearest_reading(sources),) if self._model.reads is ReadingUnit.SENTENCE else sources
+        readings = sources
+        if self._model.reads is ReadingUnit.SENTENCE:
+            searched_for = sources[len(given) :]
+            readings = (*sources[: len(given)], *([nearest_reading(searched_for)] if searched_for else []))
         window = policy.window if policy.name is PolicyName.WINDOW else None
-        prompt = build_prompt(
-            self._tokenizer,
-            inquiry.turns[:-1],
-            question,
-            [source.passage.text for source in readings],
-            Budget(max_tokens, self._model.max_context_tokens, window),
-            history,
-            inquiry.form.place,
-        )
+        try:
+            prompt = build_prompt(
+                self._tokenizer,
+                inquiry.turns[:-1],
+                question,
+                [source.passage.text for source in readings],
+                Budget(max_tokens, self._model.max_context_tokens, window),
+                history,
+                inquiry.form.place,
+                max(1, len(given)),
+            )
+        except EvidenceTooLong as error:
+            if not given:
+                raise
+            param = inquiry.facts[0].param.rpartition(".")[0]
+            raise FactsTooLong(param, error.num_tokens, error.max_tokens, error.limit_tokens) from error
         note = result.reason
         if dropped := len(readings) - prompt.num_passages:
             note = f"{note}; {dropped} of {len(readings)} passages left out to fit"

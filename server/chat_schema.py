@@ -14,6 +14,7 @@ from server.schemas import (
     MAX_PASSAGES,
     SESSION_NAME,
     DocumentId,
+    Facts,
     Place,
     Recall,
     Start,
@@ -124,6 +125,7 @@ class FanoOptions(WireModel):
     recall: Recall | None = None
     start: Start | None = None
     question_place: Place | None = None
+    facts: Facts | None = None
     policy: PolicyOptions | None = None
     max_passages: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] | None = None
     # Also the names of documents' readings, which are refused with the remedy.

@@ -78,9 +78,22 @@ class EvidenceTooLong(Exception):
     """Not even the best passage fits the window together with the question and the answer."""
 
     def __init__(self, num_tokens: int, max_tokens: int, limit_tokens: int) -> None:
+        self.num_tokens, self.max_tokens, self.limit_tokens = num_tokens, max_tokens, limit_tokens
         super().__init__(
             f"question and best passage have {num_tokens} tokens and {max_tokens} more were asked for, but evidence, "
             f"question and answer share {limit_tokens} tokens; shorten the question or lower max_tokens"
+        )
+
+
+class FactsTooLong(EvidenceTooLong):
+    """The facts that a request brings do not fit the window together with the question and the answer."""
+
+    def __init__(self, param: str, num_tokens: int, max_tokens: int, limit_tokens: int) -> None:
+        self.param = param
+        Exception.__init__(
+            self,
+            f"question and {param} have {num_tokens} tokens and {max_tokens} more were asked for, but facts, question "
+            f"and answer share {limit_tokens} tokens; send fewer or shorter facts, or lower max_tokens",
         )
 
 

@@ -8,6 +8,7 @@ from retrieval.passage import Document, Passage, Span
 from server.certainty import Evidence, values_of
 from server.citations import Source
 from server.conversation import Conversation
+from server.given import is_given
 from server.inquiry import Inquiry, RetrievalBill
 from server.prompt import Prompt
 
@@ -61,7 +62,10 @@ def quotable(sources: Sequence[Source], question: str) -> tuple[tuple[Evidence, 
         return values.pieces, values.is_whole
     rows = [Evidence(source, *row) for source in sources if (row := _row(source.passage)) is not None]
     passages = [Evidence(source, source.passage.span.start, source.passage.text) for source in sources]
-    return tuple(rows or passages), False
+    if rows:
+        # What the request brings along may be quoted beside them.
+        rows = [*(piece for piece in passages if is_given(piece.source.passage)), *rows]
+    return tuple(dict.fromkeys(rows or passages)), False
 
 
 def nearest_reading(sources: Sequence[Source]) -> Source:

@@ -52,6 +52,15 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenFact:
+    """A text that must be in the prompt, the key that it is the value under, and its ``param`` in the request."""
+
+    text: str
+    key: str | None
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inquiry:
     """A conversation whose last turn wants an answer, from ``documents`` if there are any.
 
@@ -73,6 +82,7 @@ class Inquiry:
     form: AnswerForm = field(default_factory=AnswerForm)
     may_skip: bool = False
     decision: Decision | None = None
+    facts: tuple[GivenFact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,17 +60,19 @@ def build_prompt(
     budget: Budget,
     history: History | None = None,
     place: QuestionPlace = QuestionPlace.AFTER,
+    num_needed: int = 1,
 ) -> Prompt:
     """The question after as many of the passages, best first, as the budget allows; earlier turns come before.
+    The first ``num_needed`` are never left out.
 
     Earlier turns that are in ``history``, a session's, keep its token ids.
 
-    Raises ``EvidenceTooLong`` when not even one passage fits the window and ``PromptTooLong`` when
+    Raises ``EvidenceTooLong`` when the needed passages do not fit the window and ``PromptTooLong`` when
     the conversation does not fit the context.
     """
     assert passages, "a question without evidence is answered without a prompt"
     refusal: Exception | None = None
-    for num_passages in range(len(passages), 0, -1):
+    for num_passages in range(len(passages), num_needed - 1, -1):
         last = Turn("user", document_question(question, passages[:num_passages], place))
         # The question's own turn must be seen whole; earlier turns may have passed into the state.
         num_tokens = len(build_chat(tokenizer, [last]).ids)

@@ -9,6 +9,9 @@ Place = Literal["after", "both"]
 MAX_DOCUMENTS = 64
 MAX_QUESTION_CHARACTERS = 20_000
 MAX_PASSAGES = 20
+MAX_FACTS = 32
+MAX_FACT_CHARACTERS = 2000
+MAX_KEY_CHARACTERS = 200
 
 
 def carried_by_utf8(text: str) -> str:
@@ -45,6 +48,16 @@ class TextDocument(WireModel):
     read: bool | None = None
 
 
+class Fact(WireModel):
+    """A text that stands in one of the documents asked and must be in the prompt; under ``key`` it is the value."""
+
+    text: Annotated[Text, StringConstraints(pattern=r"\S", max_length=MAX_FACT_CHARACTERS)]
+    key: Annotated[Text, StringConstraints(pattern=r"\S", max_length=MAX_KEY_CHARACTERS)] | None = None
+
+
+Facts = Annotated[list[Fact], Field(max_length=MAX_FACTS)]
+
+
 class DocumentQuestion(WireModel):
     """A question about the document that the path names."""
 
@@ -53,6 +66,7 @@ class DocumentQuestion(WireModel):
     recall: DocumentRecall = "grounded"
     start: Start | None = None
     question_place: Place | None = None
+    facts: Facts | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 

@@ -145,6 +145,21 @@ class FakeLibrary:
             seconds={"lexical": 0.001},
         )
 
+    def locate(
+        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100
+    ) -> Sequence[tuple[str, Span]]:
+        places = []
+        for document_id in document_ids:
+            whole = self.text(tenant, document_id)
+            places += [(document_id, Span(*match.span())) for match in re.finditer(re.escape(text), whole)]
+        return places[:limit]
+
+    def sentence(self, tenant: str, document_id: str, span: Span) -> Span:
+        whole = self.text(tenant, document_id)
+        start = whole.rfind(". ", 0, span.start) + 2 if ". " in whole[: span.start] else 0
+        end = whole.find(". ", span.end)
+        return Span(start, len(whole) if end < 0 else end + 1)
+
     def stats(self) -> LibraryStats:
         counts = dict.fromkeys((status.value for status in DocumentStatus), 0)
         for document in self.documents.values():

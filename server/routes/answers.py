@@ -10,7 +10,7 @@ from server.answer_form import answer_form
 from server.citations import Citation
 from server.delivery import whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.inquiry import AnswerDone, AnswerText, Inquiry, Sampling, ServedModel
+from server.inquiry import AnswerDone, AnswerText, GivenFact, Inquiry, Sampling, ServedModel
 from server.prompt import Turn
 from server.rendering import answer_view, citation_view, source_view
 from server.replies import Answer
@@ -91,6 +91,7 @@ def _inquiry(
         sampling=Sampling(max_tokens=body.max_tokens),
         max_passages=settings.max_passages,
         started=arrival,
+        facts=tuple(GivenFact(fact.text, fact.key, f"facts.{place}") for place, fact in enumerate(body.facts or ())),
         form=answer_form(body.start, body.question_place, settings),
     )
 

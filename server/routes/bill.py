@@ -89,7 +89,9 @@ async def _asked(
         started=arrival,
         policy=policy,
         form=answer_form(None, None, settings),
+        may_skip=True,
     )
+    inquiry = services.answering.decided(inquiry)
     inquiry, history = await services.answering.begin(inquiry)
     found = await services.answering.groundwork(inquiry, is_asked=False, history=history)
     if inquiry.documents and not found.sources:

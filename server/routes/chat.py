@@ -13,7 +13,7 @@ from server.citations import Citation
 from server.delivery import whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import RequestInvalid, UnknownModel
-from server.inquiry import AnswerDone, AnswerText, ChoiceDone, Inquiry
+from server.inquiry import AnswerDone, AnswerText, ChoiceDone, GivenFact, Inquiry
 from server.prompt import Turn
 from server.replies import Answer
 from server.schemas import Recall, error_responses
@@ -45,7 +45,10 @@ async def admit_chat(
         form=answer_form(body.fano.start, body.fano.question_place, state.settings),
         policy=body.fano.policy.over(services.model.policy) if body.fano.policy else None,
         session=_session(body),
-        may_skip=_recall(body) == "grounded",
+        may_skip=_recall(body) == "grounded" and not body.fano.facts,
+        facts=tuple(
+            GivenFact(fact.text, fact.key, f"fano.facts.{place}") for place, fact in enumerate(body.fano.facts or ())
+        ),
     )
     async with services.answering.answer(inquiry) as answer:
         yield answer
@@ -79,7 +82,7 @@ def _recall(body: ChatRequest) -> Recall:
     if not body.fano.documents:
         if recall != "free":
             raise RequestInvalid(f"fano.recall is {recall!r}, which needs fano.documents", "fano.recall")
-        for key in ("max_passages", "start", "question_place"):
+        for key in ("max_passages", "start", "question_place", "facts"):
             if getattr(body.fano, key) is not None:
                 raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
         return recall

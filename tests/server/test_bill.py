@@ -228,3 +228,15 @@ async def test_the_plan_of_a_question_about_documents_is_its_bill(
     assert retrievals and all(after[name] == before[name] for name in retrievals)
     unknown = await client.post("/v1/plan", json={**unheard_of, "documents": ["doc_none"]})
     assert unknown.status_code == 404
+
+
+async def test_a_plan_leaves_documents_alone_where_the_chat_would(
+    client: httpx.AsyncClient, library: FakeLibrary
+) -> None:
+    document = library.put("Thanks are owed to the captain of the northern harbour.")
+    thanks = {"messages": [{"role": "user", "content": "Thanks!"}], "max_tokens": 9}
+    plan = (await client.post("/v1/plan", json={**thanks, "documents": [document]})).json()
+    body = {"model": "reader", **thanks, "fano": {"documents": [document]}}
+    usage = (await client.post("/v1/chat/completions", json=body)).json()["usage"]
+    assert usage["fano"]["retrieval"]["reason"] == "small_talk"
+    assert plan["prompt_tokens"] == usage["prompt_tokens"] > 0
