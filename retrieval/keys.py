@@ -90,8 +90,8 @@ _WORD = re.compile(r"[^\W_][\w'’.&/#%-]*")
 _POSSESSIVE = re.compile(r"['’]s$")
 # Years and their spans, decades, ordinals.
 _PLAIN_NUMBER = re.compile(r"\d{1,4}(?:st|nd|rd|th|s|['’]s)?|[12]\d{3}[-/]\d{2,4}", re.IGNORECASE)
-# "US 2010", "2018 2019": words or years side by side, not the pieces of one code.
-_YEARS = re.compile(r"(?:[A-Z]+|[12]\d{3})(?: [12]\d{3})+")
+# "US 2010", "2018 2019", "$5 000": words, years or the thousands of an amount side by side, not the pieces of one code.
+_NO_CODE = re.compile(r"(?:[A-Z]+|[12]\d{3})(?: [12]\d{3})+|\D?\d{1,3}(?: \d{3})+")
 _NAMED = re.compile(
     r"(?:what(?:'s|’s|\s+is|\s+was|\s+are)|give me|tell me|show me|find|state|name)\s+"
     r"(?:the|its|their|his|her|our|my)\s+"
@@ -147,7 +147,7 @@ def _candidates(question: str) -> Iterator[tuple[str, KeyShape]]:
         if _is_code(token):
             yield _POSSESSIVE.sub("", token), KeyShape.VALUE if _PLAIN_NUMBER.fullmatch(token) else KeyShape.CODE
     for run in _split_codes(tokens):
-        yield run, KeyShape.PHRASE if _YEARS.fullmatch(run) else KeyShape.CODE
+        yield run, KeyShape.PHRASE if _NO_CODE.fullmatch(run) else KeyShape.CODE
     for match in _NAMED.finditer(question):
         yield match[1], KeyShape.PHRASE
     for phrase in _phrases(question):
