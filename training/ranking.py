@@ -5,7 +5,7 @@
 Three texts of about 1.6 million characters are joined from the contexts of six sources, no title in two of them: two
 to learn from, one to develop on. Every question is asked of its own text, of a text that lacks its context (the
 negatives of the confidence), and without the vectors. The same is done with single articles, which are small texts.
-Writes ``retrieval/ranking.json``; about a quarter of an hour on one core, most of it embedding.
+Writes ``retrieval/ranking.json``; most of the time goes into embedding.
 """
 
 import argparse
