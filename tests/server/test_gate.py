@@ -7,7 +7,7 @@ import pytest
 from fakes_server import MODEL, World, WorldMaker, open_client, scrape
 
 from retrieval.passage import Passage, Span
-from server.follow_up import standalone_query
+from server.follow_up import follows, standalone_query
 from server.gate import Reason, decide
 from server.prompt import Turn
 
@@ -59,6 +59,34 @@ def test_nothing_was_said_that_could_be_shortened() -> None:
 )
 def test_a_question_that_rests_on_others_is_made_to_stand_alone(said: str, query: str) -> None:
     assert standalone_query([*EARLIER, Turn("user", said)]) == query
+
+
+@pytest.mark.parametrize(
+    ("said", "rests"),
+    [
+        ("Which university did she attend?", True),
+        ("Who wrote it?", True),
+        ("What is the name of his dog?", True),
+        ("Which states declined to sign it?", True),
+        ("What happened after that?", True),
+        ("Why did she leave Paris?", True),
+        ("Who built this church?", True),
+        ("Which ones?", True),
+        ("How much?", True),
+        ("And Warsaw?", True),
+        ("How many rooms is there in a palace?", False),
+        ("Who is the man that plays the thief?", False),
+        ("How old was the king when his clan died?", False),
+        ("What is another name for the torso?", False),
+        ("What is it called when a government is overthrown?", False),
+        ("If forces meet at right angles what can they be broken down to?", False),
+        ("What is an etioplast?", False),
+        ("Why did the empire fall apart?", False),
+        ("What happens in this year?", False),
+    ],
+)
+def test_only_what_nothing_in_the_question_can_stand_for_rests_on_others(said: str, rests: bool) -> None:
+    assert follows([*EARLIER, Turn("user", said)]) is rests
 
 
 def test_what_a_chain_of_follow_ups_is_about_is_carried_through() -> None:
