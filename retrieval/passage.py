@@ -165,13 +165,24 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """Another place that says what a passage says."""
+
+    document_id: str
+    document_name: str
+    span: Span
+    page: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A piece of a stored document that may hold the answer.
 
     ``found_by`` says which searches returned it ("key", "hop", "lexical", "dense"). On a key hit
     ``evidence`` is the sentence or row that holds the key, else None. ``nearest`` is None where the search by meaning
     did not return the passage. ``values`` are what stands under the keys of the question, in reading order, at every
-    place where a key was met: equal keys may have several. Each lies in the passage.
+    place where a key was met: equal keys may have several. Each lies in the passage. ``also`` are places of nearly
+    the same text, which are no passages of their own.
     """
 
     document_id: str
@@ -184,6 +195,7 @@ class Passage:
     evidence: Span | None = None
     nearest: Nearest | None = None
     values: tuple[Value, ...] = ()
+    also: tuple[Copy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

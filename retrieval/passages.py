@@ -1,10 +1,11 @@
 """From ranked chunks to passages: neighbours joined, keys first, each with its evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from retrieval.contents import Contents, StoredChunk, StoredFact
+from retrieval.duplicates import collapsed
 from retrieval.errors import UnknownDocument
 from retrieval.passage import Nearest, Passage, Span
 from retrieval.store import Record, Store
@@ -94,17 +95,22 @@ class Rankings:
 def compose(
     store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
 ) -> tuple[Passage, ...]:
-    """At most ``max_passages`` passages, best first.
+    """At most ``max_passages`` passages, best first; those that say the same as a better one are told in it.
 
     Chunks that a key led to come before all others: those that a user pinned under it first, then those with more
     keys of the question, then those where the keys stand as they were asked; then those that these lead on to. The
     others follow by their score; equal ones in reading order.
     """
+    return collapsed(_passages(store, contents, records, rankings, max_passages), max_passages)
+
+
+def _passages(
+    store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
+) -> Iterator[Passage]:
     scores, asked = rankings.scores, Asked(rankings.question)
     order = _order(rankings.keys, rankings.hops, scores, max_passages)
     chunks = _chunks(contents, records, order)
-    passages = []
-    for group in _join(order, chunks, rankings.keys, max_passages):
+    for group in _join(order, chunks, rankings.keys):
         record = records[group[0][0]]
         start = min(chunks[place].start for place in group)
         end = max(chunks[place].end for place in group)
@@ -120,22 +126,19 @@ def compose(
             start, end = min(start, value.span.start), max(end, value.span.end)
         score = max(scores.get(place, 0.0) for place in group)
         is_hop = any(place in rankings.hops for place in group)
-        passages.append(
-            Passage(
-                document_id=record.document.id,
-                document_name=record.document.name,
-                span=Span(start, end),
-                text=store.text(record.number, start, end),
-                page=chunks[min(group)].page,
-                # In the order of the passages: where keys led above one half, what that led on to at it, others below.
-                score=(1.0 + score) / 2 if is_led else 0.5 if is_hop else score / 2,
-                found_by=_finders(group, rankings),
-                evidence=evidence,
-                nearest=_nearest(contents, record, group, rankings.dense),
-                values=values,
-            )
+        yield Passage(
+            document_id=record.document.id,
+            document_name=record.document.name,
+            span=Span(start, end),
+            text=store.text(record.number, start, end),
+            page=chunks[min(group)].page,
+            # In the order of the passages: where keys led above one half, what that led on to at it, others below.
+            score=(1.0 + score) / 2 if is_led else 0.5 if is_hop else score / 2,
+            found_by=_finders(group, rankings),
+            evidence=evidence,
+            nearest=_nearest(contents, record, group, rankings.dense),
+            values=values,
         )
-    return tuple(passages)
 
 
 def _nearest(
@@ -181,7 +184,7 @@ def _chunks(contents: Contents, records: Sequence[Record], places: Sequence[Plac
 
 
 def _join(
-    order: Sequence[Place], chunks: Mapping[Place, StoredChunk], keys: Mapping[Place, KeyHit], max_passages: int
+    order: Sequence[Place], chunks: Mapping[Place, StoredChunk], keys: Mapping[Place, KeyHit]
 ) -> list[list[Place]]:
     groups: list[list[Place]] = []
     for place in order:
@@ -192,7 +195,7 @@ def _join(
         group = None if is_led else next((group for group in groups if _fits(place, group, chunks)), None)
         if group is not None:
             group.append(place)
-        elif len(groups) < max_passages:
+        else:
             groups.append([place])
     return groups
 

@@ -8,6 +8,7 @@ from server.schemas import (
     AnswerView,
     ArchiveBytes,
     CitationView,
+    CopyView,
     DocumentView,
     ErrorView,
     FanoUsage,
@@ -79,6 +80,16 @@ def source_view(source: Source) -> SourceView:
         text=passage.text,
         page=passage.page,
         score=passage.score,
+        also=[
+            CopyView(
+                document=copy.document_id,
+                name=copy.document_name,
+                start=copy.span.start,
+                end=copy.span.end,
+                page=copy.page,
+            )
+            for copy in passage.also
+        ],
     )
 
 

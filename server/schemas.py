@@ -192,8 +192,19 @@ class SessionDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class CopyView(BaseModel):
+    """Another place of nearly the same text as a source."""
+
+    document: str
+    name: str
+    start: int
+    end: int
+    page: int | None
+
+
 class SourceView(BaseModel):
-    """A passage that the answer may rest on; ``text`` is ``document[start:end]``."""
+    """A passage that the answer may rest on; ``text`` is ``document[start:end]``. ``also`` is where else nearly the
+    same stands."""
 
     number: int
     document: str
@@ -203,6 +214,7 @@ class SourceView(BaseModel):
     text: str
     page: int | None
     score: float
+    also: list[CopyView] = []
 
 
 class CitationView(BaseModel):
