@@ -102,7 +102,7 @@ def test_what_stands_there_is_found_with_confidence_and_what_does_not_is_not(min
 
 @pytest.mark.parametrize(
     "word",
-    "skies dying vying cries hoping hopping using happiest possibility disability relational agency idly was us".split(),
+    "skies dying vying cries hoping hopping using happiest possibility disability relational agency idly us".split(),
 )
 def test_no_row_is_skipped_that_holds_a_word_of_the_question(word):
     """Endings that the stemmer rewrites rather than cuts."""
