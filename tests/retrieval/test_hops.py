@@ -67,22 +67,17 @@ def test_hops_end(library, add_text):
 def test_where_nothing_leads_on_the_passages_are_the_same(library, add_text, monkeypatch, seed):
     draw = random.Random(seed)
     code = iter(draw.sample(range(1000, 9999), 60))
-    lines = []
+    lines, others = [], []
     for _ in range(12):
         one, two = f"KX-{next(code)}", f"BX-{next(code)}"
-        lines.append(
-            draw.choice(
-                (
-                    f"Order {one} was shipped with {two}.",
-                    f"{one}: {two}",
-                    f"Seal {one} is stored under {two}.",
-                    f"| {one} | {two} |",
-                    f"Valve {one} was tested by Mrs Ellery on 3 May 20{next(code) % 90 + 10}.",
-                )
-            )
-        )
-    document = add_text(library, paragraphs(*lines))
-    questions = [f"What about {line.split('-')[0][-2:]}-{line.split('-')[1][:4]}?" for line in lines]
+        beside = (f"Order {one} was shipped with {two}.", f"Valves {one} and {two} were tested by Mrs Ellery.")
+        alone = (f"{one}: {two}", f"Seal {one} is stored under {two}.", f"Seal {one} is red since 3 May 2021.")
+        lines.append(draw.choice((*beside, *alone)))
+        # What merely stands beside a key is elsewhere, too; what a key leads to is nowhere else.
+        if lines[-1] in beside:
+            others.append(f"Crate {two} was painted green.")
+    document = add_text(library, paragraphs(*lines, *others))
+    questions = [f"What about KX-{line.split('KX-')[1][:4]}?" for line in lines]
     with_hops = [ask(library, question, document) for question in questions]
     monkeypatch.setattr(Trail, "follow", lambda *_: ())
     assert with_hops == [ask(library, question, document) for question in questions]
