@@ -10,7 +10,9 @@ from retrieval.passage import Copy, Passage, Span, Value
 TENANT = "acme"
 CLAUSE = (
     "The tenant shall pay the rent of 1,200 EUR to Anna Berg on the first day of every month, and shall keep the "
-    "garden, the fence and the path in the state in which they were found when the house was taken over. "
+    "garden, the fence and the path in the state in which they were found when the house was taken over. Repairs are "
+    "borne by the owner unless the damage was done on purpose or could have been prevented with the care that is usual "
+    "among careful people, and the owner may enter the house to see to them after a word in good time. "
 )
 
 
@@ -23,7 +25,7 @@ def passage(text: str, document: str = "doc_1", score: float = 0.4, **fields: ob
     [
         CLAUSE,
         CLAUSE.replace(" ", "\n"),
-        CLAUSE.replace("taken over", "taken back"),
+        CLAUSE.replace("when the house was", "as the house was"),
     ],
 )
 def test_nearly_the_same_text_is_told_in_the_better_passage(other):
@@ -40,7 +42,7 @@ def test_nearly_the_same_text_is_told_in_the_better_passage(other):
         CLAUSE.replace("Anna", "Otto"),
         CLAUSE.replace("shall keep", "shall not keep"),
         CLAUSE.replace("shall keep", "need not keep"),
-        CLAUSE.replace("the garden, the fence and the path", "the roof and the well"),
+        CLAUSE.replace("the garden, the fence and the path in the state", "the roof, the well and the barn in a state"),
         CLAUSE + "Dogs are allowed.",
     ],
 )

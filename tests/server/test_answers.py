@@ -10,7 +10,7 @@ from fakes_server import World, WorldMaker, open_client, sse
 
 from model.engine.request import EvidenceSpan, FinishReason
 from model.errors import EngineDraining, GenerationFailed, PromptTooLong, QueueFull
-from retrieval.passage import Passage, Span
+from retrieval.passage import Copy, Passage, Span
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp. Nothing else happened."
 WHO = {"question": "Who paid invoice QX-7741-B?"}
@@ -39,6 +39,7 @@ async def test_a_grounded_answer_marks_what_stands_in_the_document(client: httpx
         "text": "Invoice QX-7741-B was paid by Margarethe Oldenkamp.",
         "page": 1,
         "score": 3.0,
+        "also": [],
     }
 
 
@@ -105,6 +106,15 @@ async def test_a_verbatim_answer_is_fetched_from_the_document(client: httpx.Asyn
             "answer_end": 20,
         }
     ]
+
+
+async def test_a_source_tells_where_else_it_stands(client: httpx.AsyncClient, world: World) -> None:
+    document, other = world.library.put(TEXT), world.library.put(TEXT, "copy.txt")
+    copy = Copy(other, "copy.txt", Span(26, 77), 2)
+    world.library.plant(Passage(document, "note.txt", Span(25, 76), TEXT[25:76], 1, 1.0, ("lexical",), also=(copy,)))
+    body = (await client.post(f"/v1/documents/{document}/ask", json=WHO)).json()
+    told = {"document": other, "name": "copy.txt", "start": 26, "end": 77, "page": 2}
+    assert [source["also"] for source in body["sources"]] == [[told]]
 
 
 async def test_on_a_key_hit_only_the_row_may_be_quoted(client: httpx.AsyncClient, world: World) -> None:
