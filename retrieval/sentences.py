@@ -68,14 +68,32 @@ class Sentences:
     def _clause(self, whole: Span, span: Span) -> Span:
         margin = MAX_EVIDENCE_CHARACTERS // 2
         low, high = max(whole.start, span.start - margin), min(whole.end, span.end + margin)
-        start = max(low, *(self._text.rfind(border, low, span.start) + 1 for border in _CLAUSE_BORDERS))
-        after = _CLAUSE_BORDER.search(self._text, span.end, high)
-        clause = trim(self._text, Span(start, after.start() if after else max(high, span.end)))
+        start = self._before(low, span.start, low == whole.start)
+        clause = trim(self._text, Span(start, max(self._after(span.end, high, high == whole.end), span.end)))
         return Span(min(clause.start, span.start), max(clause.end, span.end))
 
+    def _before(self, low: int, start: int, is_whole: bool) -> int:
+        """Where the clause that ``start`` stands in begins, at ``low`` at the earliest."""
+        for border in _BORDERS[:2]:
+            if ends := [match.end() for match in border.finditer(self._text, low, start)]:
+                return ends[-1]
+        blank = None if is_whole else _BORDERS[2].search(self._text, low, start)
+        return blank.end() if blank else low
 
-_CLAUSE_BORDERS = ",;{}|\n"
-_CLAUSE_BORDER = re.compile(f"[{_CLAUSE_BORDERS}]")
+    def _after(self, end: int, high: int, is_whole: bool) -> int:
+        """Where the clause that ``end`` stands in ends, at ``high`` at the latest."""
+        for border in _BORDERS[:2]:
+            if found := border.search(self._text, end, high):
+                return found.end() if found[0][0] in ".!?" else found.start()
+        if is_whole:
+            return high
+        blanks = [match.start() for match in _BORDERS[2].finditer(self._text, end, high)]
+        return blanks[-1] if blanks else high
+
+
+# Of what is too long for a sentence (many in one pair of quotation marks, lists): ends of sentences, else of clauses,
+# else blanks. No comma or point within a number is one.
+_BORDERS = (re.compile(r"[.!?]['\"”’)]*(?=\s)|[{}|\n]"), re.compile(r"[,;:](?=\s)"), re.compile(r"\s"))
 
 
 def _blocks(its_lines: Iterable[Line]) -> Iterator[tuple[Span, bool]]:

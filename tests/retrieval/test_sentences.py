@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.sentences import sentence_spans
+from retrieval.passage import Span
+from retrieval.sentences import Sentences, sentence_spans
 
 TEXTS = st.lists(
     st.sampled_from(
@@ -75,3 +76,21 @@ def test_text_without_borders_is_cut_between_words():
 
 def test_many_sentences_without_a_line_end_are_read_in_windows():
     assert sentences("这是一句话。" * 20_000) == ["这是一句话。"] * 20_000
+
+
+def test_the_clause_of_what_is_too_long_is_a_sentence_and_cuts_no_number():
+    rows = [f"Policy POL-{n:04d}-96 carries an excess of EUR {n + 3},055.71 for each claim." for n in range(40)]
+    text = '"' + " ".join(rows) + '"'
+    sentences = Sentences(text, [Span(0, len(text))])
+    for n, row in enumerate(rows):
+        at = text.index(f"POL-{n:04d}")
+        clause = sentences.around(Span(at, at + 11))
+        assert text[clause.start : clause.end].strip('"') == row
+    endless = "word " * 400
+    clause = sentences_of(endless).around(Span(1000, 1004))
+    assert set(endless[clause.start : clause.end].split()) == {"word"}
+    assert len(clause) > 300
+
+
+def sentences_of(text):
+    return Sentences(text, [Span(0, len(text))])

@@ -154,6 +154,8 @@ async def test_the_openapi_page_lists_the_routes(client: httpx.AsyncClient) -> N
         "/v1/documents/{document_id}",
         "/v1/documents/{document_id}/events",
         "/v1/documents/{document_id}/text",
+        "/v1/documents/{document_id}/facts",
+        "/v1/documents/{document_id}/facts/{fact_id}",
         "/v1/documents/{document_id}/ask",
         "/v1/ask",
         "/v1/chat/completions",
