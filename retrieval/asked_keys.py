@@ -54,12 +54,16 @@ def meet(contents: Contents, question: str, records: Sequence[Record]) -> Met:
     for fact in facts:
         for number, _ in forms[fact.key]:
             spans.setdefault(number, set()).add((fact.document, fact.span))
+    for number in _parts_of_codes(keys, list(spans)):
+        del spans[number]
     asked = [word for word in words(question) if word not in STOP_WORDS]
     leading: dict[Place, KeyHit] = {}
     weak: dict[Place, KeyHit] = {}
     for fact in facts:
         place = (documents[fact.document], fact.chunk)
         for number, form in forms[fact.key]:
+            if number not in spans:
+                continue
             if leads(keys[number], fact, asked):
                 leading.setdefault(place, KeyHit()).note(number, form + fact.form, fact)
             elif len(spans[number]) <= MAX_WEAK_PLACES:
@@ -77,6 +81,17 @@ def leads(key: QueryKey, fact: StoredFact, asked: Sequence[str]) -> bool:
     if key.shape in EXACT_SHAPES or fact.kind in (FactKind.IDENTIFIER, FactKind.PIN):
         return True
     return fact.kind == FactKind.KEY_VALUE and share(key, asked) >= WHOLE
+
+
+def _parts_of_codes(keys: Sequence[QueryKey], met: Sequence[int]) -> Sequence[int]:
+    """Those of the keys ``met`` that are only pieces of another one: who asks for ``INV 2024 007151``, which stands
+    somewhere, does not ask for 7151 feet."""
+    codes = {keys[number].raw for number in met if keys[number].shape is KeyShape.CODE}
+
+    def is_part(raw: str) -> bool:
+        return any(f" {raw} " in f" {code} " for code in codes - {raw})
+
+    return [number for number in met if is_part(keys[number].raw)]
 
 
 def share(key: QueryKey, asked: Sequence[str]) -> float:

@@ -108,6 +108,16 @@ def test_as_written_outranks_folded_and_all_collisions_are_returned(library, add
         assert len(by_key) == result.num_facts == 4
 
 
+def test_a_piece_of_a_code_that_stands_there_leads_nowhere(library, add_text):
+    text = paragraphs("They rose to 7151 feet above Glacier Depot.", "Voucher INV-2024-007151 went to Doris Adler.")
+    document = add_text(library, text)
+    result = ask(library, "To whom did voucher INV 2024 007151 go?", document)
+    assert "Doris Adler" in result.passages[0].text
+    assert not any("key" in passage.found_by for passage in result.passages[1:])
+    # Asked for by itself, it does.
+    assert "Glacier" in ask(library, "What lies below 7151 feet?", document).passages[0].text
+
+
 def test_more_key_hits_than_passages_are_told(library, add_text):
     document = add_text(library, paragraphs(*(f"Valve KX-1001 was tested by team {n}." for n in range(7))))
     result = ask(library, "Who tested valve KX-1001?", document)
