@@ -1,6 +1,6 @@
 """Learns how retrieval weighs what its searches found, and when it says that nothing was found.
 
-    python -m training.ranking --questions ../shared/data/qa_train.jsonl.xz
+    python -m training.ranking --questions QA_TRAIN.jsonl.xz
 
 Three texts of about 1.6 million characters are joined from the contexts of six sources, no title in two of them: two
 to learn from, one to develop on. Every question is asked of its own text, of a text that lacks its context (the
