@@ -7,6 +7,7 @@ so every call runs on one. A process that has searched must not fork.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any, Self
 
 import faiss
@@ -69,28 +70,17 @@ class FaissIndex:
         faiss.omp_set_num_threads(1)
         index = self._index
         row = np.ascontiguousarray(query[np.newaxis])
-        total = int(index.ntotal)
-        k = min(k, total)
-        if k == 0:
-            return []
-        fetched = min(k + TIE_MARGIN, total)
-        scores, ids = index.search(row, fetched)
-        while fetched < total and scores[0, k - 1] == scores[0, -1]:
-            fetched = min(2 * fetched, total)
-            scores, ids = index.search(row, fetched)
-        return ranked(ids[0], scores[0], k)
+
+        def nearest(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            scores, ids = index.search(row, count)
+            return scores[0], ids[0]
+
+        return best_of(nearest, k, int(index.ntotal))
 
     def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``VectorIndex.products``."""
         check_query(query, self._dimension)
-        if len(ids) == 0:
-            return np.empty(0, np.float32)
-        try:
-            vectors = self._index.reconstruct_batch(np.ascontiguousarray(ids))
-        except RuntimeError as error:
-            raise VectorsInvalid(f"one of the ids is not in the index: {error}") from None
-        found: NDArray[np.float32] = vectors @ query
-        return found
+        return products_of(self._index, query, ids)
 
     def to_bytes(self) -> bytes:
         """See ``VectorIndex.to_bytes``."""
@@ -102,3 +92,29 @@ class FaissIndex:
         index = cls(dimension)
         index._index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
         return index
+
+
+def best_of(nearest: Callable[[int], tuple[NDArray[np.float32], NDArray[np.int64]]], k: int, total: int) -> Hits:
+    """The best ``k`` of ``total`` rows, ties by id: ``nearest`` gives so many (scores, ids), best first, and is asked
+    for more as long as a tie might go on beyond them."""
+    k = min(k, total)
+    if k == 0:
+        return []
+    fetched = min(k + TIE_MARGIN, total)
+    scores, ids = nearest(fetched)
+    while fetched < total and scores[k - 1] == scores[-1]:
+        fetched = min(2 * fetched, total)
+        scores, ids = nearest(fetched)
+    return ranked(ids, scores, k)
+
+
+def products_of(index: faiss.Index, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Inner products of ``query`` with rows of a FAISS index. Raises ``VectorsInvalid`` for an id it does not hold."""
+    if len(ids) == 0:
+        return np.empty(0, np.float32)
+    try:
+        vectors = index.reconstruct_batch(np.ascontiguousarray(ids))
+    except RuntimeError as error:
+        raise VectorsInvalid(f"one of the ids is not in the index: {error}") from None
+    found: NDArray[np.float32] = vectors @ query
+    return found
