@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import JambaConfig, JambaForCausalLM
@@ -14,6 +15,7 @@ from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE, Kernels
+from model.kernels.native import InstructionSet, load_native
 from model.policy import AttentionPolicy
 from model.weights import load_weights
 
@@ -149,3 +151,13 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Largest absolute difference in units of the standard deviation of ``expected``: the logit scale of law 1."""
     assert found.shape == expected.shape
     return float((found.double() - expected.double()).abs().max() / expected.double().std())
+
+
+def kernels_at(level: InstructionSet, num_threads: int = 1) -> Kernels:
+    """The native kernels at one instruction set; the test is skipped where this CPU lacks it."""
+    try:
+        kernels, reason = load_native(num_threads, level)
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert kernels is not None, reason
+    return kernels

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fakes_model import kernels_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,15 +20,6 @@ def library() -> None:
     path, reason = build()
     if path is None:
         pytest.skip(f"no native kernels on this machine: {reason}")
-
-
-def kernels_at(level: InstructionSet, num_threads: int = 1) -> Kernels:
-    try:
-        kernels, reason = load_native(num_threads, level)
-    except ValueError as error:
-        pytest.skip(str(error))
-    assert kernels is not None, reason
-    return kernels
 
 
 def made(out_size: int, in_size: int, dtype: torch.dtype, kernels: Kernels) -> tuple[Matrix, torch.Tensor]:

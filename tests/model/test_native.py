@@ -4,11 +4,12 @@ import ctypes
 
 import pytest
 import torch
+from fakes_model import kernels_at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.kernels import Kernels, choose, forced, native, reference
+from model.kernels import choose, forced, native, reference
 from model.kernels.build import build
 from model.kernels.native import InstructionSet, load_native
 
@@ -24,15 +25,6 @@ def library() -> ctypes.CDLL:
     if path is None:
         pytest.skip(f"no native kernels on this machine: {reason}")
     return native._open(path)
-
-
-def kernels_at(level: InstructionSet, num_threads: int = 1) -> Kernels:
-    try:
-        kernels, reason = load_native(num_threads, level)
-    except ValueError as error:
-        pytest.skip(str(error))
-    assert kernels is not None, reason
-    return kernels
 
 
 class Problem:

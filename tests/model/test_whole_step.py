@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes_model import TINY_CONFIG, OpenSequence, Reader, random_ids, relative_difference
+from fakes_model import TINY_CONFIG, OpenSequence, Reader, kernels_at, random_ids, relative_difference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +16,7 @@ from model.config import Dtype, ModelConfig
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE, Kernels
 from model.kernels.build import build
-from model.kernels.native import InstructionSet, load_native
+from model.kernels.native import InstructionSet
 from model.policy import AttentionPolicy, PolicyName
 from model.whole_step import WholeStep
 
@@ -41,15 +41,6 @@ def library() -> None:
     path, reason = build()
     if path is None:
         pytest.skip(f"no native kernels on this machine: {reason}")
-
-
-def native_at(level: InstructionSet) -> Kernels:
-    try:
-        kernels, reason = load_native(1, level)
-    except ValueError as error:
-        pytest.skip(str(error))
-    assert kernels is not None, reason
-    return kernels
 
 
 def make_model(geometry: str, dtype: Dtype) -> HybridLM:
@@ -112,7 +103,7 @@ class Twins:
 @pytest.mark.parametrize("policy", [*POLICIES])
 @pytest.mark.parametrize("geometry", [*GEOMETRIES])
 def test_logits_and_pools_are_those_of_torch(level: InstructionSet, dtype: Dtype, policy: str, geometry: str) -> None:
-    native = native_at(level)
+    native = kernels_at(level)
     rounds = dtype is Dtype.BFLOAT16 and level is InstructionSet.AVX512BF16
     tolerance = ROUNDED_TOLERANCE if rounds else TOLERANCE[dtype]
     twins = Twins(make_model(geometry, dtype), [1, 63, 200, 64], POLICIES[policy])
@@ -132,7 +123,7 @@ def test_logits_and_pools_are_those_of_torch(level: InstructionSet, dtype: Dtype
 @given(lengths=st.lists(st.integers(1, 90), min_size=2, max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_neighbours_change_no_bit(level: InstructionSet, dtype: Dtype, lengths: list[int], seed: int) -> None:
-    native = native_at(level)
+    native = kernels_at(level)
     model = make_model("grouped", dtype)
     together, alone = Twins(model, lengths, AttentionPolicy()), Twins(model, lengths, AttentionPolicy())
     tokens = [token % 32 for token in random_ids(len(lengths), seed)]
@@ -148,7 +139,7 @@ def test_neighbours_change_no_bit(level: InstructionSet, dtype: Dtype, lengths: 
 
 def test_only_the_rows_asked_for_get_logits() -> None:
     model = make_model("tied", Dtype.FLOAT32)
-    native = native_at(InstructionSet.PORTABLE)
+    native = kernels_at(InstructionSet.PORTABLE)
     twins, others = Twins(model, [3, 5, 2], AttentionPolicy()), Twins(model, [3, 5, 2], AttentionPolicy())
     every = others.step(1, native, [1, 2, 3])
     chunks = [
@@ -174,7 +165,7 @@ def decoder_inputs(native: Kernels) -> tuple[HybridLM, Reader, OpenSequence]:
     [("input_ids", [32]), ("input_ids", [-1]), ("state_slots", [4]), ("kv_rows", [32 * 64]), ("logits_rows", [1])],
 )
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(field: str, value: list[int]) -> None:
-    model, reader, sequence = decoder_inputs(native_at(InstructionSet.PORTABLE))
+    model, reader, sequence = decoder_inputs(kernels_at(InstructionSet.PORTABLE))
     batch = replace(Batch.pack([sequence.chunk([4])]), **{field: torch.tensor(value)})
     before = reader.states.ssm.clone(), reader.blocks.keys.clone()
     with pytest.raises(AssertionError, match="does not fit"):
@@ -183,7 +174,7 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(field: s
 
 
 def test_a_released_block_that_is_seen_is_refused() -> None:
-    model, reader, sequence = decoder_inputs(native_at(InstructionSet.PORTABLE))
+    model, reader, sequence = decoder_inputs(kernels_at(InstructionSet.PORTABLE))
     sequence.read([1] * 70)
     batch = Batch.pack([sequence.chunk([4])])
     batch = replace(batch, block_tables=([-1, *batch.block_tables[0][1:]],))
@@ -196,7 +187,7 @@ def test_a_released_block_that_is_seen_is_refused() -> None:
 )
 def test_layers_without_a_fast_path_are_left_to_torch(change: dict[str, object], tmp_path: Path) -> None:
     extra = {"expert_layer_period": 2, "expert_layer_offset": 1} if "num_experts" in change else {}
-    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | change | extra), native_at(InstructionSet.PORTABLE))
+    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | change | extra), kernels_at(InstructionSet.PORTABLE))
     assert WholeStep.of(model) is None
 
 
