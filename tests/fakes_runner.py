@@ -160,7 +160,7 @@ def build(
 
 
 REQUEST_FIELDS = ("evidence", "policy", "max_spans", "num_choices", "tenant", "max_seconds", "keep")
-REQUEST_FIELDS += ("measure_information", "is_background")
+REQUEST_FIELDS += ("measure_information", "surprisals_from", "is_background")
 
 
 def request(name: str = "a", prompt: Iterable[int] = (1, 9, 9), **changes: object) -> GenerationRequest:

@@ -16,6 +16,8 @@ SEED_RANGE = (-(2**63), 2**64 - 1)
 MOST_LOGPROBS = 20
 MOST_PENALTY = 2
 MOST_BIAS = 100
+# Eight bytes each, held until the request ends.
+MOST_SURPRISALS = 1 << 16
 
 
 class Admission:
@@ -40,6 +42,7 @@ class Admission:
                 raise InvalidRequest("logit_bias", token_id, f"token ids from 0 to {self.vocab_size - 1}")
         self._check_prompt(request.prompt_ids)
         _check_evidence(request)
+        _check_surprisals(request)
         self._check_choices(request)
         self._check_size(request, policy)
 
@@ -101,6 +104,16 @@ def _check_sampling(sampling: SamplingParams, least_tokens: int) -> None:
     for key, holds, expected in limits:
         if not holds:
             raise InvalidRequest(key, getattr(sampling, key), expected)
+
+
+def _check_surprisals(request: GenerationRequest) -> None:
+    first, num_tokens = request.surprisals_from, len(request.prompt_ids)
+    if first is None:
+        return
+    least = max(1, num_tokens - MOST_SURPRISALS)
+    if not least <= first < num_tokens:
+        expected = f"a token after the first and of the last {MOST_SURPRISALS} of the prompt's {num_tokens}"
+        raise InvalidRequest("surprisals_from", first, expected)
 
 
 def _check_evidence(request: GenerationRequest) -> None:

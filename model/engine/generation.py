@@ -87,4 +87,5 @@ class Generation:
             num_preemptions=group.num_preemptions,
             prefix=prefix,
             information_bits=group.information_bits,
+            surprisals=group.surprisals,
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.cache.checkpoint import Checkpoint
-from model.cache.checkpoints import Checkpoints
+from model.cache.checkpoints import Checkpoints, Found
 from model.cache.held import Held
 from model.cache.prefix_tree import common_length
 from model.cache.state_pool import StatePool
@@ -58,11 +58,13 @@ class Recollection:
     def was_read(self, planned: PlannedChunk, hidden: Tensor | None, surprisal: Tensor | None) -> None:
         """Add up what was told of the prompt, and keep the state where that is wanted."""
         group, before = planned.sequence.group, None
-        if group.information_bits is not None and surprisal is not None:
-            units = torch.round(surprisal / INFORMATION_UNIT)
-            # What the last row says is of a token that was not read yet.
-            before = group.information_bits + INFORMATION_UNIT * float(units[:-1].sum())
-            group.information_bits = before + INFORMATION_UNIT * float(units[-1])
+        if surprisal is not None and group.is_told(planned.end):
+            bits = INFORMATION_UNIT * torch.round(surprisal / INFORMATION_UNIT)
+            group.tell(planned.start + 1, bits.tolist())
+            if group.information_bits is not None:
+                # What the last row says is of a token that was not read yet.
+                before = group.information_bits + float(bits[:-1].sum())
+                group.information_bits = before + float(bits[-1])
         if planned.place is None:
             return
         self._checkpoints.make_room(1, 0)
@@ -86,7 +88,7 @@ class Recollection:
         if request.keep.nothing or request.sampling.prompt_logprobs is not None:
             outcome = PrefixOutcome("miss", "not_wanted" if request.keep.nothing else "prompt_logprobs")
         else:
-            found = self._checkpoints.find(tree_of(sequence), sequence.token_ids, request.measure_information)
+            found = self._find(sequence)
             alike = [each for each in beside if tree_of(each) == tree_of(sequence)]
             shared = [common_length(each.token_ids, sequence.token_ids, 0) for each in alike]
             num_common = max(found.num_common, *shared, 0)
@@ -104,7 +106,7 @@ class Recollection:
         request, num_read = sequence.group.request, sequence.num_read
         if request.keep.nothing or request.sampling.prompt_logprobs is not None:
             return
-        found = self._checkpoints.find(tree_of(sequence), sequence.token_ids, request.measure_information)
+        found = self._find(sequence)
         checkpoint, before = found.checkpoint, self._held.get(sequence)
         if checkpoint is None or checkpoint.num_tokens - num_read < LEAST_TOKENS:
             return
@@ -112,6 +114,14 @@ class Recollection:
             sequence.group.skip(num_read, checkpoint.num_tokens, found.reason)
             if before is not None:
                 before.free(self._states)
+
+    def _find(self, sequence: Sequence) -> Found:
+        """The deepest checkpoint that leaves to be read, or tells, whatever is wanted of the prompt."""
+        request = sequence.group.request
+        # The last row of what is recalled tells the token after it: see ``_recall``.
+        first, ids = request.surprisals_from, sequence.token_ids
+        ids = ids if first is None else ids[:first]
+        return self._checkpoints.find(tree_of(sequence), ids, request.measure_information)
 
     def _take_up(self, sequence: Sequence, checkpoint: Checkpoint) -> bool:
         """Let the sequence hold what is remembered after the first tokens of its prompt; False where no room is left
@@ -130,13 +140,15 @@ class Recollection:
         if sequence.is_recalled:
             assert hidden is not None, "a whole prompt is recalled with its last row"
             self._rows[sequence] = hidden.to(self._device)
-        if not group.request.measure_information or information_bits is None:
-            return
-        group.information_bits = information_bits
-        if hidden is not None and not sequence.is_recalled:
+        if group.request.measure_information and information_bits is not None:
+            group.information_bits = information_bits
+        if hidden is not None and not sequence.is_recalled and group.is_told(num_read):
             next_id = torch.tensor([sequence.token_ids[num_read]], device=self._device)
-            bits = self._model.surprisal(hidden.to(self._device)[None], next_id)
-            group.information_bits += INFORMATION_UNIT * float(torch.round(bits / INFORMATION_UNIT)[0])
+            told = self._model.surprisal(hidden.to(self._device)[None], next_id)
+            bits = INFORMATION_UNIT * float(torch.round(told / INFORMATION_UNIT)[0])
+            group.tell(num_read, [bits])
+            if group.information_bits is not None:
+                group.information_bits += bits
 
 
 def tree_of(sequence: Sequence) -> tuple[str, AttentionPolicy]:

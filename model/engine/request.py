@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out: requests, sampling, events, usage. No torch."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -78,7 +79,9 @@ class GenerationRequest:
     ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
     or up to ``max_spans`` of them; with ``whole_evidence`` each span is one whole text. ``policy`` of None takes the
     engine's own. ``tenant`` is whose share of the engine it uses. After ``max_seconds`` from its submission it ends
-    with ``DeadlineExceeded``. With ``measure_information`` the surprisal of the prompt is summed up.
+    with ``DeadlineExceeded``. With ``measure_information`` the surprisal of the prompt is summed up. With
+    ``surprisals_from`` the usage has that of each token of the prompt from this place on, which is at least 1; no
+    checkpoint behind the place is used then, so that nothing of it is missing.
     ``is_background`` yields to everyone else, and with ``max_tokens`` 0 the prompt is only read: the one event has the
     usage and no token.
     """
@@ -95,6 +98,7 @@ class GenerationRequest:
     max_seconds: float | None = None
     keep: Keep = Keep()
     measure_information: bool = False
+    surprisals_from: int | None = None
     is_background: bool = False
 
 
@@ -119,7 +123,9 @@ class TokenLogprob:
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
     """The bill of one finished request, all choices together. Bytes are those of the tensors it held: the most at
-    the end of any of its choices, what choices share counted once."""
+    the end of any of its choices, what choices share counted once. ``surprisals`` are in bits, one for each token from
+    ``surprisals_from`` on, if they were asked for; each is a multiple of 2**-24, as their sum ``information_bits`` is.
+    """
 
     num_prompt_tokens: int
     num_cached_tokens: int
@@ -136,6 +142,7 @@ class RequestUsage:
     num_preemptions: int = 0
     prefix: PrefixOutcome = PrefixOutcome("miss", "empty")
     information_bits: float | None = None
+    surprisals: "array[float] | None" = None
 
 
 @dataclass(frozen=True, slots=True)

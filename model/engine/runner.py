@@ -279,7 +279,7 @@ class ModelRunner:
             held = self._held[sequence] = Held(self._states.allocate(), BlockTable(self._blocks))
         self.checkpoints.make_room(0, held.table.num_missing(planned.start, planned.end))
         held.table.prepare(planned.start, planned.end)
-        is_measured = sequence.group.information_bits is not None and not planned.is_decode
+        is_measured = not planned.is_decode and sequence.group.is_told(planned.end)
         return SequenceChunk(
             token_ids=sequence.token_ids[planned.start : planned.end],
             first_position=planned.start,

@@ -1,6 +1,7 @@
 """One request on its way: the tokens of its choices, how many of them were read, and when things happened. No torch."""
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -93,6 +94,7 @@ class SequenceGroup:
     prefix: PrefixOutcome | None = None
     is_forgotten: bool = False
     information_bits: float | None = None
+    surprisals: "array[float] | None" = None
     _cuts: list[tuple[int, Place]] = field(default_factory=list)
     _interval: int = 0
     _kept_at: int = 0
@@ -100,6 +102,8 @@ class SequenceGroup:
     def __post_init__(self) -> None:
         self.sequences = [Sequence(self, 0, array("i", self.request.prompt_ids))]
         self.is_forked = self.request.num_choices == 1
+        if self.request.surprisals_from is not None:
+            self.surprisals = array("d")
 
     @property
     def request_id(self) -> str:
@@ -144,6 +148,22 @@ class SequenceGroup:
         before = 0 if self.prefix is None else self.prefix.num_tokens
         self.prefix = PrefixOutcome("hit", reason, before + end - start)
         self._kept_at = end
+
+    def is_told(self, end: int) -> bool:
+        """Whether somebody wants to know the surprisal of any token up to that at ``end``."""
+        first = self.request.surprisals_from
+        return self.information_bits is not None or (first is not None and first <= end)
+
+    def tell(self, place: int, bits: Iterable[float]) -> None:
+        """The surprisal of the prompt's tokens from ``place`` on, in bits, as far as it is wanted."""
+        first = self.request.surprisals_from
+        if self.surprisals is None or first is None:
+            return
+        wanted = [*bits][max(0, first - place) : max(0, self.num_prompt_tokens - place)]
+        if wanted:
+            missing = max(first, place) - first - len(self.surprisals)
+            assert not missing, f"the surprisal of {missing} tokens before {place} was not told"
+            self.surprisals.extend(wanted)
 
     def next_cut(self, num_read: int) -> int:
         """Where reading must pause after ``num_read`` tokens of the prompt, at the latest at its end."""

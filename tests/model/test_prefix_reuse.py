@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from fakes_engine import write_tokenizer
@@ -16,6 +17,7 @@ from model.engine.placement import LEAST_TOKENS
 from model.engine.request import Keep, RequestUsage, TokenEvent
 from model.engine.runner import ModelRunner
 from model.engine.token_trie import TokenTrie
+from model.errors import InvalidRequest
 from model.hybrid import HybridLM
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
@@ -235,3 +237,46 @@ def test_what_a_prompt_tells_does_not_depend_on_what_was_reused(model: HybridLM,
     assert part.information_bits == pytest.approx(whole.information_bits, abs=1e-3)
     assert same.information_bits == part.information_bits
     assert bench.ask(prompt)[0].information_bits is None
+
+
+@pytest.mark.parametrize("policy", [FULL, WINDOW], ids=["full", "window"])
+def test_the_surprisal_of_each_token_is_told_however_the_prompt_was_read(
+    model: HybridLM, tokenizer: Tokenizer, policy: AttentionPolicy
+) -> None:
+    bench = Bench(model, tokenizer, policy)
+    prompt = bench.text(500)
+
+    def told(first: int, end: int, **fields: object) -> tuple[list[float], int]:
+        usage, _ = bench.ask(prompt[:end], 0, is_background=True, surprisals_from=first, **fields)
+        assert usage.surprisals is not None and len(usage.surprisals) == end - first
+        return list(usage.surprisals), usage.num_cached_tokens
+
+    fresh = bench.ask(prompt, 0, is_background=True, surprisals_from=1, measure_information=True, tenant="alone")[0]
+    assert fresh.surprisals is not None and len(fresh.surprisals) == 499 and min(fresh.surprisals) > 0
+    assert sum(fresh.surprisals) == fresh.information_bits
+    whole = list(fresh.surprisals)
+    # In pieces, each taken up where the one before was left: at borders of chunks, of blocks, and of neither.
+    places = [1, 64, 131, 300, 301, 500]
+    pieces = [told(first, end) for first, end in pairwise(places)]
+    assert [cached for _, cached in pieces] == [0, 64, 131, 300, 301]
+    assert [bits for found, _ in pieces for bits in found] == pytest.approx(whole, abs=1e-4)
+    # A checkpoint behind the place has skipped what is asked for, and is not used.
+    again, cached = told(250, 500)
+    assert cached <= 250 and again == pytest.approx(whole[249:], abs=1e-4)
+    # Also where the host took the state of the request in between, and where others are read beside it.
+    bench.engine.submit(request("late", prompt, max_tokens=0, is_background=True, surprisals_from=1, tenant="third"))
+    for step in range(5):
+        bench.engine.step()
+        assert step != 2 or bench.engine.preempt("late")
+    bench.engine.submit(request("other", bench.text(90), max_tokens=3))
+    usage = next(event.usage for event in finish(bench.engine) if event.request_id == "late")
+    assert usage is not None and usage.num_preemptions == 1
+    assert list(usage.surprisals or ()) == pytest.approx(whole, abs=1e-4)
+    assert bench.ask(prompt)[0].surprisals is None
+
+
+@pytest.mark.parametrize("first", [0, 300, -1])
+def test_surprisals_are_asked_for_within_the_prompt(model: HybridLM, tokenizer: Tokenizer, first: int) -> None:
+    bench = Bench(model, tokenizer)
+    with pytest.raises(InvalidRequest, match="surprisals_from is"):
+        bench.ask(bench.text(300), surprisals_from=first)
