@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.lexical_index import LexicalQuery, stems
+from retrieval.lexical_index import LexicalHits, LexicalQuery, stems
 from retrieval.words import words
 
 
@@ -61,9 +61,11 @@ _CAPITALISED = re.compile(r"[A-Z]")
 
 @dataclass(frozen=True, slots=True)
 class AskedWords:
-    """A question as its words: stems with the share each has in what is asked, by how rare it is."""
+    """A question as its words: stems with the share each has in what is asked, by how rare it is; ``rarities`` of those
+    that stand anywhere, from 0 to 1 for what stands in one chunk of very many; ``known`` is the share of these."""
 
     shares: Mapping[str, float]
+    rarities: Mapping[str, float]
     names: frozenset[str]
     known: float
     num_words: int
@@ -71,16 +73,17 @@ class AskedWords:
     text: str
 
     @classmethod
-    def of(cls, question: str, query: LexicalQuery, rarities: Mapping[str, float], found: frozenset[str]) -> Self:
-        """``rarities`` by stem of ``query``; ``found`` are the stems that stand anywhere."""
-        total = sum(rarities.values()) or 1.0
-        shares = {stem: weight / total for stem, weight in rarities.items()}
+    def of(cls, question: str, query: LexicalQuery, lexical: LexicalHits) -> Self:
+        """``lexical`` is what the search by the words of ``query`` gave."""
+        total = sum(lexical.rarities.values()) or 1.0
+        shares = {stem: weight / total for stem, weight in lexical.rarities.items()}
+        rarities = {stem: lexical.rarities[stem] / lexical.unknown for stem in lexical.known}
         # The first word of a question is written large without being a name.
         marked = [word for word in question.split()[1:] if _CAPITALISED.match(word) or any(map(str.isdigit, word))]
         names = frozenset(stems(words(" ".join(marked)))) & shares.keys()
         asked = next((kind for kind, pattern in _ASKED if pattern.search(question)), Asked.OTHER)
-        known = sum(share for stem, share in shares.items() if stem in found)
-        return cls(shares, names, known, len(query.stemmed), asked, question)
+        known = sum(shares[stem] for stem in lexical.known)
+        return cls(shares, rarities, names, known, len(query.stemmed), asked, question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,11 @@ NAMES = (
     "keys",
     "keys_rarest",
     "keys_gap",
+    "rarest",
+    "rarest_gap",
+    "rarest_name",
+    "names_under",
+    "names_known",
 )
 
 # Words are seen again and again: the stemmer is asked once for most of them.
@@ -183,8 +191,13 @@ def features(question: AskedWords, candidates: Sequence[Candidate]) -> NDArray[n
         values["coverage_chunk"][index] = _share(shares, whole)
         values["coverage_row"][index] = max(coverages)
         values["coverage_near_row"][index] = coverages[near]
+        values["rarest"][index] = _rarest(question.rarities, whole)
+        heading = frozenset(_stems(candidate.heading)) if candidate.heading else frozenset()
+        values["heading"][index] = _share(shares, heading)
         if question.names:
             values["has_names"][index] = 1.0
+            values["names_under"][index] = len(question.names & (whole | heading)) / len(question.names)
+            values["rarest_name"][index] = _rarest(question.rarities, question.names & whole)
             values["names_chunk"][index] = len(question.names & whole) / len(question.names)
             values["names_row"][index] = max(len(question.names & row) for row in sets) / len(question.names)
         if question.asked is not Asked.OTHER:
@@ -194,8 +207,6 @@ def features(question: AskedWords, candidates: Sequence[Candidate]) -> NDArray[n
         if asked_pairs:
             there = asked_pairs.intersection(chain.from_iterable(map(pairwise, tokens)))
             values["pairs"][index] = len(there) / len(asked_pairs)
-        if candidate.heading:
-            values["heading"][index] = _share(shares, frozenset(_stems(candidate.heading)))
         length = sum(map(len, candidate.rows))
         values["length"][index] = length / 600
         values["num_rows"][index] = len(candidate.rows) / 5
@@ -207,6 +218,9 @@ def features(question: AskedWords, candidates: Sequence[Candidate]) -> NDArray[n
     values["row_joint_gap"][:] = values["row_joint"] - values["row_joint"].max()
     values["coverage_gap"][:] = values["coverage_chunk"] - values["coverage_chunk"].max()
     values["keys_gap"][:] -= values["keys_gap"].max()
+    values["rarest_gap"][:] = values["rarest"] - max(question.rarities.values(), default=0.0)
+    if question.names:
+        values["names_known"][:] = len(question.names & question.rarities.keys()) / len(question.names)
     values["question_words"][:] = question.num_words / 10
     values["question_known"][:] = question.known
     _neighbours(candidates, values)
@@ -247,6 +261,10 @@ def _stem(word: str) -> str:
 
 def _share(shares: Mapping[str, float], there: frozenset[str]) -> float:
     return sum(share for stem, share in shares.items() if stem in there)
+
+
+def _rarest(rarities: Mapping[str, float], there: frozenset[str]) -> float:
+    return max((rarity for stem, rarity in rarities.items() if stem in there), default=0.0)
 
 
 def _pairs(row: Sequence[str]) -> set[tuple[str, str]]:

@@ -24,6 +24,8 @@ CONFIDENCE_NAMES = (
     "best_score",
     "first_to_second",
     "first_to_fifth",
+    "dense_above",
+    "joint_above",
     "dense_best",
     "dense_second",
     "row_joint",
@@ -31,13 +33,19 @@ CONFIDENCE_NAMES = (
     "coverage_chunk",
     "lexical_absolute",
     "names_chunk",
+    "names_under",
+    "names_known",
     "has_names",
+    "rarest",
+    "rarest_name",
     "has_dense",
     "question_known",
     "question_words",
     "typed_row",
     "num_chunks",
 )
+
+_DENSE, _JOINT = NAMES.index("dense_best"), NAMES.index("row_joint")
 
 Table = NDArray[np.float32]
 
@@ -104,6 +112,9 @@ def confidence_features(table: Table, scores: Table, num_chunks: int) -> Table:
         "best_score": float(ranked[0]),
         "first_to_second": float(ranked[0] - ranked[1]) if len(ranked) > 1 else 0.0,
         "first_to_fifth": float(ranked[0] - ranked[-1]),
+        # How far what looks like the answer stands out of what else was returned: in a long text something is near.
+        "dense_above": float(top[:, _DENSE].max() - np.median(table[:, _DENSE])),
+        "joint_above": float(top[:, _JOINT].max() - np.median(table[:, _JOINT])),
         "num_chunks": math.log10(max(num_chunks, 1)),
     }
     return np.array([best[name] for name in CONFIDENCE_NAMES], np.float32)

@@ -1,19 +1,15 @@
 """Learns how retrieval weighs what its searches found, and when it says that nothing was found.
 
-    python -m training.ranking --questions QA_TRAIN.jsonl.xz
+    python -m training.ranking --questions QA_TRAIN.jsonl.xz --prose BOOKS.jsonl.xz
 
-Three texts of about 1.6 million characters are joined from the contexts of six sources, no title in two of them: two
-to learn from, one to develop on. Every question is asked of its own text, of a text that lacks its context (the
-negatives of the confidence), and without the vectors. The same is done with single articles, which are small texts.
-Writes ``retrieval/ranking.json``; most of the time goes into embedding.
+Every question of ``training.ranking_texts`` is asked of its text, and some without the vectors. Two parts of the texts
+are learned from, the third is developed on. Writes ``retrieval/ranking.json``; most of the time goes into embedding.
 """
 
 import argparse
 import json
-import lzma
-import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,24 +36,12 @@ from retrieval.shelves import Shelves
 from retrieval.store import Store
 from retrieval.words import STOP_WORDS
 from retrieval.words import words as words_of
+from training.ranking_texts import SEED, Text, read_texts
 
-SEED = 1
 TENANT = "training"
-PARTS = (("first", 0.42), ("second", 0.42), ("development", 0.16))
-# Characters of contexts and questions from each source.
-SOURCES = {
-    "squad1.1": (600_000, 500),
-    "fairytaleqa": (250_000, 250),
-    "wikitablequestions": (250_000, 400),
-    "afriqa": (300_000, 350),
-    "nq-gold": (200_000, 400),
-    "nq-qed": (60_000, 50),
-}
-ARTICLES, QUESTIONS_OF_ARTICLE = 30, 10
-# Questions of other texts for each two of a text's own.
-ABSENT_SHARE = 0.5
-# Of questions of other articles this share is told that nothing was found: 90 % and what chance may take of it.
-REFUSED = 0.93
+# Of questions whose answer is elsewhere, asked of texts of at most so many chunks, this share is told that nothing was
+# found: 90 % and what chance may take of it.
+REFUSED, SMALL = 0.93, 1000
 # Rules for what leads: a weak key of this shape, in at most so many places, that is this share of the question.
 RULES = tuple(
     (shape, places, part)
@@ -67,27 +51,11 @@ RULES = tuple(
 
 
 @dataclass(frozen=True)
-class Question:
-    source: str
-    title: str
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, its questions, and the stretches of its titles."""
-
-    text: str
-    questions: list[Question]
-    titles: dict[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
 class Case:
     """A question asked of a text: a row of features for each candidate, and which hold the answer."""
 
     source: str
+    wording: str
     table: np.ndarray
     right: np.ndarray
     lexical: np.ndarray
@@ -95,6 +63,11 @@ class Case:
     num_chunks: int
     is_answerable: bool
     met: tuple["MetKey", ...]
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether it was searched by meaning too."""
+        return bool(self.table[:, NAMES.index("has_dense")].any())
 
 
 @dataclass(frozen=True)
@@ -112,78 +85,83 @@ class MetKey:
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
-    write(arguments.out, *learn(arguments.questions, MiniLMEmbedder(threads=arguments.threads)))
+    embedder = MiniLMEmbedder(threads=arguments.threads)
+    cases = ask_all(read_texts(arguments.questions, arguments.prose, embedder), embedder)
+    write(arguments.out, *learn(cases))
 
 
-def learn(
-    path: Path, embedder: Embedder
-) -> tuple[nn.Module, np.ndarray, np.ndarray, nn.Module, np.ndarray, np.ndarray, float]:
-    """Both nets, each with mean and scale of its features, and the threshold."""
-    texts = _texts(path)
-    draw = random.Random(SEED)
+def ask_all(texts: Mapping[str, Sequence[Text]], embedder: Embedder) -> dict[str, list["Case"]]:
+    """The cases of each part."""
+    cases = {}
     with tempfile.TemporaryDirectory() as folder:
-        cases = {}
-        for name, text in texts.items():
-            others = [q for other, one in texts.items() if other != name for q in one.questions]
-            absent = [_absent(q) for q in draw.sample(others, round(ABSENT_SHARE * len(text.questions)))]
-            documents = [(text.text, text.questions + absent)]
-            for title in draw.sample(sorted(text.titles), min(ARTICLES, len(text.titles))):
-                start, end = text.titles[title]
-                own = [q for q in text.questions if q.title == title][:QUESTIONS_OF_ARTICLE]
-                moved = [
-                    Question(q.source, q.title, q.text, tuple((a - start, b - start) for a, b in q.spans)) for q in own
-                ]
-                documents.append((text.text[start:end], moved + [_absent(q) for q in draw.sample(others, len(own))]))
-            cases[name] = list(ask(Path(folder) / name, documents, embedder))
-            print(f"{name}: {len(text.text):,} characters, {len(cases[name])} questions asked", flush=True)
-    known = [case for name in ("first", "second") for case in cases[name]]
-    development = cases["development"]
-    scorer = fit_scores([case for case in known if case.is_answerable])
+        for name, of_part in texts.items():
+            cases[name] = list(ask(Path(folder) / name, of_part, embedder))
+            num_characters = sum(len(text.text) for text in of_part)
+            print(f"{name}: {num_characters:,} characters, {len(cases[name])} questions asked", flush=True)
+    return cases
+
+
+def learn(cases: Mapping[str, Sequence["Case"]]) -> tuple["Fitted", "Fitted", float]:
+    """Both nets, each with mean and scale of its features, and the threshold."""
+    known, development = [*cases["first"], *cases["second"]], cases["development"]
+    scorer = fit_scores(known)
     for label, has_dense in (("with vectors", True), ("without", False)):
-        shown = [
-            c for c in development if c.is_answerable and bool(c.table[:, NAMES.index("has_dense")].any()) == has_dense
-        ]
-        _show(label, shown, scorer)
-    _show_rules([c for c in development if c.is_answerable], scorer)
-    rows, labels = _confidence_rows(known, scorer)
-    confidence = fit_confidence(rows, labels)
-    shown = [case for case in development if case.table[:, NAMES.index("has_dense")].any()]
-    rows, labels = _confidence_rows(shown, scorer)
-    sure = _run(confidence, rows)
-    answerable = np.array([case.is_answerable for case in shown])
-    sizes = np.array([case.num_chunks for case in shown])
-    threshold = float(np.quantile(sure[(sizes <= 1000) & ~answerable], REFUSED))
+        for wording in ("as asked", "named", "wordless"):
+            shown = [c for c in development if c.is_answerable and c.has_dense == has_dense and c.wording == wording]
+            _show(f"{label}, {wording}", shown, scorer)
+    _show_rules([c for c in development if c.is_answerable and c.wording == "as asked"], scorer)
+    confidence = fit_confidence(*_confidence_rows(known, scorer))
+    shown = [case for case in development if case.has_dense]
+    sure = _run(confidence, _confidence_rows(shown, scorer)[0])
+    threshold = _threshold(shown, sure)
+    _show_refusals(shown, scorer, sure, threshold)
+    return scorer, confidence, threshold
+
+
+def _threshold(cases: Sequence["Case"], sure: np.ndarray) -> float:
+    absent = [not case.is_answerable and case.wording == "as asked" and case.num_chunks <= SMALL for case in cases]
+    return float(np.quantile(sure[absent], REFUSED))
+
+
+def _show_refusals(cases: Sequence["Case"], scorer: "Fitted", sure: np.ndarray, threshold: float) -> None:
     print(f"threshold {1 / (1 + np.exp(-threshold)):.3f}")
-    for label, chosen in (("whole texts", sizes > 1000), ("single articles", sizes <= 1000)):
-        absent, there = (np.mean(sure[chosen & which] < threshold) for which in (~answerable, answerable))
-        print(f"  {label}: told not found {absent:.1%} of what is absent, {there:.1%} of what is there")
-    return *scorer, *confidence, threshold
+    there = np.array([case.is_answerable for case in cases])
+    found = _confidence_rows(cases, scorer)[1]
+    sizes = np.array([case.num_chunks for case in cases])
+    wordings = np.array([case.wording for case in cases])
+    for least, most in ((0, 30), (30, 200), (200, SMALL), (SMALL, 1 << 60)):
+        for wording in ("as asked", "named", "wordless"):
+            chosen = (least < sizes) & (sizes <= most) & (wordings == wording)
+            refused = [np.mean(sure[chosen & which] < threshold) for which in (~there, found)]
+            print(
+                f"  {least} to {most} chunks, {wording}: refused {refused[0]:.1%} of {sum(chosen & ~there)} absent, "
+                f"{refused[1]:.1%} of {sum(chosen & found)} found among the first five",
+                flush=True,
+            )
 
 
-def ask(
-    folder: Path, documents: Sequence[tuple[str, Sequence[Question]]], embedder: Embedder, without: int = 4
-) -> Iterator[Case]:
-    """Every question of every document; each ``without``-th once more as long as there are no vectors (0: never)."""
+def ask(folder: Path, documents: Sequence[Text], embedder: Embedder, without: int = 6) -> Iterator[Case]:
+    """Every question of every text; each ``without``-th once more as long as there are no vectors (0: never)."""
     folder.mkdir()
     with closing(Library.open(folder / "data", embedder)) as library:
         ids = []
-        for number, (text, _) in enumerate(documents):
+        for number, text in enumerate(documents):
             source = folder / f"{number}.txt"
-            source.write_bytes(text.encode())
+            source.write_bytes(text.text.encode())
             ids.append(library.add(TENANT, str(number), "text/plain", source)[0].id)
             library.process(ids[-1])
     with closing(Store(folder / "data")) as store:
         contents, indexes = Contents(store.database), folder / "data" / "indexes"
         files = ShelfFiles(indexes, store, contents, embedder.fingerprint, embedder.dimension, FaissIndex)
         shelves = Shelves(indexes, store, files, 4 * embedder.dimension, 1 << 30)
-        for document_id, (_, questions) in zip(ids, documents, strict=True):
+        for document_id, text in zip(ids, documents, strict=True):
             record = store.record(document_id)
             shelf = shelves.open(record)
             chunks = contents.chunks(record.number)
-            for number, question in enumerate(questions):
+            for number, question in enumerate(text.questions):
                 words = LexicalQuery.of(question.text)
                 lexical = search_lexical([shelf.lexical], words, RANKED_DEPTH)
-                asked = AskedWords.of(question.text, words, lexical.rarities, lexical.known)
+                asked = AskedWords.of(question.text, words, lexical)
                 vector = embedder.embed_query(question.text)
                 met = meet(contents, question.text, [record])
                 keys = query_keys(question.text)
@@ -196,6 +174,7 @@ def ask(
                     spans = [(chunks[one.place[1]].start, chunks[one.place[1]].end) for one in found]
                     yield Case(
                         question.source,
+                        question.wording,
                         features(asked, found),
                         np.array([any(a < end and start < b for a, b in question.spans) for start, end in spans]),
                         np.array([one.lexical_rank for one in found]),
@@ -222,7 +201,7 @@ def _met_keys(met: Met, keys: Sequence[QueryKey], content: Sequence[str], places
 Fitted = tuple[nn.Module, np.ndarray, np.ndarray]
 
 
-def fit_scores(cases: Sequence[Case], hidden: int = 16, epochs: int = 16) -> Fitted:
+def fit_scores(cases: Sequence[Case], hidden: int = 24, epochs: int = 16) -> Fitted:
     """Listwise: the share of the right candidates under a softmax over all of the question."""
     torch.manual_seed(SEED)
     cases = [case for case in cases if case.right.any()]
@@ -342,7 +321,7 @@ def _show_rules(cases: Sequence[Case], scorer: Fitted) -> None:
                 )
 
 
-def write(path: Path, *fitted: object) -> None:
+def write(path: Path, scorer: Fitted, confidence: Fitted, threshold: float) -> None:
     """Both nets and the threshold as JSON, six digits each."""
 
     def numbers(net: nn.Sequential, mean: np.ndarray, scale: np.ndarray) -> dict[str, object]:
@@ -357,7 +336,6 @@ def write(path: Path, *fitted: object) -> None:
         rounded = {name: np.vectorize(lambda x: float(f"{x:.6g}"))(array).tolist() for name, array in arrays.items()}
         return rounded | {"offset": float(outer.bias.detach()[0])}
 
-    scorer, confidence, threshold = fitted[:3], fitted[3:6], float(fitted[6])
     stored = {
         "features": NAMES,
         "confidence_features": CONFIDENCE_NAMES,
@@ -368,67 +346,10 @@ def write(path: Path, *fitted: object) -> None:
     path.write_text(json.dumps(stored) + "\n", encoding="utf-8")
 
 
-def _absent(question: Question) -> Question:
-    return Question(question.source, question.title, question.text, ())
-
-
-def _texts(path: Path) -> dict[str, Text]:
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["source"] in SOURCES]
-    parts: dict[str, list[dict]] = {name: [] for name, _ in PARTS}
-    for source in SOURCES:
-        titles = sorted({row["title"] for row in rows if row["source"] == source})
-        random.Random(f"{SEED}{source}").shuffle(titles)
-        first, part_of = 0, {}
-        for name, part in PARTS:
-            last = len(titles) if name == PARTS[-1][0] else first + round(part * len(titles))
-            part_of |= dict.fromkeys(titles[first:last], name)
-            first = last
-        for row in rows:
-            if row["source"] == source:
-                parts[part_of[row["title"]]].append(row)
-    return {name: _join(chosen, random.Random(f"{SEED}{name}")) for name, chosen in parts.items()}
-
-
-def _join(rows: Sequence[dict], draw: random.Random) -> Text:
-    articles: list[tuple[str, str, list[str]]] = []
-    for source, (limit, _) in SOURCES.items():
-        contexts: dict[str, dict[str, None]] = {}
-        for row in rows:
-            if row["source"] == source:
-                contexts.setdefault(row["title"], {})[row["context"]] = None
-        titles, size = sorted(contexts), 0
-        draw.shuffle(titles)
-        for title in titles:
-            if size < limit:
-                articles.append((source, title, [*contexts[title]]))
-                size += sum(map(len, contexts[title]))
-    draw.shuffle(articles)
-    offsets: dict[str, int] = {}
-    stretches: dict[str, tuple[int, int]] = {}
-    length = 0
-    for source, title, contexts_of in articles:
-        start = length
-        for context in contexts_of:
-            if context not in offsets:
-                offsets[context] = length
-                length += len(context) + 2
-        if source in ("squad1.1", "fairytaleqa"):
-            stretches[title] = (start, max(start, length - 2))
-    questions = []
-    for source, (_, count) in SOURCES.items():
-        asked = [row for row in rows if row["source"] == source and row["context"] in offsets and row["answer_start"]]
-        asked = [row for row in asked if max(row["answer_start"]) >= 0]
-        for row in draw.sample(asked, min(count, len(asked))):
-            begin, places = offsets[row["context"]], zip(row["answer_start"], row["answers"], strict=True)
-            spans = tuple((begin + place, begin + place + len(answer)) for place, answer in places if place >= 0)
-            questions.append(Question(source, row["title"], row["question"], spans))
-    return Text("\n\n".join(offsets), questions, {t: s for t, s in stretches.items() if s[1] - s[0] > 3000})
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--questions", type=Path, required=True, help="questions as .jsonl.xz")
+    parser.add_argument("--prose", type=Path, required=True, help="documents that nothing is asked about, as .jsonl.xz")
     parser.add_argument("--out", type=Path, default=Path("retrieval/ranking.json"))
     parser.add_argument("--threads", type=int, default=1, help="cores for the embedder")
     return parser.parse_args()

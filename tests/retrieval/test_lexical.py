@@ -86,9 +86,9 @@ def test_rarity_is_that_of_all_documents_asked():
     # "lamp" is rare in the first document but common in both together; "rope" the other way round.
     first = index_of("lamp one", *["rope two"] * 9)
     second = index_of(*["lamp three"] * 30)
-    hits, rarities, known = search_lexical([first, second], LexicalQuery.of("lamp rope"), 40)
+    hits, rarities, known, unknown = search_lexical([first, second], LexicalQuery.of("lamp rope"), 40)
     assert known == {"lamp", "rope"}
-    assert rarities["rope"] > rarities["lamp"] > 0
+    assert unknown > rarities["rope"] > rarities["lamp"] > 0
     assert all((number, ordinal) != (0, 0) for number, ordinal, _ in hits[:9])
     scores = {(number, ordinal): score for number, ordinal, score in hits}
     assert scores[0, 0] == pytest.approx(scores[1, 0], rel=0.01)

@@ -5,7 +5,7 @@ import pytest
 
 from retrieval.embedder import MiniLMEmbedder
 from retrieval.features import NAMES, Asked, AskedWords, Candidate, features
-from retrieval.lexical_index import LexicalQuery, stems
+from retrieval.lexical_index import LexicalHits, LexicalQuery, stems
 from retrieval.ranker import Ranker
 
 TENANT = "acme"
@@ -13,7 +13,8 @@ TENANT = "acme"
 
 def asked(question: str) -> AskedWords:
     query = LexicalQuery.of(question)
-    return AskedWords.of(question, query, dict.fromkeys(query.stemmed, 2.0), frozenset(query.stemmed[:1]))
+    lexical = LexicalHits([], dict.fromkeys(query.stemmed, 2.0), frozenset(query.stemmed[:1]), 4.0)
+    return AskedWords.of(question, query, lexical)
 
 
 def candidate(ordinal: int, *rows: str, products=None, lexical=0.0, ranks=(0, 0), heading="") -> Candidate:
@@ -107,7 +108,7 @@ def test_what_stands_there_is_found_with_confidence_and_what_does_not_is_not(min
 def test_no_row_is_skipped_that_holds_a_word_of_the_question(word):
     """Endings that the stemmer rewrites rather than cuts."""
     (stem,) = stems((word,))
-    question = AskedWords({stem: 1.0}, frozenset(), 1.0, 1, Asked.OTHER, word)
+    question = AskedWords({stem: 1.0}, {stem: 1.0}, frozenset(), 1.0, 1, Asked.OTHER, word)
     table = features(question, [candidate(1, "Nothing of it here.", f"There it was: {word}.")])
     assert column(table, "coverage_row") == [1.0]
 
