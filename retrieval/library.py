@@ -9,6 +9,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.clustered_index import LARGE_ROWS, ClusteredIndex
 from retrieval.contents import Contents
 from retrieval.durability import make_directory
@@ -20,6 +21,7 @@ from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
+from retrieval.scope import Scope
 from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
@@ -28,6 +30,8 @@ from retrieval.store import Record, Store
 
 # Around a pin, for the sentence it stands in.
 _PIN_CONTEXT = 1000
+# Beyond the end of any text.
+_WHOLE = (Span(0, 1 << 40),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +199,16 @@ class Library:
             self._work_done.wait_for(lambda: document_id not in self._at_work)
         self._erase(record)
 
-    def search(self, tenant: str, query: str, document_ids: Sequence[str], max_passages: int = 5) -> SearchResult:
-        """The passages of these documents that may hold the answer, best first; nothing of any other document.
+    def search(
+        self,
+        tenant: str,
+        query: str,
+        document_ids: Sequence[str],
+        max_passages: int = 5,
+        scope: Scope | None = None,
+    ) -> SearchResult:
+        """The passages of these documents that may hold the answer, best first; nothing of any other document, and
+        nothing outside ``scope``.
 
         Raises:
             DocumentNotReady: one of them cannot be asked yet, or has failed.
@@ -205,12 +217,13 @@ class Library:
         for record in records:
             if not record.document.answerable:
                 raise DocumentNotReady(self._with_progress(record.document))
-        return self._search.run(query, records, max_passages)
+        return self._search.run(query, records, max_passages, scope)
 
     def locate(
-        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100
+        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100, scope: Scope | None = None
     ) -> Sequence[tuple[str, Span]]:
-        """Where ``text`` stands in these documents, document by document in the order given, ``limit`` places at most.
+        """Where ``text`` stands in these documents, document by document in the order given, ``limit`` places at most;
+        whole in a part of ``scope`` where the document is in it.
 
         In each document as ``retrieval.occurrences`` has it: verbatim, or else but for blanks and line ends. Empty
         for a text that stands nowhere, and for one without anything but blanks.
@@ -223,9 +236,26 @@ class Library:
             record = self._store.record(document_id, tenant)
             if record.document.num_characters is None:
                 raise DocumentNotReady(self._with_progress(record.document))
-            found = occurrences(self._store.text(record.number), text, limit - len(places))
-            places += [(document_id, span) for span in found]
+            for part in scope.parts.get(document_id, _WHOLE) if scope is not None else _WHOLE:
+                there = self._store.text(record.number, part.start, part.end)
+                found = occurrences(there, text, limit - len(places)) if len(places) < limit else []
+                places += [(document_id, Span(part.start + span.start, part.start + span.end)) for span in found]
         return places
+
+    def page_spans(self, tenant: str, document_id: str) -> Sequence[Span]:
+        """Where each page stands, the first page first; empty for texts without pages."""
+        return self._store.pages(self._store.record(document_id, tenant).number)
+
+    def sections(self, tenant: str, document_id: str) -> Sequence[tuple[tuple[str, ...], Span]]:
+        """The titles above each place of the text, outermost first, and how far that goes; in reading order."""
+        found: list[tuple[tuple[str, ...], Span]] = []
+        for chunk in self._contents.chunks(self._store.record(document_id, tenant).number):
+            path = tuple(chunk.heading.split(HEADING_SEPARATOR)) if chunk.heading else ()
+            if found and found[-1][0] == path:
+                found[-1] = (path, Span(found[-1][1].start, chunk.end))
+            else:
+                found.append((path, Span(chunk.start, chunk.end)))
+        return found
 
     def sentence(self, tenant: str, document_id: str, span: Span) -> Span:
         """The sentence or row around ``span``, which lies in the text."""

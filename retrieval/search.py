@@ -19,6 +19,7 @@ from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
+from retrieval.scope import Scope
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
@@ -51,16 +52,21 @@ class Search:
         self._embedder = embedder
         self._is_learned = embedder.fingerprint.startswith(LEARNED_WITH)
 
-    def run(self, question: str, records: Sequence[Record], max_passages: int) -> SearchResult:
-        """The best passages of ``records``, which must be answerable. The same store gives the same result.
+    def run(
+        self, question: str, records: Sequence[Record], max_passages: int, scope: Scope | None = None
+    ) -> SearchResult:
+        """The best passages of ``records``, which must be answerable, or of what of them is in ``scope``.
+
+        The same store gives the same result.
 
         Raises:
             UnknownDocument: one of them was deleted meanwhile.
             DocumentNotReady: one of them is being read anew.
         """
-        rankings = self.rank(question, records)
+        rankings = self.rank(question, records, scope)
         started = time.perf_counter()
-        passages = compose(self._store, self._contents, records, rankings, max_passages)
+        contents = (scope or Scope()).contents(self._contents, records)
+        passages = compose(self._store, contents, records, rankings, max_passages)
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
         # Ranks and texts were read one after the other; a document that went in between may have lost its text.
         for record in records:
@@ -77,13 +83,15 @@ class Search:
             confidence=rankings.confidence,
         )
 
-    def rank(self, question: str, records: Sequence[Record]) -> Rankings:
+    def rank(self, question: str, records: Sequence[Record], scope: Scope | None = None) -> Rankings:
         """What each search finds, before any of it is joined."""
+        scope = scope or Scope()
         seconds: dict[str, float] = {}
+        contents = scope.contents(self._contents, records)
         with _timed(seconds, "keys"):
-            met = meet(self._contents, question, records)
+            met = meet(contents, question, records)
         with _timed(seconds, "lexical"):
-            shelves = [self._shelves.open(record) for record in records]
+            shelves = [scope.shelf(self._shelves.open(record), record, self._store, contents) for record in records]
             words = LexicalQuery.of(question)
             lexical = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
         with _timed(seconds, "dense"):
@@ -96,9 +104,9 @@ class Search:
                 ranker = Ranker.load()
                 near = dict(list(dense.items())[:RANKED_DEPTH])
                 found = candidates(
-                    self._store, self._contents, records, shelves, lexical.hits[:RANKED_DEPTH], near, query, met
+                    self._store, contents, records, shelves, lexical.hits[:RANKED_DEPTH], near, query, met
                 )
-                table = features(AskedWords.of(question, words, lexical.rarities, lexical.known), found)
+                table = features(AskedWords.of(question, words, lexical), found)
                 ranked = ranker.scores(table)
                 scores = dict(zip((one.place for one in found), _shares(ranked), strict=True))
                 confidence = ranker.confidence(table, ranked, num_chunks)
@@ -109,7 +117,7 @@ class Search:
                 confidence = float(is_found)
         key_hits = _joined(met, scores, self._is_learned)
         with _timed(seconds, "hops"):
-            hops = Trail(self._store, self._contents, records, shelves).follow(question, met.leading)
+            hops = Trail(self._store, contents, records, shelves).follow(question, met.leading)
         is_led = any(hit.is_leading for hit in key_hits.values())
         return Rankings(
             keys=key_hits,
@@ -136,7 +144,7 @@ def nearest_chunks(query: NDArray[np.float32] | None, shelves: Sequence[Shelf]) 
     for document, shelf in enumerate(shelves):
         if shelf.vectors is not None:
             # A chunk is as near as its nearest sentence; sentences come nearest first.
-            for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK):
+            for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK, shelf.rows):
                 nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
     places = sorted(nearest, key=lambda place: (-nearest[place].score, place))[:DEPTH]
     return {place: nearest[place] for place in places}

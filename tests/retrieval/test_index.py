@@ -108,6 +108,22 @@ def test_products_are_those_of_the_vectors_asked_for(make, unit_rows):
 
 
 @every_index
+def test_among_some_ids_none_of_the_nearest_is_missed(make, unit_rows):
+    vectors, query = clustered_rows(9000, 16, 11), clustered_rows(1, 16, 12)[0]
+    index = make(16)
+    index.add(np.arange(9000), vectors)
+    farthest = np.argsort(vectors @ query, kind="stable")[:300].astype(np.int64)
+    truth = sorted(farthest.tolist(), key=lambda row: (-float(vectors[row] @ query), row))
+    found = index.search(query, 300, farthest)
+    assert [number for number, _ in found] == truth
+    assert index.search(query, 7, farthest) == found[:7]
+    # Those that are not held are passed over.
+    assert index.search(query, 7, np.append(farthest[:3], 10_000)) == index.search(query, 7, farthest[:3])
+    assert len(index.search(query, 7, farthest[:3])) == 3
+    assert index.search(query, 7, ids()) == []
+
+
+@every_index
 def test_removed_means_gone(make, unit_rows):
     vectors = unit_rows(10, 8, 4)
     index = make(8)
