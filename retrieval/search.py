@@ -19,6 +19,7 @@ from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
+from retrieval.rare_words import rare_places, spread
 from retrieval.scope import Scope
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
@@ -93,7 +94,8 @@ class Search:
         with _timed(seconds, "lexical"):
             shelves = [scope.shelf(self._shelves.open(record), record, self._store, contents) for record in records]
             words = LexicalQuery.of(question)
-            lexical = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
+            indexes = [shelf.lexical for shelf in shelves]
+            lexical = search_lexical(indexes, words, DEPTH)
         with _timed(seconds, "dense"):
             has_vectors = any(shelf.vectors is not None for shelf in shelves)
             query = self._embedder.embed_query(question) if has_vectors else None
@@ -109,6 +111,7 @@ class Search:
                 table = features(AskedWords.of(question, words, lexical), found)
                 ranked = ranker.scores(table)
                 scores = dict(zip((one.place for one in found), _shares(ranked), strict=True))
+                scores = spread(scores, rare_places(indexes, lexical), LIKELY)
                 confidence = ranker.confidence(table, ranked, num_chunks)
                 is_found = confidence >= ranker.threshold
             else:
