@@ -121,6 +121,12 @@ class Contents:
                 "UPDATE documents SET num_rows = ?, chunks_revision = ? WHERE number = ?",
                 (len(rows), revision, number),
             )
+            # What surprised its reader is gone as well, and is to be found anew.
+            connection.execute(
+                "UPDATE documents SET told_tokens = 0, reading = CASE reading WHEN 'done' THEN 'wanted' ELSE reading END "
+                "WHERE number = ? AND told_tokens > 0",
+                (number,),
+            )
             place_pins(connection, number)
             count_facts(connection, number)
 

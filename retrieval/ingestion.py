@@ -49,7 +49,7 @@ class Ingestion:
         self._embedder = embedder
         self._fingerprint = fingerprint
         self._max_characters = max_characters
-        self._max_facts = max_facts
+        self.max_facts = max_facts
         self._count_tokens = count_tokens
         self._lock = threading.Lock()
         self._seconds_left: dict[str, float] = {}
@@ -111,7 +111,7 @@ class Ingestion:
     def _index(self, record: Record) -> None:
         text = self._store.text(record.number)
         chunks = chunk(text, self._store.pages(record.number))
-        facts, dropped = within_budget(recognise(text), self._max_facts)
+        facts, dropped = within_budget(recognise(text), self.max_facts)
         self._contents.write_index(record.number, chunks, vector_rows(text, chunks), facts, dropped)
         self._shelves.open(self._store.record(record.document.id))
         self._contents.open_for_questions(record.number, self._fingerprint)

@@ -27,6 +27,7 @@ from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
+from retrieval.surprises import Surprises
 
 # Around a pin, for the sentence it stands in.
 _PIN_CONTEXT = 1000
@@ -63,7 +64,8 @@ class Library:
     """Documents of all tenants in one data directory, which one process at a time may hold.
 
     ``process`` runs on one thread at a time; every other method on any thread at any time. A method that is
-    given an id of no document, or of another tenant's, raises ``UnknownDocument``.
+    given an id of no document, or of another tenant's, raises ``UnknownDocument``. ``surprises`` takes what its reader
+    finds surprising.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Library:
         self._store = store
         self._contents = contents
         self._facts = FactBook(store.database)
+        self.surprises = Surprises(store, ingestion.max_facts)
         self._shelves = shelves
         self._ingestion = ingestion
         self._search = search

@@ -144,7 +144,12 @@ CREATE TABLE dropped_facts (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS)
+# 4. Facts may also come from a reading: how many tokens of it have told theirs.
+_TOLD = """
+ALTER TABLE documents ADD COLUMN told_tokens INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -37,6 +37,7 @@ from server.replies import Answer, Generated, LookedUp, NothingFound
 from server.sessions.book import Book, SessionTurn
 from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
+from server.within import scope_of, told_parts
 
 if TYPE_CHECKING:
     from retrieval.library import Library
@@ -131,7 +132,8 @@ class Answering:
         """The inquiry as it can be answered, and what its prompt begins with: what was read of its one document, if it
         is to start there and that was read, under the policy that is asked for."""
         policy, form = reading_policy(self._model.policy), inquiry.form
-        if form.start is AnswerStart.DOCUMENT and len(inquiry.documents) == 1 and inquiry.policy in (None, policy):
+        is_whole = len(inquiry.documents) == 1 and not inquiry.within
+        if form.start is AnswerStart.DOCUMENT and is_whole and inquiry.policy in (None, policy):
             ids = await self._readings.whole_document(inquiry.tenant, inquiry.documents[0])
             # The question and its passages may fill the window.
             if ids is not None and len(ids) + policy.window <= self._model.max_context_tokens:
@@ -199,9 +201,10 @@ class Answering:
         documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
         question = inquiry.turns[-1].content
         chosen = inquiry.decision or decide(inquiry.turns)
-        result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages)
+        scope = scope_of(self._library, inquiry, documents)
+        result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages, scope)
         seconds = time.monotonic() - begun
-        given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query)
+        given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query, scope)
         passages = (*given, *(result.passages if result.found else ()))
         decision = "retrieved" if passages else "nothing"
         has_key = any(passage.evidence is not None for passage in passages)
@@ -212,11 +215,20 @@ class Answering:
         stats = self._library.stats()
         text_bytes = sum(document.num_bytes for document in documents)
         index_bytes = sum(stats.host_bytes.values())
-        told = searched(documents, result.num_chunks_searched)
+        told = searched(documents, result.num_chunks_searched, told_parts(inquiry.within, documents))
         conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
         if decision == "nothing":
             bill = RetrievalBill(
-                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=result.reason, query=query
+                True,
+                reason,
+                0,
+                result.num_facts,
+                seconds,
+                text_bytes,
+                index_bytes,
+                note=result.reason,
+                query=query,
+                scope=scope,
             )
             sampling = sampling_params(inquiry, 1, 0.0)
             return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
@@ -226,7 +238,7 @@ class Answering:
         if inquiry.recall == "verbatim" and (values := values_of(sources, chosen.query)).is_certain:
             note = "; ".join(filter(None, (result.reason, values.note)))
             bill = RetrievalBill(
-                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query
+                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query, scope=scope
             )
             return Groundwork(
                 Prompt(array("i"), 0),
@@ -269,7 +281,7 @@ class Answering:
             note = f"{note}; {told_of}"
         start = inquiry.form.start
         bill = RetrievalBill(
-            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query
+            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query, scope
         )
         evidence, is_whole = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ((), False)
         sampling = sampling_params(inquiry, max_tokens, 0.0)

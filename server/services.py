@@ -71,7 +71,14 @@ class Services:
         self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)
         self.traces = Traces(self.bridge)
         self.reader = Reader(
-            library, self.bridge, tokenizer, self.readings, model.policy, model.max_context_tokens, settings.information
+            library,
+            self.bridge,
+            tokenizer,
+            self.readings,
+            model.policy,
+            model.max_context_tokens,
+            settings.information,
+            finds_surprises=settings.surprises,
         )
         self.reads_documents = settings.read_documents
         self.ingestor = Ingestor(library, self.reader.wake)

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     information: bool = Field(
         False, description="Sum up the model's surprisal of all that is read; costs the head's work for each token."
     )
+    surprises: bool = Field(
+        True,
+        description="Keep what surprises the model in the documents it reads as facts; costs the same.",
+    )
 
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")

@@ -18,6 +18,7 @@ from server.prompt import Turn
 from server.replies import Answer
 from server.schemas import Recall, error_responses
 from server.sse import DONE, EventStreamResponse, event, with_keep_alive
+from server.within import asked_parts, whole_start
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 
@@ -49,6 +50,8 @@ async def admit_chat(
         facts=tuple(
             GivenFact(fact.text, fact.key, f"fano.facts.{place}") for place, fact in enumerate(body.fano.facts or ())
         ),
+        within=asked_parts(body.fano.within, "fano.within"),
+        fact_kinds=tuple(body.fano.fact_kinds or ()),
     )
     async with services.answering.answer(inquiry) as answer:
         yield answer
@@ -82,10 +85,11 @@ def _recall(body: ChatRequest) -> Recall:
     if not body.fano.documents:
         if recall != "free":
             raise RequestInvalid(f"fano.recall is {recall!r}, which needs fano.documents", "fano.recall")
-        for key in ("max_passages", "start", "question_place", "facts"):
+        for key in ("max_passages", "start", "question_place", "facts", "within", "fact_kinds"):
             if getattr(body.fano, key) is not None:
                 raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
         return recall
+    whole_start(body.fano.start, body.fano.within, "fano.start")
     if recall == "free":
         raise RequestInvalid("fano.recall is 'free', which uses no documents; leave out one of them", "fano.recall")
     last = len(body.messages) - 1
