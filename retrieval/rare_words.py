@@ -21,7 +21,7 @@ def rare_places(indexes: Sequence[LexicalIndex], lexical: LexicalHits) -> list[l
 
 
 def spread(scores: Mapping[Place, float], rare: Sequence[Collection[Place]], num_first: int) -> dict[Place, float]:
-    """The same scores in an order in which the first ``num_first`` places hold every rare word, as far as there is room.
+    """The same scores in an order in which the first ``num_first`` places hold every rare word, if there is room.
 
     The best place stays first. Of places that no rare word needs the last make room; ``rare`` has for each word its
     places, of which the best is taken.

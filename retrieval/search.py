@@ -113,7 +113,7 @@ class Search:
                 scores = dict(zip((one.place for one in found), _shares(ranked), strict=True))
                 scores = spread(scores, rare_places(indexes, lexical), LIKELY)
                 confidence = ranker.confidence(table, ranked, num_chunks)
-                is_found = confidence >= ranker.threshold
+                is_found = confidence >= ranker.thresholds(num_chunks)
             else:
                 scores = fuse({"lexical": _places(lexical), "dense": [*dense]}, WEIGHTS)
                 is_found = bool(lexical.known) or (bool(dense) and next(iter(dense.values())).score >= DENSE_FLOOR)
