@@ -50,6 +50,7 @@ _UNITS = {
     "km2": "km2 km² sqkm",
     "m3": "m3 m³",
     "m2": "m2 m² sqm",
+    "foot2": "sqft",
     "cm3": "cm3 cm³",
     "cm2": "cm2 cm²",
     "yard": "yard yards",

@@ -18,6 +18,10 @@ _YEARS_OR_TIME = re.compile(
 )
 # What is joined of a word and a small number: deaths/1 (,000), border:0, b.1937; and headings without a blank, 2.TERM.
 _WORD_AND_NUMBER = re.compile(r"[A-Z]?[a-z]+[/:.]{1,2}[a-z]?\d{1,4}|\d{1,4}[/:][a-z]+|\d{1,3}\.[A-Z][A-Za-z]+")
+# A number with its unit: 13.5m, 15-27m, 97.7FM, 50mSv/year; a version has two points or ends with a digit.
+_NUMBER_WITH_UNIT = re.compile(
+    r"\d{1,6}(?:[.,]\d+[A-Za-zµμ]{1,5}|-\d{1,6}[a-zµμ]{1,3}|[A-Za-zµμ]{1,5}(?=/))(?:/[a-zA-Z]{1,8})?"
+)
 _SPAN_OF_YEARS = re.compile(
     r"(?:(?:mid|early|late|pre|post|circa)-)?[12]\d{3}s?(?:[-/–](?:[12]\d)?\d{2}s?)?", re.IGNORECASE
 )
@@ -51,6 +55,8 @@ def code_score(found: str) -> float | None:
             return None
         return 0.6 if num_digits >= 5 else None
     if len(found) < 4 or _ORDINAL_OR_AGE.fullmatch(found) or _WORD_AND_NUMBER.fullmatch(found):
+        return None
+    if _NUMBER_WITH_UNIT.fullmatch(found):
         return None
     if _SPAN_OF_YEARS.fullmatch(found) or len(_RANGE_OF_SIGNS.findall(found)) > 1:
         return None
@@ -100,6 +106,8 @@ def date_score(found: str) -> float | None:
     """It must be in the calendar; a small month without a year is a verb (he may 5 times, items 4 and 5 may)."""
     readings = iso_dates(found)
     if not readings or (readings[0].startswith("--") and (found[0].islower() or _SMALL_MONTH.search(found))):
+        return None
+    if len(readings[0]) == len("2024-03") and _SMALL_MONTH.match(found):
         return None
     return 0.9
 

@@ -38,6 +38,8 @@ _WORD = re.compile(r"[^\W_][\w'’-]*")
 _SMALL_WORD = re.compile(r"\b[a-z][\w'’-]{3,}")
 _NEAR_CHARACTERS = 320
 _MAX_TITLE_WORDS = 7
+_MAX_ACRONYM = 7
+_WORDY = re.compile(r"[^\W\d_]{2}")
 
 
 class TermRecogniser:
@@ -101,7 +103,11 @@ def _named(text: str, survey: Survey, after: int, end: int, term: str) -> Span |
     first = max(sentence.start, end - _NEAR_CHARACTERS)
     leading = _LEADING.match(text, max(first, after), end)
     low = leading.end() if leading else max(first, after)
+    if text[low:end].rstrip()[-1:] in ('"', "”"):
+        return None  # another name of what is itself defined: "You" (or "Your")
     start = None
+    if len(term) <= _MAX_ACRONYM and term.isupper():
+        start = _with_initials(text, low, end, term)
     if term.casefold().endswith("date"):
         start = next((match.end() for match in reversed([*_AS_OF.finditer(text, low, end)])), None)
     if start is None:
@@ -116,7 +122,17 @@ def _named(text: str, survey: Survey, after: int, end: int, term: str) -> Span |
     value = trim(text, Span(min(start, end), end))
     if len(value) and text[value.end - 1] == ",":
         value = Span(value.start, value.end - 1)
-    return value if len(value) > 1 else None
+    return value if _WORDY.search(text, value.start, value.end) else None
+
+
+def _with_initials(text: str, low: int, end: int, acronym: str) -> int | None:
+    """Where the nearest capitalised words begin whose initials the term is made of."""
+    initials = ""
+    for match in reversed([match for match in _WORD.finditer(text, low, end) if match[0][0].isupper()]):
+        initials = match[0][0] + initials
+        if initials.startswith(acronym):
+            return match.start()
+    return None
 
 
 def _with_word_of(text: str, low: int, end: int, term: str) -> int | None:

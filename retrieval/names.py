@@ -31,11 +31,11 @@ _TAILS = frozenset(
     "university college institute foundation association society bank agency authority commission "
     "committee council ministry company group holdings organization organisation corporation federation "
     "institution academy hospital museum press partners airlines airways industries laboratories bureau "
-    "consortium coalition tribunal administration service services centre center board trust laboratory "
+    "consortium coalition tribunal administration centre center board trust laboratory "
     "department university library orchestra league club union fund".split()
 )
 _WEAK_TAILS = frozenset(
-    "administration service services centre center board trust laboratory group union club league fund "
+    "administration centre center board trust laboratory group union club league fund "
     "press library department company council society bank".split()
 )
 _HEADS = frozenset(
@@ -46,7 +46,8 @@ _HEADS = frozenset(
 # Who leads an organisation is none; and what its name is the first part of is something else.
 _LEADERS = frozenset(
     "dean head chair chairman chairwoman director president secretary member members minister governor professor "
-    "chancellor officer fellow master bachelor doctor vice report act journal".split()
+    "chancellor officer fellow master bachelor doctor vice report act journal transactions proceedings bulletin annals "
+    "description commencement provision history".split()
 )
 _PARTS_OF_TEXTS = frozenset("section article part chapter title form room suite rule".split())
 # A council of one place was a meeting.

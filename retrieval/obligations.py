@@ -20,13 +20,13 @@ _DUTY = re.compile(
     r"(?:agrees?|undertakes?|covenants?)\s(?:not\s)?to)\b"
 )
 _NOT_DOING = re.compile(
-    r"(?:,[^,]{0,60},)?\s(?:(?:not|also|only|hereafter|thereafter|immediately|automatically|further|in\sno\sevent|at\sall\stimes)\s)*"
+    r"(?:,[^,]{0,60},)?\s(?:(?:not|also|only|still|neither|either|always|so|and\smay|hereafter|thereafter|immediately|automatically|further|in\sno\sevent|at\sall\stimes)\s)*"
     r"(?:be\s(?:(?:automatically|otherwise|conclusively|fully|further|further|jointly|solely|null|presumptively)\s)*"
     r"(?:required|obliged|obligated|deemed|construed|considered|interpreted|entitled|governed|effective|valid|void|binding|enforceable|sufficient|"
     r"applicable|subject|liable|regarded|treated|understood|read|cumulative|severable|permitted|allowed|eligible|free|"
     r"able|available|limited|affected|precluded|prejudiced|impaired|invalid|without|in\s(?:full\s)?force|as\s(?:set|follows)|"
     r"unreasonably|equal|the\s|an?\s(?:waiver|breach|default))|"
-    r"become|(?:remain|stay)\sin|survive|supersede|prevail|constitute|mean|refer|have|inure|apply|terminate|commence|expire|"
+    r"become|remain(?!\s(?:responsible|silent))|stay\sin|bear\sinterest|incorporate|suffer|incur|receive|benefit|own|retain|survive|supersede|prevail|constitute|mean|refer|have|inure|apply|terminate|commence|expire|"
     r"includes?|consist|lapse|exist|accrue|control|begin|continue|end|vest|arise|cease|occur|come|follow|"
     r"affect|limit|prevent|prejudice|relieve|operate|extend|take\seffect|take\splace|result|entitle|seem|suffice|"
     r"need|want|know|see|find|like|think)\b"
@@ -42,6 +42,12 @@ _STANDING = re.compile(
 )
 _NOT_RESPONSIBLE = re.compile(r"\snot\sbe\s(?:responsible|bound|accountable)\b")
 _QUOTED = "\"'“”’`"
+_QUOTE_AFTER = re.compile(f"(?: NOT)?[{_QUOTED}]")
+# What a text brings about is no deed.
+_TEXTS = frozenset(
+    """agreement agreements amendment article clause contract exhibit license licence provision provisions schedule
+    section terms waiver warranty warranties obligation obligations rights title""".split()
+)
 _INFERRED = re.compile(r"\s(?:\w+ly\s)?(?:have\s(?:been|had|\w+ed)\b|surely\b|seem\b|appear\b|mean\b)")
 _PASSIVE = re.compile(r"\s(?:(?:not|also|only|then|first|always|\w+ly)\s)*be\s(?:\w+ly\s)?(?P<done>\w+)")
 _PARTICIPLE = re.compile(
@@ -145,7 +151,7 @@ def _score(text: str, match: re.Match[str], subject: list[str], end: int, weight
     """0 for what is no duty."""
     modal = match["modal"]
     after = text[match.end() : min(end, match.end() + 160)]
-    if after[:1] in _QUOTED and after[:1] and text[match.start() - 1] in _QUOTED:
+    if _QUOTE_AFTER.match(after) and text[match.start() - 1] in _QUOTED:
         return 0.0
     if _FREED.match(after) or _INFERRED.match(after) or _is_no_deed(modal, after):
         return 0.0
@@ -154,6 +160,10 @@ def _score(text: str, match: re.Match[str], subject: list[str], end: int, weight
     owes = any(word.casefold() in _ROLES for word in subject[-4:]) or (head[0].isupper() and _is_content(head))
     if modal.isupper():
         return 0.75
+    if head.casefold() in _TEXTS or _is_object(subject):
+        return 0.0
+    if modal[-2:] != "to" and _NO_DEED.match(after):
+        return 0.0  # "shall any author be liable"
     if modal[-2:] == "to" and modal[:2] not in ("is", "ar"):
         if _NO_DEED.match(after) or _BEFORE_AGREEING.search(text, max(0, match.start() - 12), match.start()):
             return 0.0
@@ -174,6 +184,14 @@ def _score(text: str, match: re.Match[str], subject: list[str], end: int, weight
     if modal == "must" and weight < _THICK:
         return 0.0  # what speakers demand
     return 0.8 if owes else 0.5
+
+
+def _is_object(subject: list[str]) -> bool:
+    """``checks that installers must make``: what stands before the last clause is what is done, not who does it."""
+    for place in range(max(1, len(subject) - 4), len(subject) - 1):
+        if subject[place].casefold() in ("that", "which", "whom"):
+            return subject[place + 1].casefold() not in ("is", "are", "was", "were", "has", "have", "do", "does")
+    return False
 
 
 def _is_no_deed(modal: str, after: str) -> bool:
