@@ -71,8 +71,8 @@ def fold(raw: str) -> tuple[str, ...]:
     typed: tuple[str, ...] = ()
     if not is_alone and not _CODE_LIKE.search(bare):
         typed = iso_dates(bare) or duration_forms(bare) or amount_forms(plain) or amount_forms(bare)
-    elif not is_alone and bare[0] == "p":
-        typed = duration_forms(bare)  # ISO 8601
+    elif not is_alone and (bare[0] == "p" or "h" in bare or "m" in bare):
+        typed = duration_forms(bare)  # P1Y6M, 2h30m
     if is_alone:
         pass  # An address without its signs is another's.
     elif typed:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 
 import tantivy
 
+from retrieval.asked_documents import AskedDocuments, first_of
 from retrieval.words import content_words, fold_accents, words
 
 # tantivy's writer wants at least 15 MB; the postings of a text need less than four times its size.
@@ -177,8 +178,10 @@ class LexicalHits(NamedTuple):
         return sorted(self.known, key=lambda stem: (-self.rarities[stem], stem))
 
 
-def search_lexical(indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int) -> LexicalHits:
-    """The ``k`` best chunks over several documents as if they were one.
+def search_lexical(
+    indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int, asked: AskedDocuments | None = None
+) -> LexicalHits:
+    """The ``k`` best chunks over several documents as if they were one, and the best of each that is ``asked``.
 
     BM25 weighs a word by how rare it is; each index knows only its own chunks. The weight is corrected to the
     rarity among all of ``indexes``, so that scores of different documents compare.
@@ -195,7 +198,8 @@ def search_lexical(indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int)
         }
         found += [(number, ordinal, score) for ordinal, score in index.search(query, k, boosts)]
     found.sort(key=lambda hit: (-hit[2], hit[0], hit[1]))
-    return LexicalHits(found[:k], rarities, known, _rarity(num_chunks, 0))
+    found = first_of(found, k, asked or AskedDocuments(), lambda hit: hit[0])
+    return LexicalHits(found, rarities, known, _rarity(num_chunks, 0))
 
 
 def stems(tokens: Sequence[str]) -> list[str]:

@@ -19,8 +19,9 @@ from server.bridge import EngineThread
 from server.certainty import values_of
 from server.citations import Source
 from server.conversation import History
+from server.doubt import Doubt
 from server.errors import EvidenceTooLong, FactsTooLong
-from server.gate import Reason, decide, reason_to_search
+from server.gate import Decision, Reason, decide, reason_to_search
 from server.given import fact_passages
 from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
@@ -64,6 +65,7 @@ class Answering:
         self._library = library
         self._bridge = bridge
         self._tokenizer = tokenizer
+        self._doubt = Doubt(bridge, tokenizer)
         self._model = model
         self._metrics = metrics
         self.limits = limits
@@ -109,13 +111,45 @@ class Answering:
 
         Who wants quotes from documents, or put a question to them, is not answered without them.
         """
-        if not inquiry.documents:
+        if not inquiry.documents or inquiry.decision is not None:
             return inquiry
         decision = decide(inquiry.turns)
         if decision.is_searched or not inquiry.may_skip or self.limits.always_retrieve:
             return replace(
                 inquiry, decision=replace(decision, is_searched=True, reason=reason_to_search(inquiry.turns))
             )
+        return self._skipping(inquiry, decision)
+
+    def is_in_doubt(self, inquiry: Inquiry) -> bool:
+        """Whether the model is to be asked if the documents of a decided inquiry need be searched: its words do not say
+        so, and an operator has told from when on the model is certain."""
+        is_unclear = inquiry.decision is not None and inquiry.decision.reason is Reason.UNCLEAR
+        is_open = inquiry.may_skip and not self.limits.always_retrieve and self.limits.certain_from is not None
+        return is_unclear and is_open and bool(inquiry.documents)
+
+    async def weighed(self, inquiry: Inquiry) -> Inquiry:
+        """An inquiry in doubt once the model was asked; as it is where the model cannot say or a key of it leads into
+        the documents. Raises what the search raises."""
+        assert inquiry.decision is not None and self.limits.certain_from is not None, "it is not in doubt"
+        if await anyio.to_thread.run_sync(self._has_key, inquiry):
+            return inquiry
+        certainty = await self._doubt.certainty(inquiry)
+        if certainty is None:
+            return inquiry
+        if certainty < self.limits.certain_from:
+            return replace(inquiry, decision=replace(inquiry.decision, reason=Reason.UNCERTAIN))
+        return self._skipping(inquiry, replace(inquiry.decision, is_searched=False, reason=Reason.CERTAIN))
+
+    def _has_key(self, inquiry: Inquiry) -> bool:
+        assert inquiry.decision is not None, "it was decided"
+        documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
+        scope = scope_of(self._library, inquiry, documents)
+        query = inquiry.decision.query
+        found = self._library.search(inquiry.tenant, query, inquiry.documents, inquiry.max_passages, scope)
+        return any(passage.evidence is not None for passage in found.passages)
+
+    def _skipping(self, inquiry: Inquiry, decision: Decision) -> Inquiry:
+        """The inquiry without its documents."""
         # Another turn of the same conversation: drawn as the others are.
         sampling = inquiry.sampling
         sampling = replace(

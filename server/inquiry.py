@@ -174,7 +174,8 @@ class Limits:
     """Tokens of an answer whose request names none, of a chat and from documents, and seconds that any may take.
 
     ``measure_information`` is whether the surprisal of prompts is summed up, ``always_retrieve`` whether no turn that
-    names documents is left without a search.
+    names documents is left without a search, ``certain_from`` how certain the model must be of an answer without
+    documents to be taken at its word, None if it is not asked.
     """
 
     chat_max_tokens: int
@@ -182,3 +183,4 @@ class Limits:
     max_request_seconds: float | None = None
     measure_information: bool = False
     always_retrieve: bool = False
+    certain_from: float | None = None

@@ -66,6 +66,7 @@ class Services:
             settings.max_request_seconds,
             settings.information,
             always_retrieve=settings.retrieval_gate == "always",
+            certain_from=settings.retrieval_certainty,
         )
         vault = Vault(settings.data_dir / "sessions", settings.session_disk_bytes)
         self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
         "auto",
         description="Spare turns of a chat that ask nothing of its documents the search, or search always.",
     )
+    retrieval_certainty: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Also spare it turns whose words say nothing, if the model's probability of its answer without "
+        "documents is as high; default search, for the embedded model is certain of the wrong things.",
+    )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
 
     max_upload_bytes: int = Field(200_000_000, ge=1, description="Largest file taken, as sent.")

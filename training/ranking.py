@@ -30,6 +30,7 @@ from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.library import Library
 from retrieval.passages import Place
 from retrieval.ranker import CONFIDENCE_NAMES, Thresholds, confidence_features
+from retrieval.rare_words import rare_places
 from retrieval.search import RANKED_DEPTH, WEIGHTS, nearest_chunks
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
@@ -42,7 +43,7 @@ TENANT = "training"
 # In texts of at most so many chunks, of questions whose answer is elsewhere this share is told that nothing was found:
 # 90 % and what chance may take of it. It costs one found answer in thirty. In long texts, where something is near to
 # any question, it would cost one in six: there the share of the found answers that may be lost decides.
-SMALL, REFUSED = 1000, 0.93
+SMALL, REFUSED = 300, 0.93
 LOST = 0.02
 # Rules for what leads: a weak key of this shape, in at most so many places, that is this share of the question.
 RULES = tuple(
@@ -127,8 +128,8 @@ def fit_thresholds(cases: Sequence["Case"], sure: np.ndarray, found: np.ndarray)
     is_small = np.array([case.num_chunks <= SMALL for case in cases])
     there = np.array([case.is_answerable for case in cases])
     small = np.quantile(sure[as_asked & is_small & ~there], REFUSED)
-    large = np.quantile(sure[as_asked & ~is_small & found], LOST)
-    size = min(case.num_chunks for case in cases if case.num_chunks > SMALL)
+    size = max(case.num_chunks for case in cases)
+    large = np.quantile(sure[as_asked & found & np.array([case.num_chunks == size for case in cases])], LOST)
     return Thresholds((SMALL, size), (_probability(small), _probability(large)))
 
 
@@ -142,7 +143,7 @@ def _show_refusals(cases: Sequence["Case"], sure: np.ndarray, found: np.ndarray,
     is_refused = np.array([_probability(s) < thresholds(c.num_chunks) for s, c in zip(sure, cases, strict=True)])
     sizes = np.array([case.num_chunks for case in cases])
     wordings = np.array([case.wording for case in cases])
-    for least, most in ((0, 30), (30, 200), (200, SMALL), (SMALL, 1 << 60)):
+    for least, most in ((0, SMALL), (SMALL, 1000), (1000, 1 << 60)):
         for wording in ("as asked", "named", "wordless"):
             chosen = (least < sizes) & (sizes <= most) & (wordings == wording)
             refused = [np.mean(is_refused[chosen & which]) for which in (~there, found)]
@@ -177,11 +178,14 @@ def ask(folder: Path, documents: Sequence[Text], embedder: Embedder, without: in
                 asked = AskedWords.of(question.text, words, lexical)
                 vector = embedder.embed_query(question.text)
                 met = meet(contents, question.text, [record])
+                rare = rare_places([shelf.lexical], lexical)
                 keys = query_keys(question.text)
                 content = [word for word in words_of(question.text) if word not in STOP_WORDS]
                 for query in (vector, None) if without and number % without == 0 else (vector,):
                     near = dict(list(nearest_chunks(query, [shelf]).items())[:RANKED_DEPTH])
-                    found = candidates(store, contents, [record], [shelf], lexical.hits, near, query, met)
+                    found = candidates(
+                        store, contents, [record], [shelf], lexical.hits, near, query, met, rare.values()
+                    )
                     if not found:
                         continue
                     spans = [(chunks[one.place[1]].start, chunks[one.place[1]].end) for one in found]

@@ -10,7 +10,7 @@ from server.answer_form import answer_form
 from server.chat_schema import ChatRequest
 from server.chat_shape import ChatShape
 from server.citations import Citation
-from server.delivery import whole_answer, with_error_event
+from server.delivery import while_connected, whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import RequestInvalid, UnknownModel
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone, GivenFact, Inquiry
@@ -24,6 +24,7 @@ router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 4
 
 
 async def admit_chat(
+    request: Request,
     body: ChatRequest,
     services: ServicesDep,
     tenant: TenantDep,
@@ -53,6 +54,9 @@ async def admit_chat(
         within=asked_parts(body.fano.within, "fano.within"),
         fact_kinds=tuple(body.fano.fact_kinds or ()),
     )
+    inquiry = services.answering.decided(inquiry)
+    if services.answering.is_in_doubt(inquiry):
+        inquiry = await while_connected(request, services.answering.weighed(inquiry))
     async with services.answering.answer(inquiry) as answer:
         yield answer
 
