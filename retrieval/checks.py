@@ -22,6 +22,12 @@ _WORD_AND_NUMBER = re.compile(r"[A-Z]?[a-z]+[/:.]{1,2}[a-z]?\d{1,4}|\d{1,4}[/:][
 _NUMBER_WITH_UNIT = re.compile(
     r"\d{1,6}(?:[.,]\d+[A-Za-zµμ]{1,5}|-\d{1,6}[a-zµμ]{1,3}|[A-Za-zµμ]{1,5}(?=/))(?:/[a-zA-Z]{1,8})?"
 )
+# Neither are ordinals, times of day, powers of ten, and telephone numbers that touch what they are called.
+_ORDINAL_OR_TIME = re.compile(
+    r"(?:[a-z]+-)?\d{1,2}(?:st|nd|rd|th)|(?:\d{1,2}[:.]\d{2}(?:[ap]m)?-?){1,2}[ap]m|[a-z]{1,3}/\d{1,4}[a-z]{1,3}|"
+    r"\d+(?:\.\d+)?e[-+]?\d{1,3}|(?:tel|tele?phone|phone|fax|mobile|cell|ph)[:.].*",
+    re.IGNORECASE,
+)
 _SPAN_OF_YEARS = re.compile(
     r"(?:(?:mid|early|late|pre|post|circa)-)?[12]\d{3}s?(?:[-/–](?:[12]\d)?\d{2}s?)?", re.IGNORECASE
 )
@@ -56,7 +62,7 @@ def code_score(found: str) -> float | None:
         return 0.6 if num_digits >= 5 else None
     if len(found) < 4 or _ORDINAL_OR_AGE.fullmatch(found) or _WORD_AND_NUMBER.fullmatch(found):
         return None
-    if _NUMBER_WITH_UNIT.fullmatch(found):
+    if _NUMBER_WITH_UNIT.fullmatch(found) or _ORDINAL_OR_TIME.fullmatch(found) or "×" in found:
         return None
     if _SPAN_OF_YEARS.fullmatch(found) or len(_RANGE_OF_SIGNS.findall(found)) > 1:
         return None

@@ -21,7 +21,7 @@ _MEANS = re.compile(
 _ASKED = re.compile(r"\b(?:does|do|did|what|would|could|might)\b[^.;\n]{0,60}\Z", re.IGNORECASE)
 # Where what is named may begin: a party after "between", after another name in brackets, in an enumeration.
 _BORDER = re.compile(
-    r"\b(?:between|among)\s(?:and\s)?|[;:]\s+(?:and\s)?|\(\w{1,4}\)\s|(?<=\s)\w\)\s|[)”\"],?\s+(?:and|or)\s|,\s+and\s"
+    r"\b(?:between|BETWEEN|among|AMONG)\s+(?:and\s+)?|[;:]\s+(?:and\s)?|\(\w{1,4}\)\s|(?<=\s)\w\)\s|[)”\"],?\s+(?:and|or)\s|,\s+and\s"
 )
 _LEADING = re.compile(r"[\s,;).]*(?:(?:and|or|between|by|with|is|are|that|which)\s+)*")
 _DETERMINER = re.compile(
@@ -37,6 +37,8 @@ _CAPITALISED_BEFORE = re.compile(r"(?:[A-Z][\w.&'’-]*,?\s+(?:(?:of|and|&|the)\
 _WORD = re.compile(r"[^\W_][\w'’-]*")
 _SMALL_WORD = re.compile(r"\b[a-z][\w'’-]{3,}")
 _NEAR_CHARACTERS = 320
+_GLOSS = re.compile(r"\"[^\"\n]{1,120}\"|“[^”\n]{1,120}”")
+_BRACKET = re.compile(r"[()]")
 _MAX_TITLE_WORDS = 7
 _MAX_ACRONYM = 7
 _WORDY = re.compile(r"[^\W\d_]{2}")
@@ -57,14 +59,15 @@ class TermRecogniser:
             # Elsewhere such a bracket translates, or names a work.
             if not survey.register.is_legal(match.start()) or not _is_title(match["first"]):
                 continue
-            named = _named(text, survey, low, match.start(), match["first"])
-            if named is None:
+            found = _named(text, survey, low, match.start(), match["first"])
+            if found is None:
                 continue
+            named, score = found
             low = match.end()
             evidence = Span(named.start, match.end())
             for group in ("first", "second"):
                 if match[group] is not None:
-                    yield Hit(named, 0.85, Span(*match.span(group)), evidence)
+                    yield Hit(named, score, Span(*match.span(group)), evidence)
 
     def _definitions(self, survey: Survey) -> Iterator[Hit]:
         text = survey.text
@@ -80,12 +83,26 @@ class TermRecogniser:
                 introduced = _INTRODUCES.search(text, match.end(), end)
                 end = introduced.start() if introduced else end
             quoted = _QUOTE_ENDS.search(text, match.end(), end)
-            value = trim(text, Span(match.end(), quoted.end() if quoted else end))
+            value = trim(text, Span(match.end(), _gloss_end(text, match.end(), quoted.end() if quoted else end)))
             if len(value) and text[value.end - 1] in ".;":
                 value = Span(value.start, value.end - 1)
             if len(value):
                 evidence = Span(min(match.start(), sentence.start), max(value.end, min(sentence.end, end)))
-                yield Hit(value, 0.9, Span(*match.span("term")), evidence)
+                score = 0.9 if survey.register.is_legal(match.start()) else 0.7
+                yield Hit(value, score, Span(*match.span("term")), evidence)
+
+
+def _gloss_end(text: str, start: int, end: int) -> int:
+    """A gloss in quotation marks ends with them, and what stands in brackets with those."""
+    gloss = _GLOSS.match(text, start, end)
+    if gloss:
+        return gloss.end()
+    depth = 0
+    for bracket in _BRACKET.finditer(text, start, end):
+        depth += 1 if bracket[0] == "(" else -1
+        if depth < 0:
+            return bracket.start()
+    return end
 
 
 def _is_title(term: str) -> bool:
@@ -93,7 +110,7 @@ def _is_title(term: str) -> bool:
     return _SMALL_WORD.search(term) is None and len(_WORD.findall(term)) <= _MAX_TITLE_WORDS
 
 
-def _named(text: str, survey: Survey, after: int, end: int, term: str) -> Span | None:
+def _named(text: str, survey: Survey, after: int, end: int, term: str) -> tuple[Span, float] | None:
     """What stands before a bracket that names it, in the same sentence and after ``after``.
 
     A noun phrase with the term's last word in it, as far as there is one; else from where a party is introduced; else
@@ -117,12 +134,18 @@ def _named(text: str, survey: Survey, after: int, end: int, term: str) -> Span |
     if start is None:
         borders = [match.end() for match in _BORDER.finditer(text, low, end)]
         start = next((border for border in reversed(borders) if text[border : border + 1].isupper()), None)
+    score = 0.85 if start is not None else 0.5
     if start is None:
-        start = low if text[low : low + 1].isupper() and low == after else _article(text, low, end)
+        start = _article(text, low, end)
+        # Acme Ltd, a company: the name comes before what it is.
+        name = _CAPITALISED_BEFORE.search(text, low, start) if text[start - 2 : start].startswith(",") else None
+        start, score = (name.start(), 0.85) if name else (start, score)
     value = trim(text, Span(min(start, end), end))
     if len(value) and text[value.end - 1] == ",":
         value = Span(value.start, value.end - 1)
-    return value if _WORDY.search(text, value.start, value.end) else None
+    if len(_WORD.findall(text, value.start, value.end)) == 1 and text[value.start].islower():
+        value = trim(text, Span(first, end))
+    return (value, score) if _WORDY.search(text, value.start, value.end) else None
 
 
 def _with_initials(text: str, low: int, end: int, acronym: str) -> int | None:
@@ -140,12 +163,20 @@ def _with_word_of(text: str, low: int, end: int, term: str) -> int | None:
     words = _WORD.findall(term)
     if not words:
         return None
+    if len(words) > 1:
+        phrase = re.compile(r"\s+".join(map(re.escape, words)), re.IGNORECASE)
+        if whole := [match.start() for match in phrase.finditer(text, low, end)]:
+            return _phrase_start(text, low, whole[-1])
     last = words[-1].casefold()
     stem = last[:-1] if last.endswith("s") and len(last) > 3 else last
     places = [match.start() for match in _WORD.finditer(text, low, end) if _is_form_of(match[0].casefold(), stem)]
     if not places:
         return None
-    place = places[-1]
+    return _phrase_start(text, low, places[-1])
+
+
+def _phrase_start(text: str, low: int, place: int) -> int:
+    """Where the noun phrase begins that the word at ``place`` stands in."""
     before = _CAPITALISED_BEFORE.search(text, max(low, place - 120), place)
     if before is not None and text[place].isupper():
         place = before.start()

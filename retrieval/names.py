@@ -60,6 +60,7 @@ _GENERIC = frozenset(
     "competent other each new holding parent operating steering".split()
 )
 _AFTER_ENUMERATION = re.compile(r",\s(?:and|&)\s\Z")
+_SIDES = frozenset("west east north south left right".split())
 _WITH_FIELDS = frozenset("committee commission authority council conference".split())
 _ON_FIELD = re.compile(
     rf" on(?: the)?(?: [{_UPPER}][\w’'-]+(?: (?:and|of|of the|the))?(?= [{_UPPER}])){{0,6}} [{_UPPER}][\w’'-]+"
@@ -182,6 +183,8 @@ def _organisation(text: str, run: Span) -> Hit | None:
         return None
     if words[tail] == "council" and words[0] in _ORDINALS:
         return None  # a meeting
+    if words[tail] == "bank" and words[tail - 1] in _SIDES:
+        return None  # of a river
     # World University Rankings are no university.
     if tail + 1 < len(parts) and text[parts[tail + 1].start].isupper():
         return None

@@ -28,7 +28,7 @@ _NOT_DOING = re.compile(
     r"unreasonably|equal|the\s|an?\s(?:waiver|breach|default))|"
     r"become|remain(?!\s(?:responsible|silent))|stay\sin|bear\sinterest|incorporate|suffer|incur|receive|benefit|own|retain|survive|supersede|prevail|constitute|mean|refer|have|inure|apply|terminate|commence|expire|"
     r"includes?|consist|lapse|exist|accrue|control|begin|continue|end|vest|arise|cease|occur|come|follow|"
-    r"affect|limit|prevent|prejudice|relieve|operate|extend|take\seffect|take\splace|result|entitle|seem|suffice|"
+    r"affect|limit|invalidate|prevent|prejudice|relieve|operate|extend|take\seffect|take\splace|result|entitle|seem|suffice|"
     r"need|want|know|see|find|like|think)\b"
 )
 # "Agrees to the terms" names no deed; "in no event shall X be required" frees from one.
@@ -36,6 +36,7 @@ _NO_DEED = re.compile(r"\s(?:the|an?|all|any|this|that|these|those|such|its|thei
 _FREED = re.compile(
     r"\s[\w'’]+(?:\s[\w'’]+){0,5}\s(?:be\s(?:required|obliged|obligated|liable|entitled|deemed)|have\sany)\b"
 )
+_CONDITION = re.compile(r"\b(?:if|event|unless|until|once|when|whether|extent)\b[^.;:]{0,50}\Z", re.IGNORECASE)
 _BEFORE_AGREEING = re.compile(r"\b(?:would|could|might|may|to|will|did|had|has|have|not)\s\Z", re.IGNORECASE)
 _STANDING = re.compile(
     r"\s(?:\w+ly\s)?(?:not\s)?be\s(?:\w+ly\s)?(?:responsible|in\scharge|accountable|bound|present|at\sleast|at\smost)\b"
@@ -150,7 +151,9 @@ def _subject(text: str, sentence: Span, modal: int) -> tuple[int, list[str]] | N
 def _score(text: str, match: re.Match[str], subject: list[str], end: int, weight: float) -> float:
     """0 for what is no duty."""
     modal = match["modal"]
-    after = text[match.end() : min(end, match.end() + 160)]
+    after = " " + " ".join(text[match.end() : min(end, match.end() + 160)].split())
+    if text[match.end() : match.end() + 1] in _QUOTED:
+        after = after[1:]
     if _QUOTE_AFTER.match(after) and text[match.start() - 1] in _QUOTED:
         return 0.0
     if _FREED.match(after) or _INFERRED.match(after) or _is_no_deed(modal, after):
@@ -159,12 +162,14 @@ def _score(text: str, match: re.Match[str], subject: list[str], end: int, weight
     # Who stands under a capital is a party, for its name is a defined term or its own.
     owes = any(word.casefold() in _ROLES for word in subject[-4:]) or (head[0].isupper() and _is_content(head))
     if modal.isupper():
-        return 0.75
+        return 0.0 if _NO_DEED.match(after.casefold()) else 0.75
     if head.casefold() in _TEXTS or _is_object(subject):
         return 0.0
     if modal[-2:] != "to" and _NO_DEED.match(after):
         return 0.0  # "shall any author be liable"
     if modal[-2:] == "to" and modal[:2] not in ("is", "ar"):
+        if _CONDITION.search(text, max(0, match.start() - 60), match.start()):
+            return 0.0
         if _NO_DEED.match(after) or _BEFORE_AGREEING.search(text, max(0, match.start() - 12), match.start()):
             return 0.0
     if modal in ("will", "will not", "can not"):

@@ -35,7 +35,7 @@ from server.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_promp
 from server.reading import reading_policy
 from server.recording import Recording
 from server.replies import Answer, Generated, LookedUp, NothingFound
-from server.sessions.book import Book, SessionTurn
+from server.sessions.book import Book, SessionPreview, SessionTurn
 from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
 from server.within import scope_of, told_parts
@@ -79,7 +79,7 @@ class Answering:
         """
         async with self._turn(inquiry) as turn:
             inquiry = self.decided(inquiry)
-            inquiry, history = await self.begin(inquiry) if turn is None else self._go_on(inquiry, turn)
+            inquiry, history = await self.begin(inquiry) if turn is None else self.go_on(inquiry, turn)
             found = await self.groundwork(inquiry, history=history)
             recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
             if inquiry.documents and not found.sources:
@@ -174,6 +174,11 @@ class Answering:
                 return replace(inquiry, policy=policy), History(ids, (), len(ids))
         return replace(inquiry, form=replace(form, start=AnswerStart.FRESH)), None
 
+    def go_on(self, inquiry: Inquiry, turn: SessionTurn | SessionPreview) -> tuple[Inquiry, History]:
+        """As ``begin``, with the memory of a session."""
+        form = replace(inquiry.form, start=AnswerStart.FRESH)
+        return replace(inquiry, policy=turn.policy, form=form), turn.history
+
     def request(self, inquiry: Inquiry, found: Groundwork) -> GenerationRequest:
         """What the engine is asked."""
         return GenerationRequest(
@@ -195,11 +200,6 @@ class Answering:
         if inquiry.session is None:
             return nullcontext()
         return self._book.turn(inquiry.tenant, inquiry.session, inquiry.policy)
-
-    def _go_on(self, inquiry: Inquiry, turn: SessionTurn) -> tuple[Inquiry, History | None]:
-        """As ``begin``, with the memory of a session."""
-        form = replace(inquiry.form, start=AnswerStart.FRESH)
-        return replace(inquiry, policy=turn.policy, form=form), turn.history
 
     def _trace(self, inquiry: Inquiry, prompt: Prompt) -> Trace:
         """What the engine must forget of the prompt with any of its documents: all after the question's role."""

@@ -90,6 +90,9 @@ def test_surprises_take_the_room_that_is_left_the_most_surprising_first(open_lib
     assert library.dropped_facts(TENANT, document_id) == {"surprising": 2}
     assert library.stats().num_facts == num_recognised + 3
     assert listed(library, document_id, key="quux") == []
+    with library._store.database.read() as connection:
+        orphans = "SELECT count(*) FROM fact_keys WHERE (document, fact) NOT IN (SELECT document, fact FROM facts)"
+        assert connection.execute(orphans).fetchone() == (0,)
     library = open_library(num_recognised - 1)
     library.surprises.tell(document_id, 3, 4, at("quux", bits=99.0))
     assert listed(library, document_id) == [] and len(library.facts(TENANT, document_id)) == num_recognised + 1

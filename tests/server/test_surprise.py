@@ -132,32 +132,38 @@ async def test_surprises_are_listed_with_true_places_and_outlive_a_restart(new_p
         ]
 
 
-async def test_a_reading_that_was_cut_off_finds_the_rest_and_nothing_twice(new_place: Callable[[str], Place]) -> None:
-    async with new_place("whole").start() as client:
-        found = await surprises(client, await ready(client))
+@pytest.mark.parametrize(
+    ("finds", "save_seconds"),
+    [(True, 0.0), (True, 1e9), (False, 0.0)],
+    ids=["told and saved", "told and not saved", "saved and not told"],
+)
+async def test_a_reading_that_was_cut_off_finds_the_rest_and_nothing_twice(
+    new_place: Callable[[str], Place], finds: bool, save_seconds: float
+) -> None:
     place = new_place("cut")
-    async with place.start() as client:
-        services = place.services
-        assert services is not None
-        services.reader._save_seconds = 0.0
+    async with place.start(surprises=finds) as client:
+        services, engine = place.services, place.engine
+        assert services is not None and engine is not None
+        services.reader._save_seconds = save_seconds
         reply = await client.post("/v1/documents", json={"text": TEXT, "name": "log.txt"})
         document_id = reply.json()["id"]
         async with asyncio.timeout(60):
-            while services.library.surprises.num_told(document_id) < 2 * PIECE:
+            while engine.stats().num_prompt_tokens < 3 * PIECE:
                 await asyncio.sleep(0.002)
     async with place.start() as client:
         services, engine = place.services, place.engine
         assert services is not None and engine is not None
         url = await ready(client)
         assert url.endswith(document_id)
-        assert await surprises(client, url) == found
+        cut = await surprises(client, url)
         num_tokens = len(document_ids(engine.tokenizer, TEXT))
-        assert engine.stats().num_prompt_tokens < num_tokens, "it was read again from the beginning"
+        assert (engine.stats().num_prompt_tokens < num_tokens) is (finds and not save_seconds)
         assert services.library.surprises.num_told(document_id) == num_tokens
-        # Who lost the memory of it reads again, and tells nothing twice.
-        before = await surprises(client, url)
-        assert not services.library.surprises.tell(document_id, 0, PIECE, [])
-        assert await surprises(client, url) == before
+        # As it is found in one go.
+        await client.delete(url)
+        whole = await surprises(client, await ready(client))
+        places = [[(each["start"], each["end"], each["score"]) for each in found] for found in (cut, whole)]
+        assert places[0] == places[1] and len(cut) > len(PLANTED)
 
 
 async def test_surprises_can_be_left_out(new_place: Callable[[str], Place]) -> None:
@@ -229,6 +235,16 @@ def test_the_text_is_found_in_its_prompt(reader_tokenizer: Tokenizer, text: str)
     assert dear.count(60.0) == 1
     (found,) = finder_of(reader_tokenizer, longer).find(ids, dear)
     assert longer[found.span.start : found.span.end].endswith("Box7")
+
+
+def test_a_word_is_told_by_all_its_bytes(reader_tokenizer: Tokenizer) -> None:
+    text = "plain words here " * 40 + "boat🙂 " + "plain words here " * 40
+    ids = document_ids(reader_tokenizer, text)
+    last = [place for place, each in enumerate(ids) if reader_tokenizer.token_bytes(each) == "🙂".encode()[-1:]]
+    assert len(last) == 1, "the sign is no token of its own"
+    bits = [60.0 if place == last[0] else 0.5 for place in range(len(ids))]
+    (found,) = finder_of(reader_tokenizer, text).find(ids, bits)
+    assert text[found.span.start : found.span.end] == "boat🙂"
 
 
 def test_nothing_is_said_of_a_text_that_the_tokens_do_not_say(reader_tokenizer: Tokenizer) -> None:
