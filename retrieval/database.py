@@ -69,11 +69,11 @@ class Database:
         with self.lock:
             self._writer.execute("BEGIN IMMEDIATE")
             with ExitStack() as undo:
-                undo.callback(self._writer.execute, "ROLLBACK")
+                undo.callback(self._undo)
                 (revision,) = self._writer.execute("UPDATE revision SET value = value + 1 RETURNING value").fetchone()
                 yield Transaction(self._writer, revision)
+                self._writer.execute("COMMIT")
                 undo.pop_all()
-            self._writer.execute("COMMIT")
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -138,6 +138,11 @@ class Database:
             except FileNotFoundError:
                 continue
         return total
+
+    def _undo(self) -> None:
+        # Of some errors, a full disk among them, SQLite has undone the transaction itself.
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
 
     def _connect(self) -> sqlite3.Connection:
         # Connections change threads, but read() and write() hand each to one thread at a time.

@@ -1,5 +1,6 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -80,6 +81,7 @@ class Library:
         self._ingestion = ingestion
         self._search = search
         self._at_work: set[str] = set()
+        self._half_deleted: dict[str, Record] = {}
         self._readings: dict[str, Progress] = {}
         self._work_done = threading.Condition()
 
@@ -194,13 +196,26 @@ class Library:
     def delete(self, tenant: str, document_id: str) -> None:
         """Delete a document for good: when this returns nothing of it is on the disk.
 
-        Waits for ``process`` to let go of it. An interrupted deletion is finished by the next ``open``.
+        Waits for ``process`` to let go of it. A deletion that was interrupted, as by a disk without room, is finished
+        when it is asked for again, or by the next ``open``.
         """
-        record = self._store.record(document_id, tenant)
-        self._store.mark_deleting(record.number)
+        record = self._half_deleted.get(document_id)
+        if record is None or record.document.tenant != tenant:
+            record = self._store.record(document_id, tenant)
+            self._store.mark_deleting(record.number)
         with self._work_done:
             self._work_done.wait_for(lambda: document_id not in self._at_work)
-        self._erase(record)
+        try:
+            self._erase(record)
+        except (OSError, sqlite3.OperationalError):
+            self._half_deleted[document_id] = record
+            raise
+        self._half_deleted.pop(document_id, None)
+
+    def is_half_deleted(self, tenant: str, document_id: str) -> bool:
+        """Whether the deletion of a document was interrupted: it is unknown to everyone, but may not all be gone."""
+        record = self._half_deleted.get(document_id)
+        return record is not None and record.document.tenant == tenant
 
     def search(
         self,
