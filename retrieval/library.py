@@ -29,6 +29,7 @@ from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
 from retrieval.surprises import Surprises
+from retrieval.vector_index import VectorIndex
 
 # Around a pin, for the sentence it stands in.
 _PIN_CONTEXT = 1000
@@ -94,11 +95,14 @@ class Library:
         count_tokens: Callable[[str], int] | None = None,
         limits: Limits | None = None,
         has_reader: bool = False,
+        large_index: type[VectorIndex] = ClusteredIndex,
     ) -> Self:
         """Open the library in ``data_dir``, made if need be, and finish what an interruption left undone.
 
         ``count_tokens`` says how many tokens of the serving model a text is; without it documents do not tell. With
         ``has_reader`` somebody asks for ``unread`` documents; a document that is to be read is ready only then.
+
+        ``large_index`` is the kind of index that documents of ``LARGE_ROWS`` rows or more get.
 
         Raises:
             DataDirectoryInUse: another process, or this one, has it open.
@@ -115,7 +119,7 @@ class Library:
         with ExitStack() as undo:
             undo.callback(lock.release)
             store = Store(data_dir, has_reader)
-            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits())
+            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits(), large_index)
             undo.pop_all()
         return library
 
@@ -349,13 +353,14 @@ class Library:
         embedder: Embedder,
         count_tokens: Callable[[str], int] | None,
         limits: Limits,
+        large_index: type[VectorIndex],
     ) -> Self:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
         contents = Contents(store.database)
         folder = data_dir / "indexes"
         files = ShelfFiles(
-            folder, store, contents, fingerprint, dimension, FaissIndex, ClusteredIndex, large_rows=LARGE_ROWS
+            folder, store, contents, fingerprint, dimension, FaissIndex, large_index, large_rows=LARGE_ROWS
         )
         shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)
         ingestion = Ingestion(
