@@ -33,7 +33,7 @@ _UNITS = {
     "bp": "bps bp",
     "km": "km kilometre kilometres kilometer kilometers",
     "m": "m metre metres meter meters",
-    "µm": "µm μm um micrometre micrometres micrometer micrometers",
+    "μm": "µm μm um micrometre micrometres micrometer micrometers",
     "cm": "cm centimetre centimetres centimeter centimeters",
     "mm": "mm millimetre millimetres millimeter millimeters",
     "mile": "mile miles mi",
@@ -58,8 +58,8 @@ _UNITS = {
     "pint": "pint pints",
     "acre": "acre acres",
     "ha": "ha hectare hectares",
-    "c": "°c ℃",
-    "f": "°f ℉",
+    "°c": "°c ℃",
+    "°f": "°f ℉",
     "degree": "degree degrees °",
     "kw": "kw kilowatt kilowatts",
     "mw": "mw megawatt megawatts",
@@ -97,7 +97,7 @@ _UNITS = {
     "kj": "kj",
     "kcal": "kcal",
     "calorie": "calorie calories",
-    "µg": "µg μg mcg microgram micrograms",
+    "μg": "µg μg mcg microgram micrograms",
     "mmol": "mmol",
     "iu": "iu",
     "bar": "bar",
@@ -110,11 +110,13 @@ _UNITS = {
     "nm": "nm",
     "rpm": "rpm",
     "db": "db",
-    "a": "ampere amperes amps",
+    "ampere": "ampere amperes amps",
     "mph": "mph",
 }
 _UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names.split()}
 _UNIT_OF["per cent"] = "%"
+# What "square" and "cubic" make of a length is read again under the name that it gets.
+_UNIT_OF |= {f"{unit}{power}": f"{unit}{power}" for unit in "cm mm mile foot inch yard".split() for power in "23"}
 _POWERS = {"thousand": 3, "k": 3, "million": 6, "mn": 6, "m": 6, "billion": 9, "bn": 9, "b": 9, "trillion": 12}
 
 _POWER_OF = {"square": "2", "sq": "2", "cubic": "3", "cu": "3", "nautical": "nautical ", "short": "short "}

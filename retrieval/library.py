@@ -22,6 +22,7 @@ from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
+from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.scope import Scope
 from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
@@ -369,6 +370,7 @@ class Library:
         library = cls(lock, store, contents, shelves, ingestion, Search(store, contents, shelves, embedder))
         for record in store.recover(fingerprint):
             library._erase(record)
+        store.reopen_for_recognisers(RECOGNISERS_REVISION)
         shelves.sweep(store.ids())
         return library
 
