@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 SHARE = 0.02
 LEAST_BITS = 12.0
 
-_WORD = re.compile(r"\S+")
+# Dashes between words part them; hyphens do not.
+_WORD = re.compile(r"(?:(?!--|[—…])\S)+")
 _EDGES = ".,;:!?\"'“”‘’«»()[]{}<>*_`|#-–—…/\\"
 _GAP = re.compile(r"[^\S\r\n]+")
 _HEAD_TOKENS = 32
