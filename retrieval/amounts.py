@@ -8,6 +8,7 @@ NUMBER = (
     r"(?:\d{1,3}(?:[,.'’ \u00a0\u202f]\d{3})+(?:[.,]\d{1,6})?(?![\d]|[,.]\d)|\d{1,15}(?:[.,]\d{1,15})?(?![\d]|[,.]\d))"
 )
 _SIGN = r"[-+−]?"
+_MINUS = "[-−]"
 _CURRENCIES = {
     "usd": "$ us$ usd dollar dollars",
     "eur": "€ eur euro euros",
@@ -154,7 +155,9 @@ _SUFFIXES = [name for name in (*_CURRENCY_OF, *_UNIT_OF) if name == "$" or name[
 _SUFFIX = rf"{_AREA}{_any_of(_SUFFIXES)}(?<!\$(?=\d)){_PER}"
 
 AMOUNT_FORMS = (
-    re.compile(rf"(?P<unit>{_DOLLARS}|[{_SYMBOLS}]|{_CODES})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}"),
+    re.compile(
+        rf"(?P<sign>(?<![\w)\]]){_MINUS})?(?P<unit>{_DOLLARS}|[{_SYMBOLS}]|{_CODES})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}"
+    ),
     re.compile(
         rf"(?<![\w.,])(?P<number>{_SIGN}{NUMBER}){_POWER}(?:[ \u00a0\u202f-]?)(?P<unit>{_SUFFIX})",
         re.IGNORECASE,
@@ -180,7 +183,10 @@ def amount_forms(raw: str) -> tuple[str, ...]:
     groups = match.groupdict()
     unit = _canonical_unit((groups.get("unit") or "").casefold())
     power = _POWERS[groups["power"].casefold()] if groups.get("power") else 0
-    numbers = [_canonical(reading.scaleb(power)) for reading in _readings(groups["number"] or "")]
+    number = groups["number"] or ""
+    if groups.get("sign") and number[0].isdigit():
+        number = f"-{number}"
+    numbers = [_canonical(reading.scaleb(power)) for reading in _readings(number)]
     with_unit = [f"{number} {unit}" for number in numbers] if unit else []
     bare = [number for number in numbers if sum(char.isdigit() for char in number) >= 3]
     return (*with_unit, *bare)

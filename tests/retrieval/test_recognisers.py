@@ -202,6 +202,8 @@ PIECES = st.sampled_from(
         "5 mg/dL",
         "4 L",
         "A$30",
+        "-$-5",
+        "−€1.500,00",
         "12 square miles",
         "Clients MUST send it. ",
         'a written notice (a "Notice")',
