@@ -8,6 +8,7 @@ NUMBER = (
     r"(?:\d{1,3}(?:[,.'’ \u00a0\u202f]\d{3})+(?:[.,]\d{1,6})?(?![\d]|[,.]\d)|\d{1,15}(?:[.,]\d{1,15})?(?![\d]|[,.]\d))"
 )
 _SIGN = r"[-+−]?"
+_MINUS = "[-−]"
 _CURRENCIES = {
     "usd": "$ us$ usd dollar dollars",
     "eur": "€ eur euro euros",
@@ -33,7 +34,7 @@ _UNITS = {
     "bp": "bps bp",
     "km": "km kilometre kilometres kilometer kilometers",
     "m": "m metre metres meter meters",
-    "µm": "µm μm um micrometre micrometres micrometer micrometers",
+    "μm": "µm μm um micrometre micrometres micrometer micrometers",
     "cm": "cm centimetre centimetres centimeter centimeters",
     "mm": "mm millimetre millimetres millimeter millimeters",
     "mile": "mile miles mi",
@@ -58,8 +59,8 @@ _UNITS = {
     "pint": "pint pints",
     "acre": "acre acres",
     "ha": "ha hectare hectares",
-    "c": "°c ℃",
-    "f": "°f ℉",
+    "°c": "°c ℃",
+    "°f": "°f ℉",
     "degree": "degree degrees °",
     "kw": "kw kilowatt kilowatts",
     "mw": "mw megawatt megawatts",
@@ -97,7 +98,7 @@ _UNITS = {
     "kj": "kj",
     "kcal": "kcal",
     "calorie": "calorie calories",
-    "µg": "µg μg mcg microgram micrograms",
+    "μg": "µg μg mcg microgram micrograms",
     "mmol": "mmol",
     "iu": "iu",
     "bar": "bar",
@@ -110,11 +111,13 @@ _UNITS = {
     "nm": "nm",
     "rpm": "rpm",
     "db": "db",
-    "a": "ampere amperes amps",
+    "ampere": "ampere amperes amps",
     "mph": "mph",
 }
 _UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names.split()}
 _UNIT_OF["per cent"] = "%"
+# What "square" and "cubic" make of a length is read again under the name that it gets.
+_UNIT_OF |= {f"{unit}{power}": f"{unit}{power}" for unit in "cm mm mile foot inch yard".split() for power in "23"}
 _POWERS = {"thousand": 3, "k": 3, "million": 6, "mn": 6, "m": 6, "billion": 9, "bn": 9, "b": 9, "trillion": 12}
 
 _POWER_OF = {"square": "2", "sq": "2", "cubic": "3", "cu": "3", "nautical": "nautical ", "short": "short "}
@@ -152,7 +155,9 @@ _SUFFIXES = [name for name in (*_CURRENCY_OF, *_UNIT_OF) if name == "$" or name[
 _SUFFIX = rf"{_AREA}{_any_of(_SUFFIXES)}(?<!\$(?=\d)){_PER}"
 
 AMOUNT_FORMS = (
-    re.compile(rf"(?P<unit>{_DOLLARS}|[{_SYMBOLS}]|{_CODES})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}"),
+    re.compile(
+        rf"(?P<sign>(?<![\w)\]]){_MINUS})?(?P<unit>{_DOLLARS}|[{_SYMBOLS}]|{_CODES})\s?(?P<number>{_SIGN}{NUMBER}){_POWER}"
+    ),
     re.compile(
         rf"(?<![\w.,])(?P<number>{_SIGN}{NUMBER}){_POWER}(?:[ \u00a0\u202f-]?)(?P<unit>{_SUFFIX})",
         re.IGNORECASE,
@@ -178,7 +183,10 @@ def amount_forms(raw: str) -> tuple[str, ...]:
     groups = match.groupdict()
     unit = _canonical_unit((groups.get("unit") or "").casefold())
     power = _POWERS[groups["power"].casefold()] if groups.get("power") else 0
-    numbers = [_canonical(reading.scaleb(power)) for reading in _readings(groups["number"] or "")]
+    number = groups["number"] or ""
+    if groups.get("sign") and number[0].isdigit():
+        number = f"-{number}"
+    numbers = [_canonical(reading.scaleb(power)) for reading in _readings(number)]
     with_unit = [f"{number} {unit}" for number in numbers] if unit else []
     bare = [number for number in numbers if sum(char.isdigit() for char in number) >= 3]
     return (*with_unit, *bare)

@@ -96,7 +96,8 @@ def capitals_fit(text: str, span: Span) -> bool:
     """In a line of capitals they are words."""
     if "_" in text[span.start : span.end]:
         return True
-    line = max(text.rfind("\n", 0, span.start) + 1, span.start - 24)
+    low = max(0, span.start - 24)
+    line = max(text.rfind("\n", low, span.start) + 1, low)
     end = text.find("\n", span.end, span.end + 24)
     after = text[span.end : end if end >= 0 else span.end + 24]
     return _CAPITALS_AROUND.search(text[line : span.start]) is None and _CAPITALS_AROUND.search(after) is None

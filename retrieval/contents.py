@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import Database
-from retrieval.fact_book import PHRASE_FORM, count_facts, place_pins
+from retrieval.fact_book import PHRASE_FORM, count_facts, insert_facts, place_pins
 from retrieval.passage import KINDS_THAT_DO_NOT_LEAD, Chunk, Fact, FactKind, Span
+from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.store import alive
 from retrieval.vector_rows import VectorRow
 
@@ -92,43 +93,57 @@ class Contents:
                 "INSERT INTO vector_rows VALUES (?, ?, ?, ?, ?)",
                 ((number, index, row.chunk, row.span.start, row.span.end) for index, row in enumerate(rows)),
             )
-            connection.executemany(
-                "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-                (
-                    (
-                        number,
-                        index,
-                        fact.kind.value,
-                        fact.span.start,
-                        fact.span.end,
-                        fact.evidence.start,
-                        fact.evidence.end,
-                        fact.source,
-                        fact.score,
-                    )
-                    for index, fact in enumerate(facts)
-                ),
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO fact_keys VALUES (?, ?, ?, ?)",
-                ((number, key, form, index) for index, fact in enumerate(facts) for form, key in enumerate(fact.keys)),
-            )
-            connection.executemany(
-                "INSERT INTO dropped_facts VALUES (?, ?, ?)",
-                ((number, kind, count) for kind, count in (dropped or {}).items()),
-            )
+            insert_facts(connection, number, 0, facts, dropped or {})
             connection.execute(
-                "UPDATE documents SET num_rows = ?, chunks_revision = ? WHERE number = ?",
-                (len(rows), revision, number),
+                "UPDATE documents SET num_rows = ?, chunks_revision = ?, recognisers = ? WHERE number = ?",
+                (len(rows), revision, RECOGNISERS_REVISION, number),
             )
             # What surprised its reader is gone as well, and is to be found anew.
             connection.execute(
-                "UPDATE documents SET told_tokens = 0, reading = CASE reading WHEN 'done' THEN 'wanted' ELSE reading END "
+                "UPDATE documents SET told_tokens = 0, "
+                "reading = CASE reading WHEN 'done' THEN 'wanted' ELSE reading END "
                 "WHERE number = ? AND told_tokens > 0",
                 (number,),
             )
             place_pins(connection, number)
             count_facts(connection, number)
+
+    def renew_facts(self, number: int, facts: Sequence[Fact], dropped: Mapping[str, int]) -> None:
+        """Keep ``facts`` in place of what was recognised before. Pins stay, under the keys they
+        have now, and so does what surprised whoever read it; a document whose vectors stand is ready again.
+
+        Raises:
+            UnknownDocument: it was deleted meanwhile.
+        """
+        with self._database.write() as (connection, _):
+            alive(connection, number)
+            recognised = "document = ?1 AND kind != ?2"
+            values = (number, FactKind.SURPRISING.value)
+            connection.execute(
+                f"DELETE FROM fact_keys WHERE document = ?1 AND fact IN (SELECT fact FROM facts WHERE {recognised})",
+                values,
+            )
+            connection.execute(f"DELETE FROM facts WHERE {recognised}", values)
+            connection.execute("DELETE FROM dropped_facts WHERE document = ?1 AND kind != ?2", values)
+            (first,) = connection.execute(
+                "SELECT coalesce(max(fact), -1) + 1 FROM facts WHERE document = ?", (number,)
+            ).fetchone()
+            insert_facts(connection, number, first, facts, dropped)
+            connection.execute(
+                "UPDATE documents SET recognisers = ?, "
+                "stage = CASE WHEN vectors_revision IS NOT NULL THEN 'ready' ELSE stage END WHERE number = ?",
+                (RECOGNISERS_REVISION, number),
+            )
+            place_pins(connection, number)
+            count_facts(connection, number)
+
+    def num_surprising(self, number: int) -> int:
+        """How many facts of the document come from a reading."""
+        with self._database.read() as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM facts WHERE document = ? AND kind = ?", (number, FactKind.SURPRISING.value)
+            ).fetchone()
+        return int(count)
 
     def open_for_questions(self, number: int, fingerprint: str) -> None:
         """The document can be asked; its vectors, by the embedder ``fingerprint``, are what is left to do."""

@@ -53,7 +53,7 @@ _UNIT = rf"(?:{_in_three_cases([*_UNITS, _CENTURIES])})(?:[sS]['’]?)?"
 _SHORT_UNIT = "(?:" + "|".join(sorted((s for names in _UNITS.values() for s in names.split()), key=len)[::-1]) + ")"
 _END = r"(?![\w]|-old)"
 _WAY = rf"(?:(?P<way>{_WAYS}){_BLANK})?"
-_DIGITS = r"\d{1,6}(?:,\d{3})*(?:\.\d{1,6})?"
+_DIGITS = r"\d{1,12}(?:,\d{3})*(?:\.\d{1,6})?"
 _SPELLED = rf"{_NUMBER_WORD}(?:{_JOINED}(?:and{_BLANK})?{_NUMBER_WORD}){{0,6}}"
 
 SPELLED_DURATION = re.compile(

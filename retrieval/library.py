@@ -1,5 +1,6 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
+from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.scope import Scope
 from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
@@ -28,6 +30,7 @@ from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
 from retrieval.surprises import Surprises
+from retrieval.vector_index import VectorIndex
 
 # Around a pin, for the sentence it stands in.
 _PIN_CONTEXT = 1000
@@ -80,6 +83,7 @@ class Library:
         self._ingestion = ingestion
         self._search = search
         self._at_work: set[str] = set()
+        self._half_deleted: dict[str, Record] = {}
         self._readings: dict[str, Progress] = {}
         self._work_done = threading.Condition()
 
@@ -92,11 +96,14 @@ class Library:
         count_tokens: Callable[[str], int] | None = None,
         limits: Limits | None = None,
         has_reader: bool = False,
+        large_index: type[VectorIndex] = ClusteredIndex,
     ) -> Self:
         """Open the library in ``data_dir``, made if need be, and finish what an interruption left undone.
 
         ``count_tokens`` says how many tokens of the serving model a text is; without it documents do not tell. With
         ``has_reader`` somebody asks for ``unread`` documents; a document that is to be read is ready only then.
+
+        ``large_index`` is the kind of index that documents of ``LARGE_ROWS`` rows or more get.
 
         Raises:
             DataDirectoryInUse: another process, or this one, has it open.
@@ -113,7 +120,7 @@ class Library:
         with ExitStack() as undo:
             undo.callback(lock.release)
             store = Store(data_dir, has_reader)
-            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits())
+            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits(), large_index)
             undo.pop_all()
         return library
 
@@ -194,13 +201,26 @@ class Library:
     def delete(self, tenant: str, document_id: str) -> None:
         """Delete a document for good: when this returns nothing of it is on the disk.
 
-        Waits for ``process`` to let go of it. An interrupted deletion is finished by the next ``open``.
+        Waits for ``process`` to let go of it. A deletion that was interrupted, as by a disk without room, is finished
+        when it is asked for again, or by the next ``open``.
         """
-        record = self._store.record(document_id, tenant)
-        self._store.mark_deleting(record.number)
+        record = self._half_deleted.get(document_id)
+        if record is None or record.document.tenant != tenant:
+            record = self._store.record(document_id, tenant)
+            self._store.mark_deleting(record.number)
         with self._work_done:
             self._work_done.wait_for(lambda: document_id not in self._at_work)
-        self._erase(record)
+        try:
+            self._erase(record)
+        except (OSError, sqlite3.OperationalError):
+            self._half_deleted[document_id] = record
+            raise
+        self._half_deleted.pop(document_id, None)
+
+    def is_half_deleted(self, tenant: str, document_id: str) -> bool:
+        """Whether the deletion of a document was interrupted: it is unknown to everyone, but may not all be gone."""
+        record = self._half_deleted.get(document_id)
+        return record is not None and record.document.tenant == tenant
 
     def search(
         self,
@@ -334,13 +354,14 @@ class Library:
         embedder: Embedder,
         count_tokens: Callable[[str], int] | None,
         limits: Limits,
+        large_index: type[VectorIndex],
     ) -> Self:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
         contents = Contents(store.database)
         folder = data_dir / "indexes"
         files = ShelfFiles(
-            folder, store, contents, fingerprint, dimension, FaissIndex, ClusteredIndex, large_rows=LARGE_ROWS
+            folder, store, contents, fingerprint, dimension, FaissIndex, large_index, large_rows=LARGE_ROWS
         )
         shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)
         ingestion = Ingestion(
@@ -349,6 +370,7 @@ class Library:
         library = cls(lock, store, contents, shelves, ingestion, Search(store, contents, shelves, embedder))
         for record in store.recover(fingerprint):
             library._erase(record)
+        store.reopen_for_recognisers(RECOGNISERS_REVISION)
         shelves.sweep(store.ids())
         return library
 

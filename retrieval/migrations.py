@@ -149,7 +149,12 @@ _TOLD = """
 ALTER TABLE documents ADD COLUMN told_tokens INTEGER NOT NULL DEFAULT 0;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD)
+# 5. Which recognisers found a document's facts: other ones find others. 0 are those of before they were counted.
+_RECOGNISERS = """
+ALTER TABLE documents ADD COLUMN recognisers INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -199,9 +199,12 @@ class Reader:
         if not self._finds_surprises:
             return None, kept
         tenant, document_id = document.tenant, document.id
-        placement = Placement.of(self._tokenizer, self._library.text(tenant, document_id))
         num_told = self._library.surprises.num_told(document_id)
-        if placement is None or num_told >= len(ids):
+        if num_told >= len(ids):
+            return None, kept
+        placement = Placement.of(self._tokenizer, self._library.text(tenant, document_id))
+        if placement is None:
+            log_event(logger, "surprises left out", document=document_id, reason="the prompt says another text")
             return None, kept
         first = min(kept, num_told)
         finder = SurpriseFinder(

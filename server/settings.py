@@ -91,6 +91,12 @@ class Settings(BaseSettings):
     )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
 
+    index_device: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="Where the vectors of large documents are compared: clustered on the CPU, or all of them on a GPU, "
+        "with the extra gpu installed.",
+    )
+
     max_upload_bytes: int = Field(200_000_000, ge=1, description="Largest file taken, as sent.")
     max_text_characters: int = Field(20_000_000, ge=1, description="Longest text taken, in characters.")
     max_facts: int = Field(

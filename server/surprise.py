@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 SHARE = 0.02
 LEAST_BITS = 12.0
 
-_WORD = re.compile(r"\S+")
+# Dashes between words part them; hyphens do not.
+_WORD = re.compile(r"(?:(?!--|[—…])\S)+")
 _EDGES = ".,;:!?\"'“”‘’«»()[]{}<>*_`|#-–—…/\\"
 _GAP = re.compile(r"[^\S\r\n]+")
 _HEAD_TOKENS = 32
@@ -35,10 +36,12 @@ _HEAD_TOKENS = 32
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a document's text begins in its prompt: at the token ``num_tokens``, of whose text and that of the tokens
-    after it ``num_characters`` come before; less than none where the template cut off the beginning."""
+    after it ``num_characters`` come before; less than none where the template cut off the beginning. ``content`` is
+    what a template leaves of the text in any case: all but the blanks at its ends."""
 
     num_tokens: int
     num_characters: int
+    content: Span
 
     @staticmethod
     def of(tokenizer: ChatTokenizer, text: str) -> "Placement | None":
@@ -50,12 +53,12 @@ class Placement:
                 continue
             ids = tokenizer.encode_ids(part)[:_HEAD_TOKENS]
             head = b"".join(map(tokenizer.token_bytes, ids)).decode(errors="ignore")
-            at -= len(text) - len(text.lstrip())
-            part = _spaced(part)
+            span = Span(len(text) - len(text.lstrip()), len(text.rstrip()))
+            at, part = at - span.start, _spaced(part)
             if part.startswith(head):
-                return Placement(num_tokens, at)
+                return Placement(num_tokens, at, span)
             # Llama-style tokenizers put a space before a text.
-            return Placement(num_tokens, at + 1) if head[:1] == " " and part.startswith(head[1:]) else None
+            return Placement(num_tokens, at + 1, span) if head[:1] == " " and part.startswith(head[1:]) else None
         return None
 
 
@@ -86,11 +89,14 @@ class SurpriseFinder:
         assert len(ids) == len(bits), f"{len(bits)} surprisals of {len(ids)} tokens"
         begin = self._position
         places, said = self._places(ids)
-        low, high = max(0, begin), max(0, self._position)
+        content = self._placement.content
+        low, high = max(content.start, begin), min(content.end, self._position)
+        if low >= high:
+            return []
         # One more on each side tells whether a word is whole.
         first = max(0, low - 1)
         around = self._text(first, high + 1)
-        body, said = around[low - first : high - first], said[max(0, -begin) :]
+        body, said = around[low - first : high - first], said[low - begin :]
         if _spaced(body[: len(said)]) != said[: len(body)] and not self._is_lost:
             logger.warning("what a document's tokens say is not its text: surprises are not looked for from here on")
             self._is_lost = True

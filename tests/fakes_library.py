@@ -42,6 +42,7 @@ class FakeLibrary:
     progress_told: list[tuple[int, int, float | None]] = field(default_factory=list)
     has_reader: bool = False
     closed: bool = False
+    half_deleted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._may_process = threading.Event()
@@ -119,10 +120,16 @@ class FakeLibrary:
         return 1 + self.text(tenant, document_id, 0, position).count("\f")
 
     def delete(self, tenant: str, document_id: str) -> None:
+        if document_id in self.half_deleted:
+            self.half_deleted.discard(document_id)
+            return
         self.get(tenant, document_id)
         del self.documents[document_id], self.texts[document_id]
         self._pending = [each for each in self._pending if each != document_id]
         self._by_content = {key: each for key, each in self._by_content.items() if each != document_id}
+
+    def is_half_deleted(self, tenant: str, document_id: str) -> bool:
+        return document_id in self.half_deleted
 
     def plant(self, *passages: Passage) -> None:
         """Let every search find these."""

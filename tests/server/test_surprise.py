@@ -197,6 +197,7 @@ def test_places_are_true_wherever_the_pieces_end(reader_tokenizer: Tokenizer, se
         "x9-\u00ad7",
         "\u200b",
         "“quoted”",
+        "well-known--so",
         "\t",
         "\r\n",
         "  ",
@@ -208,7 +209,7 @@ def test_places_are_true_wherever_the_pieces_end(reader_tokenizer: Tokenizer, se
     bits = [rng.random() * (40 if rng.random() < 0.1 else 3) for _ in ids]
     borders = sorted({0, len(ids), *rng.sample(range(len(ids)), 9)})
     finder = finder_of(reader_tokenizer, text)
-    num_found, words = 0, {match.start(): match.end() for match in re.finditer(r"\S+", text)}
+    num_found, words = 0, {match.start(): match.end() for match in re.finditer(r"(?:(?!--|[—…])\S)+", text)}
     for first, last in pairwise(borders):
         for each in finder.find(ids[first:last], bits[first:last]):
             num_found += 1
@@ -235,6 +236,30 @@ def test_the_text_is_found_in_its_prompt(reader_tokenizer: Tokenizer, text: str)
     assert dear.count(60.0) == 1
     (found,) = finder_of(reader_tokenizer, longer).find(ids, dear)
     assert longer[found.span.start : found.span.end].endswith("Box7")
+
+
+class Templated(Tokenizer):
+    """A tokenizer whose template does ``change`` to each text."""
+
+    def __init__(self, change: Callable[[str], str]) -> None:
+        super().__init__(embedded_checkpoint())
+        self._change = change
+
+    def chat_parts(self, *asked: Any, **named: Any) -> tuple[int | str, ...]:
+        parts = super().chat_parts(*asked, **named)
+        return tuple(part if isinstance(part, int) else self._change(part) for part in parts)
+
+
+def test_a_template_may_put_words_before_a_text_and_trim_it_but_not_change_it() -> None:
+    text = "  \n Box7 there" + " and more words" * 30 + "\n"
+    for change in (str.strip, lambda part: f"user: {part.strip()} [end]", lambda part: f" {part}"):
+        tokenizer = Templated(change)
+        ids = document_ids(tokenizer, text)
+        dear = [60.0 if tokenizer.token_bytes(token_id).endswith(b"7") else 0.5 for token_id in ids]
+        (found,) = finder_of(tokenizer, text).find(ids, dear)
+        assert text[found.span.start : found.span.end] == "Box7"
+    assert Placement.of(Templated(str.upper), text) is None
+    assert Placement.of(Templated(str), " \n ") is None
 
 
 def test_a_word_is_told_by_all_its_bytes(reader_tokenizer: Tokenizer) -> None:
