@@ -39,6 +39,16 @@ class Reading(StrEnum):
 
 UNFINISHED = (Stage.QUEUED, Stage.PARSING, Stage.INDEXING, Stage.DENSE)
 
+# What most of a document is in, the key of each row there, and rows that take a few hundred kilobytes.
+_PIECES = (
+    ("embeddings", "fingerprint, row", 400),
+    ("texts", "start", 8),
+    ("vector_rows", "row", 5000),
+    ("chunks", "ordinal", 2000),
+    ("fact_keys", "key, form, fact", 2000),
+    ("facts", "fact", 2000),
+)
+
 _STATUS = {
     Stage.QUEUED: DocumentStatus.QUEUED,
     Stage.PARSING: DocumentStatus.PARSING,
@@ -259,14 +269,20 @@ class Store:
         """Take every row of a document off the disk, and its bytes with the last reference to them."""
         with self.database.lock:
             self.database.expect_purge()
-            with self.database.write() as (connection, _):
-                connection.execute("DELETE FROM documents WHERE number = ?", (record.number,))
-                shared = connection.execute(
-                    "SELECT 1 FROM documents WHERE sha256 = ? LIMIT 1", (record.sha256,)
-                ).fetchone()
-                if not shared:
-                    connection.execute("DELETE FROM blobs WHERE sha256 = ?", (record.sha256,))
-            if not shared:
+            with self.database.read() as connection:
+                others = "SELECT 1 FROM documents WHERE sha256 = ? AND number != ? LIMIT 1"
+                is_shared = connection.execute(others, (record.sha256, record.number)).fetchone() is not None
+            try:
+                self._delete_rows(record, is_shared)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                # The journal has to hold every page that changes; with what the file took, a little is enough.
+                if not is_shared:
+                    self._blobs.discard(record.sha256)
+                self._empty(record.number)
+                self._delete_rows(record, is_shared)
+            if not is_shared:
                 self._blobs.discard(record.sha256)
             self.database.purge()
 
@@ -296,6 +312,26 @@ class Store:
                 "vectors_revision = NULL, error_code = NULL, error_message = NULL WHERE number = ?",
                 (number,),
             )
+
+    def _delete_rows(self, record: Record, is_shared: bool) -> None:
+        with self.database.write() as (connection, _):
+            connection.execute("DELETE FROM documents WHERE number = ?", (record.number,))
+            if not is_shared:
+                connection.execute("DELETE FROM blobs WHERE sha256 = ?", (record.sha256,))
+
+    def _empty(self, number: int) -> None:
+        """Delete what hangs on a document in pieces, with an empty journal before each."""
+        for table, key, most_rows in _PIECES:
+            num_deleted = most_rows
+            while num_deleted == most_rows:
+                self.database.checkpoint()
+                with self.database.write() as (connection, _):
+                    num_deleted = connection.execute(
+                        f"DELETE FROM {table} WHERE document = ?1 AND ({key}) IN "
+                        f"(SELECT {key} FROM {table} WHERE document = ?1 LIMIT {most_rows})",
+                        (number,),
+                    ).rowcount
+        self.database.checkpoint()
 
     def _update(self, number: int, assignments: str, values: Iterable[object] = ()) -> None:
         with self.database.write() as (connection, _):
