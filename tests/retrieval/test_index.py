@@ -207,6 +207,7 @@ def test_a_device_index_answers_as_the_flat_one_does_to_the_last_bit(make, monke
         each.remove(np.arange(100, 3000))
     again = make.from_bytes(32, index.to_bytes())
     assert again.search(queries[0], 50) == index.search(queries[0], 50) == flat.search(queries[0], 50)
+    assert again._on_device is not None and again._on_device[0] is again._index
     # Most questions never have all rows compared on the CPU.
     monkeypatch.setattr(FaissIndex, "search", lambda self, query, k, among=None: [(among[0], 1.0)] * k)
     assert index.search(queries[0], 10)[0][0] >= 0
