@@ -139,6 +139,9 @@ def test_among_some_ids_none_of_the_nearest_is_missed(make, unit_rows):
     found = index.search(query, 300, farthest)
     assert [number for number, _ in found] == truth
     assert index.search(query, 7, farthest) == found[:7]
+    run = np.arange(4000, 4300)
+    by_hand = sorted(run.tolist(), key=lambda row: (-float(vectors[row] @ query), row))
+    assert [number for number, _ in index.search(query, 300, run)] == by_hand
     # Those that are not held are passed over.
     assert index.search(query, 7, np.append(farthest[:3], 10_000)) == index.search(query, 7, farthest[:3])
     assert len(index.search(query, 7, farthest[:3])) == 3
