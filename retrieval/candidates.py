@@ -12,8 +12,9 @@ from retrieval.errors import UnknownDocument
 from retrieval.features import Candidate
 from retrieval.passage import Span
 from retrieval.passages import NearRow, Place
+from retrieval.record import Record
 from retrieval.shelf_files import Shelf
-from retrieval.store import Record, Store
+from retrieval.store import Store
 
 
 def candidates(

@@ -15,8 +15,9 @@ from retrieval.fact_book import within_budget
 from retrieval.parsers import parse
 from retrieval.passage import Document, DocumentError
 from retrieval.recognisers import RECOGNISERS_REVISION, recognise
+from retrieval.record import UNFINISHED, Record, Stage
 from retrieval.shelves import Shelves
-from retrieval.store import UNFINISHED, Record, Stage, Store
+from retrieval.store import Store
 from retrieval.vector_rows import vector_rows
 
 # One commit, one look at ``stop`` and one chance for a question to be embedded between batches.

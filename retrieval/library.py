@@ -23,12 +23,13 @@ from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
 from retrieval.recognisers import RECOGNISERS_REVISION
+from retrieval.record import Record
 from retrieval.scope import Scope
 from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
-from retrieval.store import Record, Store
+from retrieval.store import Store
 from retrieval.surprises import Surprises
 from retrieval.vector_index import VectorIndex
 

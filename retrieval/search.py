@@ -22,10 +22,11 @@ from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
 from retrieval.rare_words import only_places, rare_places, spread
+from retrieval.record import Record
 from retrieval.scope import Scope
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
-from retrieval.store import Record, Store
+from retrieval.store import Store
 
 # What a year or a phrase of the question stands in is evidence only this far up by score.
 LIKELY = 5
