@@ -10,7 +10,7 @@ from retrieval.blobs import Blobs
 from retrieval.database import Database
 from retrieval.durability import make_directory
 from retrieval.errors import UnknownDocument
-from retrieval.passage import DocumentError, Span
+from retrieval.passage import DocumentError, DocumentStatus, Span
 from retrieval.record import UNFINISHED, Reading, Record, Stage, status_of
 
 TEXT_BLOCK_CHARACTERS = 1 << 15
