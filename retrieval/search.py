@@ -14,7 +14,7 @@ from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentNotReady
-from retrieval.features import NAMES, AskedWords, features
+from retrieval.features import NAMES, AskedWords, Candidate, features
 from retrieval.fusion import fuse
 from retrieval.hops import Trail
 from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
@@ -109,20 +109,12 @@ class Search:
         num_chunks = sum(len(shelf.lexical) for shelf in shelves)
         with _timed(seconds, "ranking"):
             if self._is_learned:
-                ranker = Ranker.load()
                 near = dict(first_of([*dense.items()], RANKED_DEPTH, asked, lambda item: item[0][0]))
                 hits = first_of(lexical.hits, RANKED_DEPTH, asked, lambda hit: hit[0])
                 rare = rare_places(indexes, lexical)
                 found = candidates(self._store, contents, records, shelves, hits, near, query, met, rare.values())
-                asked_words = AskedWords.of(question, words, lexical)
-                table = features(asked_words, found)
-                ranked = ranker.scores(table)
-                places = [one.place for one in found]
-                scores = spread(dict(zip(places, _shares(ranked), strict=True)), rare, LIKELY)
-                confidence = ranker.confidence(table, ranked, num_chunks)
-                names_at = dict(zip(places, table[:, NAMES.index("names_chunk")].tolist(), strict=True))
-                is_found = confidence >= ranker.thresholds(num_chunks) or any(
-                    names_at.get(place, 0.0) >= MOST_NAMES for place in only_places(asked_words.names, rare)
+                scores, confidence, is_found = _weighed(
+                    AskedWords.of(question, words, lexical), found, rare, num_chunks
                 )
             else:
                 scores = fuse({"lexical": _places(lexical), "dense": [*dense]}, WEIGHTS)
@@ -173,6 +165,21 @@ def nearest_chunks(
                 nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
     places = sorted(nearest, key=lambda place: (-nearest[place].score, place))
     return {place: nearest[place] for place in first_of(places, DEPTH, asked or AskedDocuments(), lambda at: at[0])}
+
+
+def _weighed(
+    asked: AskedWords, found: Sequence[Candidate], rare: Mapping[str, Sequence[Place]], num_chunks: int
+) -> tuple[dict[Place, float], float, bool]:
+    """Scores of the candidates by the learned ranking, how sure it is, and whether something of it was found."""
+    ranker = Ranker.load()
+    table = features(asked, found)
+    ranked = ranker.scores(table)
+    places = [one.place for one in found]
+    confidence = ranker.confidence(table, ranked, num_chunks)
+    names_at = dict(zip(places, table[:, NAMES.index("names_chunk")].tolist(), strict=True))
+    has_name = any(names_at[place] >= MOST_NAMES for place in only_places(asked.names, rare))
+    scores = spread(dict(zip(places, _shares(ranked), strict=True)), rare, LIKELY)
+    return scores, confidence, has_name or confidence >= ranker.thresholds(num_chunks)
 
 
 def _joined(met: Met, scores: Mapping[Place, float], is_learned: bool, asked: AskedDocuments) -> dict[Place, KeyHit]:
