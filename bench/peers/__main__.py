@@ -12,9 +12,9 @@ command goes on where it was stopped. Prints tables, then one JSON line.
 """
 
 import argparse
+import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -97,9 +97,17 @@ def describe_run(options: argparse.Namespace) -> dict[str, object]:
     build = LlamaBuild(options.llama)
     uses_llama = any(side.engine == LLAMA for side in options.sides) and build.has_library
     machine["llama"] = build.version if uses_llama else "none"
-    machine["numpy"] = version("numpy")
+    machine |= {"numpy": version("numpy"), "model": sources_digest(ROOT / "model")}
     fixed = {key: getattr(options, key) for key in ("seed", "steps", "cores", "text_tokens")}
     return machine | fixed
+
+
+def sources_digest(directory: Path) -> str:
+    """Which state of Fano's model is measured: eight digits that any change of its sources changes."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in directory.rglob("*") if file.suffix in (".py", ".cpp", ".h")):
+        digest.update(str(file.relative_to(directory)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -154,7 +162,7 @@ def report(records: Records, models: Sequence[str]) -> None:
         print(f"\nload over one minute while it ran: {min(loads):.1f} to {max(loads):.1f}")
     for table in (speed_table(rows), divergence_table(divergences), peak_table(peaks), target_table(found)):
         print(f"\n{table}")
-    print(f"\n{missing_lines(missing)}", file=sys.stdout)
+    print(f"\n{missing_lines(missing)}")
     result = {"bench": "peers", "run": records.lines[0], "models": list(models), "rows": rows, "targets": found}
     print(json.dumps(result | {"divergences": divergences, "peaks": peaks, "missing": missing}))
 

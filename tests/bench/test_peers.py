@@ -32,7 +32,7 @@ def turn(side: Side, repetition: int, prefill: float, decode: dict[str, float], 
 
 
 def turns() -> list[dict[str, Any]]:
-    """Fano reads in 1, 4 and 2 seconds, llama.cpp in 4, 8 and 16; alone they decode alike, of eight streams Fano more."""
+    """Fano reads in 1, 4 and 2 seconds, llama.cpp in 4, 8 and 16; decodes alone alike, eight streams in less."""
     found = []
     for repetition, (ours, theirs) in enumerate([(1.0, 4.0), (4.0, 8.0), (2.0, 16.0)]):
         found.append(turn(FANO, repetition, ours, {"1": 0.01, "8": 0.02}))
@@ -258,7 +258,7 @@ def test_a_turn_reads_then_decodes_alone_then_in_streams() -> None:
 
 
 def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(EngineMissing, match="config.json does not exist"):
+    with pytest.raises(EngineMissing, match=r"config\.json does not exist"):
         Worker(Side("fano", "float32"), tmp_path, [0], None, tmp_path / "log")
 
 
