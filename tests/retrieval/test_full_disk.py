@@ -164,3 +164,15 @@ def test_rows_are_deleted_in_pieces_where_the_journal_has_no_room_for_all(librar
     assert lengths == own
     assert b"Zanzibar" not in everything_below(data_dir)
     assert library.search(TENANT, "porter", [kept.id]).passages
+
+
+def test_a_document_that_filled_the_disk_says_so_and_can_be_sent_again(library, add_text, monkeypatch):
+    text = "The porter hides the spare key in a globe."
+    with monkeypatch.context() as patch:
+        patch.setattr(library._store, "write_text", no_room)
+        failed = add_text(library, text)
+    assert (failed.status.value, failed.error.code) == ("failed", "storage_full")
+    assert "send it again" in failed.error.message
+    again = add_text(library, text)
+    assert (again.id, again.status.value) == (failed.id, "ready")
+    assert library.search(TENANT, "porter", [again.id]).passages
