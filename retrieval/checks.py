@@ -8,7 +8,7 @@ from retrieval.durations import duration_forms
 from retrieval.passage import Span
 
 _ORDINAL_OR_AGE = re.compile(
-    r"\d{1,4}(?:st|nd|rd|th|s|am|pm|[a-z]?)(?:-[a-zA-Z]+)*|\d{1,6}(?:[.,]\d+)*(?:-[a-z]+)+", re.IGNORECASE
+    r"\d{1,4}(?:st|nd|rd|th|s|am|pm|[a-z]?)(?:-[a-zA-Z]+)*|\d{1,6}(?:[.,]\d+)*(?-i:-[a-z]{2,})+", re.IGNORECASE
 )
 _NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{3})*(?:[.,]\d+)?|\d+[.,]\d+")
 _YEARS_OR_TIME = re.compile(
@@ -20,18 +20,18 @@ _YEARS_OR_TIME = re.compile(
 _WORD_AND_NUMBER = re.compile(r"[A-Z]?[a-z]+[/:.]{1,2}[a-z]?\d{1,4}|\d{1,4}[/:][a-z]+|\d{1,3}\.[A-Z][A-Za-z]+")
 # A number with its unit: 13.5m, 15-27m, 97.7FM, 50mSv/year; a version has two points or ends with a digit.
 _NUMBER_WITH_UNIT = re.compile(
-    r"\d{1,6}(?:[.,]\d+[A-Za-zµμ]{1,5}|-\d{1,6}[a-zµμ]{1,3}|[A-Za-zµμ]{1,5}(?=/))(?:/[a-zA-Z]{1,8})?"
+    r"\d{1,6}(?:[.,]\d+[A-Za-zµμ]{1,5}|-\d{1,3}[a-zµμ]{1,3}|[A-Za-zµμ]{1,5}(?=/))(?:/[a-zA-Z]{1,8})?"
 )
 # Neither are ordinals, times of day, powers of ten, and telephone numbers that touch what they are called.
 _ORDINAL_OR_TIME = re.compile(
-    r"(?:[a-z]+-)?\d{1,2}(?:st|nd|rd|th)|(?:\d{1,2}[:.]\d{2}(?:[ap]m)?-?){1,2}[ap]m|[a-z]{1,3}/\d{1,4}[a-z]{1,3}|"
+    r"(?:[a-z]+-)?\d{1,2}(?:st|nd|rd|th)|(?:\d{1,2}[:.]\d{2}(?:[ap]m)?-?){1,2}[ap]m|(?-i:[a-z]{1,3}/\d{1,4}[a-z]{1,3})|"
     r"\d+(?:\.\d+)?e[-+]?\d{1,3}|(?:tel|tele?phone|phone|fax|mobile|cell|ph)[:.].*",
     re.IGNORECASE,
 )
 _SPAN_OF_YEARS = re.compile(
     r"(?:(?:mid|early|late|pre|post|circa)-)?[12]\d{3}s?(?:[-/–](?:[12]\d)?\d{2}s?)?", re.IGNORECASE
 )
-_RANGE_OF_SIGNS = re.compile(r"[a-z]-[a-z]|\d-9", re.IGNORECASE)
+_RANGE_OF_SIGNS = re.compile(r"a-z|A-Z|a-f|A-F|0-9")
 _THOUSANDS_AFTER = re.compile(r",\d{3}(?!\d)")
 _THOUSANDS = re.compile(r"(?<=\d,)\d{3}(?!\d)")
 _SHORT_SLICE = re.compile(r"::\w{1,3}|\w{1,3}::|:{1,3}\w{0,3}")

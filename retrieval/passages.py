@@ -1,7 +1,7 @@
 """From ranked chunks to passages: neighbours joined, keys first, each with its evidence."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from retrieval.asked_documents import AskedDocuments, in_turn
@@ -112,7 +112,10 @@ def _passages(
     store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
 ) -> Iterator[Passage]:
     scores, asked = rankings.scores, Asked(rankings.question)
-    each, shares = rankings.asked.most(max_passages), rankings.asked.shares
+    # Where a key leads is asked of as much as what is named: nothing named comes before it.
+    led = {document for (document, _), hit in rankings.keys.items() if hit.is_leading}
+    asked_for = replace(rankings.asked, shares=rankings.asked.shares | led) if rankings.asked.shares else rankings.asked
+    each, shares = asked_for.most(max_passages), asked_for.shares
     order = in_turn(_order(rankings.keys, rankings.hops, scores), each, shares, lambda place: place[0])
     order = order[: max_passages * JOIN_DEPTH]
     chunks = _chunks(contents, records, order)

@@ -111,3 +111,12 @@ def test_each_search_looks_into_each_document_that_has_a_share(open_library, add
     compared = library._search.rank("ferry, compared", records)
     for places in (compared.lexical, compared.dense, compared.scores):
         assert {place[0] for place in places} == {0, 1}
+
+
+def test_nothing_named_comes_before_where_a_key_leads(library, add_text):
+    named = add_text(library, "The annual lease speaks of rent. " * 40, name="lease 17.txt")
+    other = add_text(library, "Berth TW-4411-17 is held by keeper Holm.", name="harbour.txt")
+    third = add_text(library, "Nothing of berths. " * 20, name="weather.txt")
+    result = library.search(TENANT, "Who holds berth TW-4411-17 by the lease 17?", [named.id, other.id, third.id], 3)
+    assert result.passages[0].document_id == other.id
+    assert any(passage.document_id == named.id for passage in result.passages)

@@ -277,3 +277,22 @@ def test_folding_a_form_leads_to_no_other_form(written, number):
 def test_hostile_repetition_takes_linear_time(piece):
     """The suite's time limit is the judge: a pattern that backtracks over 40,000 characters would take hours."""
     recognise(piece * (40_000 // len(piece)))
+
+
+# How codes are built: groups of letters, of digits and of both, with a sign between them.
+GROUPS = st.one_of(
+    st.text("ABCDEFGHJKMNPRSTVWXZ", min_size=1, max_size=4),
+    st.text("0123456789", min_size=3, max_size=6),
+    st.from_regex(r"[a-f][0-9]{2,4}[a-f]", fullmatch=True),
+)
+
+
+@given(
+    st.sampled_from(["MSKU", "TW", "INV", "Q"]),
+    st.lists(GROUPS, min_size=1, max_size=4),
+    st.text("0123456789", min_size=4, max_size=6),
+    st.sampled_from("-/_."),
+)
+def test_whatever_is_built_like_a_code_is_one(first, groups, last, sign):
+    code = sign.join([first, *groups, last])
+    assert code in found(f"The seal of container {code} is held by the keeper.", "code")
