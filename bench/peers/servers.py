@@ -121,10 +121,10 @@ class Child:
         self.client.close()
 
     def cpu_seconds(self) -> float:
-        """CPU time that the process's threads have had so far (Linux)."""
+        """CPU time that the process has had so far, that of threads which have ended included (Linux)."""
         assert self.process is not None
-        threads = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+        # What clock_getcpuclockid(3) returns for a process.
+        return time.clock_gettime((~self.process.pid << 3) | 2)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Spent:
         """What the answer took. Raises ``ServerFailed`` for an error's status."""

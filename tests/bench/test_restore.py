@@ -147,6 +147,21 @@ def test_a_server_that_ends_shows_its_log(tmp_path: Path) -> None:
     assert time.perf_counter() - started < 2
 
 
+def test_cpu_time_counts_threads_that_have_ended(tmp_path: Path) -> None:
+    script = """
+import threading, time
+def spend():
+    while time.process_time() < 0.3: pass
+thread = threading.Thread(target=spend); thread.start(); thread.join()
+"""
+    child = Child(tmp_path / "log")
+    child.start([sys.executable, "-c", script + SERVER], "/")
+    try:
+        assert 0.3 <= child.cpu_seconds() < 10
+    finally:
+        child.kill()
+
+
 def test_options_name_the_remedy_where_llama_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
