@@ -64,11 +64,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("texts", nargs="*", type=Path)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--checkpoint", type=Path, default=EMBEDDED)
-    parser.add_argument("--tokens", type=int, default=None, help="of each text; default 600 in short, else 4096")
+    parser.add_argument("--tokens", type=int, default=None, help="of each text; default 1000 in short, else 4096")
     options = parser.parse_args()
     if options.short == bool(options.texts):
         parser.error("name texts, or --short")
-    options.tokens = options.tokens or (600 if options.short else 4096)
+    options.tokens = options.tokens or (1000 if options.short else 4096)
     options.texts = options.texts or [ROOT / name for name in SHORT_TEXTS]
     return options
 
