@@ -1,6 +1,6 @@
 """The keys of a question met with the facts of a text: which lead to a place, and which only speak for one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from retrieval.contents import Contents, StoredFact
@@ -38,8 +38,9 @@ class Met:
         return tuple(1.0 / self.num_places[key] for key in hit.forms) if hit else ()
 
 
-def meet(contents: Contents, question: str, records: Sequence[Record]) -> Met:
-    """Look every key of ``question`` up in the facts of ``records``."""
+def meet(contents: Contents, question: str, records: Sequence[Record], shares: Collection[int] = ()) -> Met:
+    """Look every key of ``question`` up in the facts of ``records``, of which those in ``shares`` are asked each by
+    itself."""
     keys = query_keys(question)
     # Each form of each key asked, with its place in the key: a fact found by early forms of both is nearest.
     forms: dict[str, list[tuple[int, int]]] = {}
@@ -66,7 +67,7 @@ def meet(contents: Contents, question: str, records: Sequence[Record]) -> Met:
                 continue
             if leads(keys[number], fact, asked):
                 leading.setdefault(place, KeyHit()).note(number, form + fact.form, fact)
-            elif len(spans[number]) <= MAX_WEAK_PLACES:
+            elif _num_places(spans[number], fact.document if place[0] in shares else None) <= MAX_WEAK_PLACES:
                 weak.setdefault(place, KeyHit()).note(number, form + fact.form, fact)
     used = {
         (meeting.fact.document, meeting.fact.span)
@@ -92,6 +93,11 @@ def _parts_of_codes(keys: Sequence[QueryKey], met: Sequence[int]) -> Sequence[in
         return any(f" {raw} " in f" {code} " for code in codes - {raw})
 
     return [number for number in met if is_part(keys[number].raw)]
+
+
+def _num_places(there: Collection[tuple[int, Span]], document: int | None) -> int:
+    """How many of the places there are; of one ``document`` if it is given."""
+    return len(there) if document is None else sum(1 for number, _ in there if number == document)
 
 
 def share(key: QueryKey, asked: Sequence[str]) -> float:

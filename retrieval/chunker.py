@@ -19,7 +19,7 @@ TARGET_CHARACTERS = 600
 # What no border divides is cut here: long enough for any table row, short enough for a prompt.
 HARD_LIMIT_CHARACTERS = 900
 
-_HEADING_SEPARATOR = " > "
+HEADING_SEPARATOR = " > "
 _MAX_HEADING_CHARACTERS = 200
 _CLAUSE_END = re.compile(r"[,;:、，；]\s*|\s+[-–—]\s+")
 _BLANKS = re.compile(r"\s+")
@@ -122,7 +122,7 @@ class _Headings:
         while self._open and self._open[-1][0] >= level:
             self._open.pop()
         self._open.append((level, self.titles[sentence.start]))
-        self.path = _HEADING_SEPARATOR.join(title for _, title in self._open)
+        self.path = HEADING_SEPARATOR.join(title for _, title in self._open)
         return True
 
 

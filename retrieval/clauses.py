@@ -1,13 +1,12 @@
-"""What contracts, statutes and specifications fix: terms they define, and what somebody shall, must or may not do."""
+"""What contracts, statutes and specifications define: terms with what they mean, and names given in brackets."""
 
-import bisect
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from retrieval.hits import Hit, Survey
 from retrieval.passage import FactKind, Span
 from retrieval.sentences import MAX_EVIDENCE_CHARACTERS, trim
-from retrieval.words import STOP_WORDS
 
 _MAX_TERM = 60
 _NAMED_IN_BRACKETS = re.compile(
@@ -16,33 +15,33 @@ _NAMED_IN_BRACKETS = re.compile(
     rf"(?: or [\"“](?P<second>[^\"”\n]{{2,{_MAX_TERM}}})[\"”])?\)"
 )
 _MEANS = re.compile(
-    rf"[\"“]([^\"”\n]{{2,{_MAX_TERM}}})[\"”]\s+(?:(?:shall|will)\s)?"
+    rf"[\"“](?P<term>[^\"”\n]{{2,{_MAX_TERM}}})[\"”]\s+(?:(?:shall|will)\s)?"
     r"(?:means?|denotes?|refers?\sto|has\sthe\smeaning|have\sthe\smeanings?|is\sdefined\sas|designates)\b:?\s+"
 )
-_BEFORE_PARTY = re.compile(
-    r".*(?:\b(?:between|among|by and between|with|and|or|that|of)\s|[:;)]\s*(?:and\s)?)", re.DOTALL
+_ASKED = re.compile(r"\b(?:does|do|did|what|would|could|might)\b[^.;\n]{0,60}\Z", re.IGNORECASE)
+# Where what is named may begin: a party after "between", after another name in brackets, in an enumeration.
+_BORDER = re.compile(
+    r"\b(?:between|BETWEEN|among|AMONG)\s+(?:and\s+)?|[;:]\s+(?:and\s)?|\(\w{1,4}\)\s|(?<=\s)\w\)\s|[)”\"],?\s+(?:and|or)\s|,\s+and\s"
 )
-_ENTRY = re.compile(r"^[\s,;)]*(?:and|or|between|by|the)?\s*")
-
-_DUTY = re.compile(
-    r"(?:shall|must|MUST|SHALL|(?:may|will|can)\snot|MAY\sNOT|(?:is|are)\s(?:required|obliged|obligated)\sto|"
-    r"(?:agrees?|undertakes?)\s(?:not\s)?to)\b"
+_LEADING = re.compile(r"[\s,;).]*(?:(?:and|or|between|by|with|is|are|that|which)\s+)*")
+_DETERMINER = re.compile(
+    r"\b(?:the|an?|any|all|each|every|such|certain|its|their|his|her|this|these|those|that)\b", re.IGNORECASE
 )
-# Words by which a contract, a statute or a specification is known; a novel has few of them close together. Every
-# alternative begins with a letter that is fixed: the search jumps to those.
-_LEGAL_WORD = re.compile(
-    r"(?:agreement|Agreement|Contract|hereby|Hereby|herein|hereof|hereunder|Herein|thereof|Thereof|licen[sc]e[er]?|"
-    r"Licen[sc]e[er]?|party|parties|Party|Parties|Article\s\d|Section\s\d|Clause\s\d|clause\s\d|§|"
-    r"pursuant|Pursuant|RFC\s?\d|"
-    r"specification|Specification|provided\sthat|Provided\sthat|liabilit|Liabilit|indemnif|Indemnif|terminat|Terminat|"
-    r"confidential|Confidential|warrant|Warrant)"
+_ATTACHED = re.compile(r"\b(?:of|in|on|at|for|to|under|by|with|from|as|and|or)\s+\Z")
+_INTRODUCES = re.compile(
+    r",?\s*(?:\b(?:and|but|while|whereas|or)\s+)?(?:\bthe\s+)?(?:\b(?:term|word|prefix|suffix|name|phrase|expression)s?\s+)?\Z"
 )
-_NEAR_CHARACTERS = 3000
-_LEGAL_WORDS_NEAR = 4
-_PRONOUNS = frozenset("i we you he she they it one who which that this these those there what thou ye".split())
-_CONTENT = re.compile(r"[^\W_][\w'’-]*")
-_CLAUSE_START = re.compile(r"(?:[;:]\s|,\s(?:and|but|or|then)\s|\)\s(?=[A-Z]))")
-_MAX_SUBJECT_WORDS = 8
+_QUOTE_ENDS = re.compile(r"[.!?][\"”]\)?(?=\s+[A-Z])")
+_AS_OF = re.compile(r"\b(?:as\sof|dated|on)\s(?:the\s)?")
+_CAPITALISED_BEFORE = re.compile(r"(?:[A-Z][\w.&'’-]*,?\s+(?:(?:of|and|&|the)\s+)?){1,8}\Z")
+_WORD = re.compile(r"[^\W_][\w'’-]*")
+_SMALL_WORD = re.compile(r"\b[a-z][\w'’-]{3,}")
+_NEAR_CHARACTERS = 320
+_GLOSS = re.compile(r"\"[^\"\n]{1,120}\"|“[^”\n]{1,120}”")
+_BRACKET = re.compile(r"[()]")
+_MAX_TITLE_WORDS = 7
+_MAX_ACRONYM = 7
+_WORDY = re.compile(r"[^\W\d_]{2}")
 
 
 class TermRecogniser:
@@ -54,89 +53,147 @@ class TermRecogniser:
     def find(self, survey: Survey) -> Iterator[Hit]:
         """Hits whose key is the term."""
         text = survey.text
-        for match in _MEANS.finditer(text):
+        yield from self._definitions(survey)
+        low = 0
+        for match in _NAMED_IN_BRACKETS.finditer(text):
+            # Elsewhere such a bracket translates, or names a work.
+            if not survey.register.is_legal(match.start()) or not _is_title(match["first"]):
+                continue
+            found = _named(text, survey, low, match.start(), match["first"])
+            if found is None:
+                continue
+            named, score = found
+            low = match.end()
+            evidence = Span(named.start, match.end())
+            for group in ("first", "second"):
+                if match[group] is not None:
+                    yield Hit(named, score, Span(*match.span(group)), evidence)
+
+    def _definitions(self, survey: Survey) -> Iterator[Hit]:
+        text = survey.text
+        found = list(_MEANS.finditer(text))
+        for match, following in zip_longest(found, found[1:]):
             sentence = survey.sentences.around(Span(match.end() - 1, match.end()))
-            end = max(sentence.end, match.end())
-            value = trim(text, Span(match.end(), min(end, match.end() + MAX_EVIDENCE_CHARACTERS)))
+            if text[sentence.end - 1] == "?" or _ASKED.search(text, sentence.start, match.start()):
+                continue
+            end = min(max(sentence.end, match.end()), match.end() + MAX_EVIDENCE_CHARACTERS)
+            # In a list without line ends the next definition begins in the same "sentence".
+            end = min(end, following.start()) if following is not None else end
+            if following is not None and end == following.start():
+                introduced = _INTRODUCES.search(text, match.end(), end)
+                end = introduced.start() if introduced else end
+            quoted = _QUOTE_ENDS.search(text, match.end(), end)
+            value = trim(text, Span(match.end(), _gloss_end(text, match.end(), quoted.end() if quoted else end)))
             if len(value) and text[value.end - 1] in ".;":
                 value = Span(value.start, value.end - 1)
             if len(value):
-                evidence = Span(min(match.start(), sentence.start), max(sentence.end, value.end))
-                yield Hit(value, 0.9, Span(*match.span(1)), evidence)
-        legal: list[int] | None = None
-        for match in _NAMED_IN_BRACKETS.finditer(text):
-            legal = _legal_places(text) if legal is None else legal
-            # Elsewhere such a bracket translates, or names a work.
-            if not _is_legal(legal, match.start()):
-                continue
-            party = _party(text, survey, match.start())
-            if party is None:
-                continue
-            evidence = Span(party.start, match.end())
-            for group in ("first", "second"):
-                if match[group] is not None:
-                    yield Hit(party, 0.85, Span(*match.span(group)), evidence)
+                evidence = Span(min(match.start(), sentence.start), max(value.end, min(sentence.end, end)))
+                score = 0.9 if survey.register.is_legal(match.start()) else 0.7
+                yield Hit(value, score, Span(*match.span("term")), evidence)
 
 
-def _party(text: str, survey: Survey, end: int) -> Span | None:
-    """What stands before a bracket that names it: from the last word that can begin it, in the same sentence."""
+def _gloss_end(text: str, start: int, end: int) -> int:
+    """A gloss in quotation marks ends with them, and what stands in brackets with those."""
+    gloss = _GLOSS.match(text, start, end)
+    if gloss:
+        return gloss.end()
+    depth = 0
+    for bracket in _BRACKET.finditer(text, start, end):
+        depth += 1 if bracket[0] == "(" else -1
+        if depth < 0:
+            return bracket.start()
+    return end
+
+
+def _is_title(term: str) -> bool:
+    """Defined terms have capitals; a quoted title or saying has small words as well, and goes on for longer."""
+    return _SMALL_WORD.search(term) is None and len(_WORD.findall(term)) <= _MAX_TITLE_WORDS
+
+
+def _named(text: str, survey: Survey, after: int, end: int, term: str) -> tuple[Span, float] | None:
+    """What stands before a bracket that names it, in the same sentence and after ``after``.
+
+    A noun phrase with the term's last word in it, as far as there is one; else from where a party is introduced; else
+    from the article that no preposition joins to what is before it.
+    """
     sentence = survey.sentences.around(Span(max(0, end - 1), end))
-    low = max(sentence.start, end - MAX_EVIDENCE_CHARACTERS // 2)
-    before = _BEFORE_PARTY.match(text, low, end)
-    start = before.end() if before else low
-    entry = _ENTRY.match(text[start:end])
-    value = trim(text, Span(min(end, start + (entry.end() if entry else 0)), end))
+    first = max(sentence.start, end - _NEAR_CHARACTERS)
+    leading = _LEADING.match(text, max(first, after), end)
+    low = leading.end() if leading else max(first, after)
+    if text[low:end].rstrip()[-1:] in ('"', "”"):
+        return None  # another name of what is itself defined: "You" (or "Your")
+    start = None
+    if len(term) <= _MAX_ACRONYM and term.isupper():
+        start = _with_initials(text, low, end, term)
+    if term.casefold().endswith("date"):
+        start = next((match.end() for match in reversed([*_AS_OF.finditer(text, low, end)])), None)
+    if start is None:
+        start = _with_word_of(text, low, end, term)
+    if start is None and after > first:
+        start = _with_word_of(text, first, end, term)
+    if start is None:
+        borders = [match.end() for match in _BORDER.finditer(text, low, end)]
+        start = next((border for border in reversed(borders) if text[border : border + 1].isupper()), None)
+    score = 0.85 if start is not None else 0.5
+    if start is None:
+        start = _article(text, low, end)
+        # Acme Ltd, a company: the name comes before what it is.
+        name = _CAPITALISED_BEFORE.search(text, low, start) if text[start - 2 : start].startswith(",") else None
+        start, score = (name.start(), 0.85) if name else (start, score)
+    value = trim(text, Span(min(start, end), end))
     if len(value) and text[value.end - 1] == ",":
         value = Span(value.start, value.end - 1)
-    return value if len(value) > 1 else None
+    if len(_WORD.findall(text, value.start, value.end)) == 1 and text[value.start].islower():
+        value = trim(text, Span(first, end))
+    return (value, score) if _WORDY.search(text, value.start, value.end) else None
 
 
-class ObligationRecogniser:
-    """Sentences that say what somebody shall, must or may not do, where the text around is that of a contract, a
-    statute or a specification."""
-
-    name = "obligation"
-    kind = FactKind.OBLIGATION
-
-    def find(self, survey: Survey) -> Iterator[Hit]:
-        """The clause of each, whose keys are its subject with one to three words of what is to be done."""
-        text = survey.text
-        duties = [match for match in _DUTY.finditer(text) if not text[match.start() - 1 : match.start()].isalnum()]
-        if not duties:
-            return
-        legal = _legal_places(text)
-        last_end = 0
-        for match in duties:
-            if match.start() < last_end or not _is_legal(legal, match.start()):
-                continue
-            sentence = survey.sentences.around(Span(*match.span()))
-            start = sentence.start
-            for border in _CLAUSE_START.finditer(text, sentence.start, match.start()):
-                start = border.end()
-            subject = _CONTENT.findall(text[start : match.start()])
-            if not subject or len(subject) > _MAX_SUBJECT_WORDS or subject[-1].casefold() in _PRONOUNS:
-                start = sentence.start
-                subject = _CONTENT.findall(text[start : match.start()])
-            if not subject or len(subject) > _MAX_SUBJECT_WORDS or subject[-1].casefold() in _PRONOUNS:
-                continue
-            doing = [word for word in _CONTENT.findall(text[match.end() : sentence.end]) if _is_content(word)][:3]
-            who = [word for word in subject if _is_content(word)][-3:]
-            if not doing or not who:
-                continue
-            last_end = sentence.end
-            names = [" ".join([*who, *doing[:count]]) for count in range(1, len(doing) + 1)]
-            yield Hit(Span(start, sentence.end), 0.6, None, sentence, tuple(names))
+def _with_initials(text: str, low: int, end: int, acronym: str) -> int | None:
+    """Where the nearest capitalised words begin whose initials the term is made of."""
+    initials = ""
+    for match in reversed([match for match in _WORD.finditer(text, low, end) if match[0][0].isupper()]):
+        initials = match[0][0] + initials
+        if initials.startswith(acronym):
+            return match.start()
+    return None
 
 
-def _legal_places(text: str) -> list[int]:
-    return [match.start() for match in _LEGAL_WORD.finditer(text)]
+def _with_word_of(text: str, low: int, end: int, term: str) -> int | None:
+    """The start of the noun phrase that has the last word of the term; None if none has."""
+    words = _WORD.findall(term)
+    if not words:
+        return None
+    if len(words) > 1:
+        phrase = re.compile(r"\s+".join(map(re.escape, words)), re.IGNORECASE)
+        if whole := [match.start() for match in phrase.finditer(text, low, end)]:
+            return _phrase_start(text, low, whole[-1])
+    last = words[-1].casefold()
+    stem = last[:-1] if last.endswith("s") and len(last) > 3 else last
+    places = [match.start() for match in _WORD.finditer(text, low, end) if _is_form_of(match[0].casefold(), stem)]
+    if not places:
+        return None
+    return _phrase_start(text, low, places[-1])
 
 
-def _is_legal(legal: list[int], place: int) -> bool:
-    """Whether the text around ``place`` reads like a contract, a statute or a specification."""
-    low, high = place - _NEAR_CHARACTERS, place + _NEAR_CHARACTERS
-    return bisect.bisect_left(legal, high) - bisect.bisect_left(legal, low) >= _LEGAL_WORDS_NEAR
+def _phrase_start(text: str, low: int, place: int) -> int:
+    """Where the noun phrase begins that the word at ``place`` stands in."""
+    before = _CAPITALISED_BEFORE.search(text, max(low, place - 120), place)
+    if before is not None and text[place].isupper():
+        place = before.start()
+        article = re.search(r"\b[Tt]he\s\Z|\b[Aa]n?\s\Z", text[max(low, place - 4) : place])
+        return place - (len(article[0]) if article else 0)
+    articles = [match.start() for match in _DETERMINER.finditer(text, max(low, place - 80), place)]
+    if articles and not re.search(r"[,;:]", text[articles[-1] : place]):
+        return articles[-1]
+    return place
 
 
-def _is_content(word: str) -> bool:
-    return word.casefold() not in STOP_WORDS
+def _is_form_of(word: str, stem: str) -> bool:
+    return word.startswith(stem) and word[len(stem) :] in ("", "s", "es")
+
+
+def _article(text: str, low: int, end: int) -> int:
+    for match in reversed(list(_DETERMINER.finditer(text, low, end))):
+        if _ATTACHED.search(text, max(low, match.start() - 8), match.start()) is None:
+            return match.start()
+    return low

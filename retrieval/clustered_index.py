@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.faiss_index import ID_MAP_BYTES, best_of, products_of
+from retrieval.faiss_index import ID_MAP_BYTES, best_of, chosen, products_of
 from retrieval.vector_index import Hits, check_query, check_rows
 
 # A document of so many sentences gets this index. Measured at 200,000 rows of sentence embeddings, one thread: all rows
@@ -78,8 +78,9 @@ class ClusteredIndex:
                 self._change(*none, held_ids[kept], held[kept])
             return removed
 
-    def search(self, query: NDArray[np.float32], k: int) -> Hits:
-        """See ``VectorIndex.search``; rows in lists far from the query may be missed, others come in their stead."""
+    def search(self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Hits:
+        """See ``VectorIndex.search``; of all rows those in lists far from the query may be missed, others come in their
+        stead. Among some, all lists are looked at: what is compared is no more than those."""
         check_query(query, self._dimension)
         faiss.omp_set_num_threads(1)
         index = self._index
@@ -93,7 +94,15 @@ class ClusteredIndex:
                 scores, ids = index.search(row, count, params=_probing(num_lists))
             return scores[0], ids[0]
 
-        return best_of(nearest, k, int(index.ntotal))
+        def nearest_among(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            scores, ids = index.search(row, count, params=parameters)
+            return scores[0], ids[0]
+
+        if among is None:
+            return best_of(nearest, k, int(index.ntotal))
+        parameters = _probing(num_lists)
+        parameters.sel = chosen(among)
+        return best_of(nearest_among, k, min(int(index.ntotal), len(among)))
 
     def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``VectorIndex.products``."""

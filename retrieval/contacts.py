@@ -1,14 +1,15 @@
 """Where people and things are reached: e-mail addresses, web addresses, telephone numbers; and what they fold to."""
 
 import re
-from functools import lru_cache
 
 EMAIL = re.compile(
     r"(?<![\w.+-])[\w](?:[\w.+'-]{0,62}[\w+])?@[^\W_](?:[\w-]{0,61}[^\W_])?(?:\.[^\W_](?:[\w-]{0,61}[^\W_])?){1,5}"
 )
 URL = re.compile(r"(?:(?:https?|ftp|sftp|ssh|git|s3)://|www\.)[^\s<>\"'`|\\^{}\[\]，。；”»]{2,400}")
+# Groups of digits; those in brackets are whole.
 PHONE = re.compile(
-    r"(?<![\w+.,/)-])(?:\+?\d{1,5}+|\(\d{2,5}\))(?:[ ./-]{1,2}\(?\d{1,8}+\)?(?:\d{1,8}+)?){1,6}+(?![\w-])"
+    r"(?<![\w+.,/)-])(?:\+?\d{1,5}+(?:\(\d{1,5}\)\d{0,8}+)?|\(\+?\d{1,5}\)\d{0,8}+)"
+    r"(?:[ ./-]{1,2}(?:\(\d{1,5}\)\d{0,8}+|\d{1,8}+)){1,6}+(?![\w-])"
     r"|(?<![\w+])\+\d{7,15}(?![\w-])"
 )
 EMAIL_ANCHOR = re.compile("@")
@@ -20,10 +21,6 @@ _INTERNATIONAL = re.compile(r"(?:\+|00)\d[\d\s()./-]{5,25}")
 _GROUPED_BY_DOTS = re.compile(r"\d{2,5}(?:\.\d{2,4}){1,3}\.\d{4}|\(\d{2,5}\)[ .-]?\d{2,4}(?:[ .-]\d{2,5}){0,3}")
 _TRUNK_PREFIX = re.compile(r"\(0\)")
 _NOT_DIGITS = re.compile(r"\D+")
-_NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{3})*(?:[.,]\d+)?|\d+[.,]\d+")
-_YEARS = re.compile(r"\d{4}[ -]\d{4}")
-_GROUPED_BY_BLANKS = re.compile(r"\d{1,3}(?: \d{3})+")
-_LOCAL_DIGITS = 7
 # Balanced ones belong to the address, as in an encyclopaedia's.
 _CLOSING = {")": "(", "]": "["}
 
@@ -50,7 +47,7 @@ def contact_forms(raw: str) -> tuple[tuple[str, ...], bool]:
 
 def phone_forms(raw: str) -> tuple[str, ...]:
     """``+4930123456`` and ``030123456`` for a possible international number; () for what cannot be dialled."""
-    digits = _international_digits(raw)
+    digits = international_digits(raw)
     country = country_code(digits)
     if country is None:
         return ()
@@ -65,18 +62,6 @@ def country_code(digits: str) -> str | None:
     return next((digits[:n] for n in (1, 2, 3) if int(digits[:n] or "0") in COUNTRY_CODE_TO_REGION_CODE), None)
 
 
-def phone_score(found: str) -> float | None:
-    """International numbers must be possible ones of their country; others have seven to fifteen digits in groups."""
-    num_digits = sum(char.isdigit() for char in found)
-    if not _LOCAL_DIGITS <= num_digits <= 15 or _YEARS.fullmatch(found) or _NUMBER.fullmatch(found):
-        return None
-    if _GROUPED_BY_BLANKS.fullmatch(found):
-        return None  # a number
-    if found[0] == "+":
-        return 0.9 if _is_possible(_international_digits(found)) else None
-    return 0.75 if found[0] == "(" else 0.65
-
-
 def address_end(found: str) -> int:
     """Where a web address ends in ``found``: before the stops and the unpaired brackets of the sentence around it."""
     end = len(found)
@@ -89,16 +74,7 @@ def address_end(found: str) -> int:
     return end
 
 
-def _international_digits(raw: str) -> str:
+def international_digits(raw: str) -> str:
+    """The digits from the country's code on, without the trunk prefix ``(0)``."""
     digits = _NOT_DIGITS.sub("", _TRUNK_PREFIX.sub("", raw))
     return digits if raw.lstrip().startswith("+") else digits.removeprefix("00")
-
-
-@lru_cache(maxsize=4096)
-def _is_possible(digits: str) -> bool:
-    from phonenumbers import NumberParseException, is_possible_number, parse
-
-    try:
-        return bool(is_possible_number(parse("+" + digits)))
-    except NumberParseException:
-        return False

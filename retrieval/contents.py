@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import Database
-from retrieval.fact_book import PHRASE_FORM, count_facts, place_pins
+from retrieval.fact_book import PHRASE_FORM, count_facts, insert_facts, place_pins
 from retrieval.passage import KINDS_THAT_DO_NOT_LEAD, Chunk, Fact, FactKind, Span
+from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.store import alive
 from retrieval.vector_rows import VectorRow
 
@@ -52,6 +53,15 @@ class Contents:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._parts: Mapping[int, Sequence[Span]] = {}
+        self._kinds: frozenset[FactKind] | None = None
+
+    def within(self, parts: Mapping[int, Sequence[Span]], kinds: frozenset[FactKind] | None) -> Self:
+        """The same contents to be read in part: of the documents in ``parts`` what ``chunks_at``, ``vector_rows`` and
+        ``facts_by_key`` find is cut to their spans, which ascend and are disjoint; facts are those of ``kinds``."""
+        part = type(self)(self._database)
+        part._parts, part._kinds = parts, kinds
+        return part
 
     def write_index(
         self,
@@ -83,37 +93,57 @@ class Contents:
                 "INSERT INTO vector_rows VALUES (?, ?, ?, ?, ?)",
                 ((number, index, row.chunk, row.span.start, row.span.end) for index, row in enumerate(rows)),
             )
-            connection.executemany(
-                "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-                (
-                    (
-                        number,
-                        index,
-                        fact.kind.value,
-                        fact.span.start,
-                        fact.span.end,
-                        fact.evidence.start,
-                        fact.evidence.end,
-                        fact.source,
-                        fact.score,
-                    )
-                    for index, fact in enumerate(facts)
-                ),
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO fact_keys VALUES (?, ?, ?, ?)",
-                ((number, key, form, index) for index, fact in enumerate(facts) for form, key in enumerate(fact.keys)),
-            )
-            connection.executemany(
-                "INSERT INTO dropped_facts VALUES (?, ?, ?)",
-                ((number, kind, count) for kind, count in (dropped or {}).items()),
-            )
+            insert_facts(connection, number, 0, facts, dropped or {})
             connection.execute(
-                "UPDATE documents SET num_rows = ?, chunks_revision = ? WHERE number = ?",
-                (len(rows), revision, number),
+                "UPDATE documents SET num_rows = ?, chunks_revision = ?, recognisers = ? WHERE number = ?",
+                (len(rows), revision, RECOGNISERS_REVISION, number),
+            )
+            # What surprised its reader is gone as well, and is to be found anew.
+            connection.execute(
+                "UPDATE documents SET told_tokens = 0, "
+                "reading = CASE reading WHEN 'done' THEN 'wanted' ELSE reading END "
+                "WHERE number = ? AND told_tokens > 0",
+                (number,),
             )
             place_pins(connection, number)
             count_facts(connection, number)
+
+    def renew_facts(self, number: int, facts: Sequence[Fact], dropped: Mapping[str, int]) -> None:
+        """Keep ``facts`` in place of what was recognised before. Pins stay, under the keys they
+        have now, and so does what surprised whoever read it; a document whose vectors stand is ready again.
+
+        Raises:
+            UnknownDocument: it was deleted meanwhile.
+        """
+        with self._database.write() as (connection, _):
+            alive(connection, number)
+            recognised = "document = ?1 AND kind != ?2"
+            values = (number, FactKind.SURPRISING.value)
+            connection.execute(
+                f"DELETE FROM fact_keys WHERE document = ?1 AND fact IN (SELECT fact FROM facts WHERE {recognised})",
+                values,
+            )
+            connection.execute(f"DELETE FROM facts WHERE {recognised}", values)
+            connection.execute("DELETE FROM dropped_facts WHERE document = ?1 AND kind != ?2", values)
+            (first,) = connection.execute(
+                "SELECT coalesce(max(fact), -1) + 1 FROM facts WHERE document = ?", (number,)
+            ).fetchone()
+            insert_facts(connection, number, first, facts, dropped)
+            connection.execute(
+                "UPDATE documents SET recognisers = ?, "
+                "stage = CASE WHEN vectors_revision IS NOT NULL THEN 'ready' ELSE stage END WHERE number = ?",
+                (RECOGNISERS_REVISION, number),
+            )
+            place_pins(connection, number)
+            count_facts(connection, number)
+
+    def num_surprising(self, number: int) -> int:
+        """How many facts of the document come from a reading."""
+        with self._database.read() as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM facts WHERE document = ? AND kind = ?", (number, FactKind.SURPRISING.value)
+            ).fetchone()
+        return int(count)
 
     def open_for_questions(self, number: int, fingerprint: str) -> None:
         """The document can be asked; its vectors, by the embedder ``fingerprint``, are what is left to do."""
@@ -141,7 +171,9 @@ class Contents:
                 "WHERE document = ? AND ordinal IN (SELECT value FROM json_each(?))",
                 (number, json.dumps([int(ordinal) for ordinal in ordinals])),
             ).fetchall()
-        return {row[0]: StoredChunk(*row) for row in rows}
+        found = {row[0]: StoredChunk(*row) for row in rows}
+        cut_chunks = {ordinal: self._cut(number, chunk) for ordinal, chunk in found.items()}
+        return {ordinal: chunk for ordinal, chunk in cut_chunks.items() if chunk is not None}
 
     def vector_rows(self, number: int, first: int = 0, count: int = -1) -> list[VectorRow]:
         """``count`` rows of a document that get a vector (all when negative), in reading order, from ``first`` on."""
@@ -150,7 +182,9 @@ class Contents:
                 'SELECT chunk, start, "end" FROM vector_rows WHERE document = ? AND row >= ? ORDER BY row LIMIT ?',
                 (number, first, count),
             ).fetchall()
-        return [VectorRow(chunk, Span(start, end)) for chunk, start, end in rows]
+        found = [VectorRow(chunk, Span(start, end)) for chunk, start, end in rows]
+        spans = self._parts.get(number)
+        return found if spans is None else [row._replace(span=cut(row.span, spans) or row.span) for row in found]
 
     def num_embeddings(self, number: int, fingerprint: str) -> int:
         """How many rows of the document have a vector; they are the first ones, for they come in order."""
@@ -214,10 +248,13 @@ class Contents:
                 "ORDER BY d.key, f.start, k.form",
                 (json.dumps(list(numbers)), json.dumps(list(keys)), json.dumps(KINDS_THAT_DO_NOT_LEAD)),
             ).fetchall()
-        return [
+        found = [
             StoredFact(document, number, chunk, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
             for document, number, chunk, key, form, kind, start, end, evidence_start, evidence_end in rows
         ]
+        if self._kinds is not None:
+            found = [fact for fact in found if fact.kind in self._kinds]
+        return [inside for fact in found if (inside := self._inside(fact)) is not None] if self._parts else found
 
     def facts_in(self, number: int, span: Span) -> list[tuple[str, Span]]:
         """Kind and span of the facts that stand whole in ``span`` of a document, in reading order."""
@@ -241,6 +278,29 @@ class Contents:
             ).fetchall()
         return [(Span(start, end), key) for start, end, key in rows]
 
+    def _cut(self, number: int, chunk: StoredChunk) -> StoredChunk | None:
+        """What of a chunk is in the part, if any is."""
+        span = cut(Span(chunk.start, chunk.end), self._parts.get(number))
+        if span is None:
+            return None
+        if span.start == chunk.start:
+            return chunk._replace(end=span.end)
+        page = chunk.page
+        if page is not None:
+            with self._database.read() as connection:
+                (page,) = connection.execute(
+                    "SELECT max(page) FROM pages WHERE document = ? AND start <= ?", (number, span.start)
+                ).fetchone()
+        return chunk._replace(start=span.start, end=span.end, page=page)
+
+    def _inside(self, fact: StoredFact) -> StoredFact | None:
+        """A fact that stands whole in the part, with the evidence that does."""
+        spans = self._parts.get(fact.document)
+        if spans is None:
+            return fact
+        around = next((span for span in spans if span.start <= fact.span.start and fact.span.end <= span.end), None)
+        return None if around is None else replace(fact, evidence=cut(fact.evidence, (around,)) or fact.span)
+
     def totals(self) -> tuple[int, int]:
         """How many vectors and how many facts the store holds."""
         with self._database.read() as connection:
@@ -249,3 +309,12 @@ class Contents:
                 "ELSE 0 END), 0), coalesce(sum(num_facts), 0) FROM documents WHERE stage != 'deleting'"
             ).fetchone()
         return int(vectors), int(facts)
+
+
+def cut(span: Span, spans: Sequence[Span] | None) -> Span | None:
+    """``span`` from where the first of ``spans``, which ascend, meets it to where the last does; None where none does.
+    Without ``spans`` all of it."""
+    if spans is None:
+        return span
+    met = [other for other in spans if other.start < span.end and span.start < other.end]
+    return Span(max(span.start, met[0].start), min(span.end, met[-1].end)) if met else None

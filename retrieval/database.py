@@ -5,16 +5,19 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from retrieval.durability import sync_directory
 from retrieval.errors import StoreInvalid
+from retrieval.journal import Journal
 from retrieval.migrations import migrate
 from retrieval.scrubbing import scrub
 
 BUSY_SECONDS = 10.0
+# Pages in the journal. A longer one is moved into the file, as SQLite does by itself at this length.
+MOST_FRAMES = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,10 @@ class Database:
             raise StoreInvalid(
                 f"{path} cannot be read as a store ({error}); restore it from a backup, or move it away to start empty"
             ) from error
+        (page_bytes,) = self._writer.execute("PRAGMA page_size").fetchone()
+        self._journal = Journal(path.with_name(path.name + "-wal"), page_bytes)
+        # SQLite would empty the journal by itself, and nobody would know which pages were in it.
+        self._writer.execute("PRAGMA wal_autocheckpoint = 0")
         # Kept open: closing any descriptor of a file drops all locks that this process has on it (fcntl(2)).
         self._file: int | None = os.open(path, os.O_RDWR)
         self._due = path.with_name(path.name + "-purge")
@@ -69,11 +76,14 @@ class Database:
         with self.lock:
             self._writer.execute("BEGIN IMMEDIATE")
             with ExitStack() as undo:
-                undo.callback(self._writer.execute, "ROLLBACK")
+                undo.callback(self._undo)
                 (revision,) = self._writer.execute("UPDATE revision SET value = value + 1 RETURNING value").fetchone()
                 yield Transaction(self._writer, revision)
+                self._writer.execute("COMMIT")
                 undo.pop_all()
-            self._writer.execute("COMMIT")
+            if self._journal.look() > MOST_FRAMES:
+                with suppress(sqlite3.OperationalError):  # The change is on the disk, and the journal may wait.
+                    self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -99,6 +109,7 @@ class Database:
     def checkpoint(self) -> bool:
         """Move the journal into the file and cut it to nothing. False when a reader was in the way too long."""
         with self.lock:
+            self._journal.look()
             (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not busy
 
@@ -115,7 +126,8 @@ class Database:
     def purge(self) -> bool:
         """Overwrite what is left of deleted content: in the journal, and in the middle of pages (see ``scrubbing``).
 
-        False when a reader was in the way too long; it is then due at the next purge or start. Reads the whole file.
+        False when a reader was in the way too long; it is then due at the next purge or start. The first purge of a
+        process reads the whole file, each later one the pages that were written to since the one before.
         """
         with self.lock:
             if not self.checkpoint():
@@ -124,7 +136,8 @@ class Database:
             # What is in the cache would come back with the next change of its page.
             self._writer.execute("PRAGMA shrink_memory")
             assert self._file is not None, "closed"
-            scrub(self._file)
+            scrub(self._file, self._journal.pages)
+            self._journal.forget()
             self._due.unlink(missing_ok=True)
             sync_directory(self._due.parent)
             return True
@@ -138,6 +151,11 @@ class Database:
             except FileNotFoundError:
                 continue
         return total
+
+    def _undo(self) -> None:
+        # Of some errors, a full disk among them, SQLite has undone the transaction itself.
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
 
     def _connect(self) -> sqlite3.Connection:
         # Connections change threads, but read() and write() hand each to one thread at a time.

@@ -41,6 +41,7 @@ DATE_FORMS = (
         rf"(?:,?\s{{1,3}}|-)(?:of\s)?(?P<y2>{_YEAR}){_AFTER})"
     ),
     re.compile(rf"{_BEFORE}(?P<a>\d\d?)(?P<s>[./-])(?P<b>\d\d?)(?P=s)(?P<y>{_YEAR}){_AFTER}"),
+    re.compile(rf"{_BEFORE}(?P<y>{_YEAR})-(?P<m>{_MONTH})-(?P<d>{_DAY}){_AFTER}"),
     re.compile(rf"(?P<y>{_YEAR})\s?年\s?(?P<m>1[0-2]|0?[1-9])\s?月\s?(?P<d>{_DAY})\s?日"),
 )
 

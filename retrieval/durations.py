@@ -1,4 +1,4 @@
-"""Durations as people write them: ``30 days``, ``thirty (30) days``, ``18-month``, ``P3M``; and what they fold to."""
+"""Durations as people write them: ``30 days``, ``thirty (30) days``, ``2h 30m``, ``P3M``; and what they fold to."""
 
 import re
 from decimal import Decimal
@@ -14,6 +14,9 @@ _VALUES = {word: number for number, word in enumerate(_SMALL)} | {
 _POWERS = {"hundred": 100, "thousand": 1000}
 
 _UNITS = {
+    "nanosecond": "ns",
+    # The sign of micro and the letter that it folds to.
+    "microsecond": "µs μs",
     "millisecond": "ms",
     "second": "sec secs s",
     "minute": "min mins",
@@ -25,8 +28,11 @@ _UNITS = {
     "month": "",
     "year": "yr yrs",
     "decade": "",
+    "century": "",
 }
+_CENTURIES = "centuries"
 _FULL_NAMES = {spelling: unit for unit in _UNITS for spelling in (unit, unit + "s", unit + "s'", unit + "s’")}
+_FULL_NAMES[_CENTURIES] = "century"
 _UNIT_OF = _FULL_NAMES | {short: unit for unit, names in _UNITS.items() for short in names.split()}
 # Counted in another way than the clock does: thirty business days are not thirty days. Calendar days are.
 _WAYS = "business|working|banking|trading|calendar|consecutive"
@@ -43,11 +49,11 @@ def _in_three_cases(words: list[str]) -> str:
 _NUMBER_WORD = f"(?:{_in_three_cases([*_SMALL, *_TENS, *_POWERS])})"
 _BLANK = r"(?:[ \u00a0\u202f]|\r?\n)"
 _JOINED = rf"(?:{_BLANK}|-)"
-_UNIT = rf"(?:{_in_three_cases(list(_UNITS))})(?:[sS]['’]?)?"
+_UNIT = rf"(?:{_in_three_cases([*_UNITS, _CENTURIES])})(?:[sS]['’]?)?"
 _SHORT_UNIT = "(?:" + "|".join(sorted((s for names in _UNITS.values() for s in names.split()), key=len)[::-1]) + ")"
 _END = r"(?![\w]|-old)"
 _WAY = rf"(?:(?P<way>{_WAYS}){_BLANK})?"
-_DIGITS = r"\d{1,6}(?:,\d{3})*(?:\.\d{1,6})?"
+_DIGITS = r"\d{1,12}(?:,\d{3})*(?:\.\d{1,6})?"
 _SPELLED = rf"{_NUMBER_WORD}(?:{_JOINED}(?:and{_BLANK})?{_NUMBER_WORD}){{0,6}}"
 
 SPELLED_DURATION = re.compile(
@@ -61,8 +67,13 @@ ISO_DURATION = re.compile(
     r"(?<![\w-])P(?=\d|T\d)(?P<year>\d{1,4}Y)?(?P<month>\d{1,4}M)?(?P<week>\d{1,4}W)?(?P<day>\d{1,5}D)?"
     r"(?:T(?P<hour>\d{1,5}H)?(?P<minute>\d{1,5}M)?(?P<second>\d{1,6}(?:\.\d{1,6})?S)?)?(?![\w])"
 )
+# Parts by their letters, the largest first: here an m is no metre.
+LETTERED_DURATION = re.compile(
+    r"(?<![\w.,:-])(?:(?P<hour>\d{1,4}) ?h ?(?P<minute>\d{1,2})(?: ?m(?:in)?(?: ?(?P<second>\d{1,2}) ?s(?:ec)?)?)?|"
+    r"(?P<only_minute>\d{1,4}) ?m(?:in)? ?(?P<after>\d{1,2}) ?s(?:ec)?)(?!\w)"
+)
 # What a spelled duration has in it, and little else has: only its surroundings are searched.
-UNIT_NAME = re.compile(rf"(?:{_in_three_cases(list(_UNITS))})")
+UNIT_NAME = re.compile(rf"(?:{_in_three_cases([unit for unit in _UNITS if not unit.endswith('osecond')])}|centur)")
 _FORMS = (SPELLED_DURATION, COUNTED_DURATION)
 _BETWEEN = re.compile(rf"(?:,?{_BLANK}and{_BLANK}|,{_BLANK}|{_BLANK})")
 
@@ -79,6 +90,11 @@ def duration_forms(raw: str) -> tuple[str, ...]:
     iso = ISO_DURATION.fullmatch(raw.upper()) if raw[:1] in ("P", "p") else None
     if iso is not None:
         parts = [f"{_plain(found[:-1])} {unit}" for unit, found in iso.groupdict().items() if found]
+        return (" ".join(parts),)
+    lettered = LETTERED_DURATION.fullmatch(raw)
+    if lettered is not None:
+        units = (unit.removeprefix("only_").replace("after", "second") for unit in lettered.groupdict())
+        parts = [f"{int(found)} {unit}" for unit, found in zip(units, lettered.groups(), strict=True) if found]
         return (" ".join(parts),)
     forms: list[str] = [""]
     position = 0

@@ -72,5 +72,9 @@ class VectorsInvalid(RetrievalError):
     """Vectors cannot be indexed or searched with: wrong dimension, not of unit length, ids not their own."""
 
 
+class IndexUnavailable(RetrievalError):
+    """The kind of index that was asked for cannot be had on this machine."""
+
+
 class IndexDamaged(RetrievalError):
     """A file of a derived index is missing, altered or of another state of the store; it is to be rebuilt."""

@@ -149,6 +149,40 @@ class FactBook:
             )
 
 
+def insert_facts(
+    connection: sqlite3.Connection, number: int, first: int, facts: Sequence[Fact], dropped: Mapping[str, int]
+) -> None:
+    """Enter recognised facts, numbered from ``first`` on, with their keys."""
+    connection.executemany(
+        "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        (
+            (
+                number,
+                index,
+                fact.kind.value,
+                fact.span.start,
+                fact.span.end,
+                fact.evidence.start,
+                fact.evidence.end,
+                fact.source,
+                fact.score,
+            )
+            for index, fact in enumerate(facts, start=first)
+        ),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO fact_keys VALUES (?, ?, ?, ?)",
+        (
+            (number, key, form, index)
+            for index, fact in enumerate(facts, start=first)
+            for form, key in enumerate(fact.keys)
+        ),
+    )
+    connection.executemany(
+        "INSERT INTO dropped_facts VALUES (?, ?, ?)", ((number, kind, count) for kind, count in dropped.items())
+    )
+
+
 def place_pins(connection: sqlite3.Connection, number: int) -> None:
     """Enter the pins of a document among its facts, which were made anew.
 

@@ -63,19 +63,23 @@ class FaissIndex:
             self._index = changed
             return removed
 
-    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+    def search(self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Hits:
         """See ``VectorIndex.search``."""
         check_query(query, self._dimension)
         # The number of threads is kept by OpenMP for each calling thread, so it is said in every call.
         faiss.omp_set_num_threads(1)
         index = self._index
         row = np.ascontiguousarray(query[np.newaxis])
+        parameters = None
+        if among is not None:
+            parameters = faiss.SearchParameters()
+            parameters.sel = chosen(among)
 
         def nearest(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            scores, ids = index.search(row, count)
+            scores, ids = index.search(row, count, params=parameters)
             return scores[0], ids[0]
 
-        return best_of(nearest, k, int(index.ntotal))
+        return best_of(nearest, k, int(index.ntotal) if among is None else min(int(index.ntotal), len(among)))
 
     def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See ``VectorIndex.products``."""
@@ -95,17 +99,24 @@ class FaissIndex:
 
 
 def best_of(nearest: Callable[[int], tuple[NDArray[np.float32], NDArray[np.int64]]], k: int, total: int) -> Hits:
-    """The best ``k`` of ``total`` rows, ties by id: ``nearest`` gives so many (scores, ids), best first, and is asked
-    for more as long as a tie might go on beyond them."""
+    """The best ``k`` of at most ``total`` rows, ties by id: ``nearest`` gives so many (scores, ids), best first, ids of
+    -1 after the last there is, and is asked for more as long as a tie might go on beyond them."""
     k = min(k, total)
     if k == 0:
         return []
     fetched = min(k + TIE_MARGIN, total)
     scores, ids = nearest(fetched)
-    while fetched < total and scores[k - 1] == scores[-1]:
+    while fetched < total and ids[-1] >= 0 and scores[k - 1] == scores[-1]:
         fetched = min(2 * fetched, total)
         scores, ids = nearest(fetched)
-    return ranked(ids, scores, k)
+    there = ids >= 0
+    return ranked(ids[there], scores[there], k)
+
+
+def chosen(ids: NDArray[np.int64]) -> faiss.IDSelector:
+    """Lets a search see ``ids`` alone, and keeps them as long as it is kept."""
+    selector: faiss.IDSelector = faiss.IDSelectorBatch(np.ascontiguousarray(ids))
+    return selector
 
 
 def products_of(index: faiss.Index, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from retrieval.lines import Line, lines
 from retrieval.passage import FactKind, Span
+from retrieval.register import Register
 from retrieval.sentences import Sentences, sentence_spans
 
 _WINDOW_MARGIN = 64
@@ -55,6 +56,11 @@ class Survey:
     def sentences(self) -> Sentences:
         """The sentences, to be asked which one is around a place."""
         return Sentences(self.text, sentence_spans(self.text, self.lines))
+
+    @cached_property
+    def register(self) -> Register:
+        """Where the text reads like a contract, a statute or a specification."""
+        return Register(self.text)
 
     def windows(self, anchor: re.Pattern[str] | None) -> list[Span]:
         """The surroundings of all matches of ``anchor``, ascending and disjoint: 64 characters on either side and the
@@ -104,6 +110,7 @@ class Recogniser(Protocol):
 class PatternRecogniser:
     """Regular expressions, and a check of what they match: the score of a true hit, None for a false one.
 
+    ``fits`` says whether what stands around a hit lets it be one: a piece of a number, or of another word, is none.
     Every match has a match of ``anchor`` in it or within 40 characters of either end: only the surroundings of those
     are searched, which in prose are a small part. Without an anchor all of the text is.
     """
@@ -114,6 +121,7 @@ class PatternRecogniser:
     check: Callable[[str], float | None]
     anchor: re.Pattern[str] | None = DIGITS
     trim: Callable[[str], int] | None = None
+    fits: Callable[[str, Span], bool] | None = None
 
     def find(self, survey: Survey) -> Iterator[Hit]:
         """Hits pattern by pattern; none begins inside a word or a number."""
@@ -127,7 +135,7 @@ class PatternRecogniser:
                     found = match[0]
                     end = start + (self.trim(found) if self.trim else _without_stop(found))
                     score = self.check(found[: end - start]) if end > start else None
-                    if score is not None:
+                    if score is not None and (self.fits is None or self.fits(text, Span(start, end))):
                         yield Hit(Span(start, end), score)
 
 

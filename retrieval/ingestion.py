@@ -14,7 +14,7 @@ from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
 from retrieval.fact_book import within_budget
 from retrieval.parsers import parse
 from retrieval.passage import Document, DocumentError
-from retrieval.recognisers import recognise
+from retrieval.recognisers import RECOGNISERS_REVISION, recognise
 from retrieval.shelves import Shelves
 from retrieval.store import UNFINISHED, Record, Stage, Store
 from retrieval.vector_rows import vector_rows
@@ -49,7 +49,7 @@ class Ingestion:
         self._embedder = embedder
         self._fingerprint = fingerprint
         self._max_characters = max_characters
-        self._max_facts = max_facts
+        self.max_facts = max_facts
         self._count_tokens = count_tokens
         self._lock = threading.Lock()
         self._seconds_left: dict[str, float] = {}
@@ -99,6 +99,8 @@ class Ingestion:
                 self._parse(record)
             elif record.stage is Stage.INDEXING:
                 self._index(record)
+            elif record.recognisers != RECOGNISERS_REVISION:
+                self._renew_facts(record)
             elif not self._embed(record, stop):
                 return
 
@@ -111,12 +113,17 @@ class Ingestion:
     def _index(self, record: Record) -> None:
         text = self._store.text(record.number)
         chunks = chunk(text, self._store.pages(record.number))
-        facts, dropped = within_budget(recognise(text), self._max_facts)
+        facts, dropped = within_budget(recognise(text), self.max_facts)
         self._contents.write_index(record.number, chunks, vector_rows(text, chunks), facts, dropped)
         self._shelves.open(self._store.record(record.document.id))
         self._contents.open_for_questions(record.number, self._fingerprint)
         if self._count_tokens is not None:
             self._store.count_tokens(record.number, self._count_tokens(text))
+
+    def _renew_facts(self, record: Record) -> None:
+        most = max(0, self.max_facts - self._contents.num_surprising(record.number))
+        facts, dropped = within_budget(recognise(self._store.text(record.number)), most)
+        self._contents.renew_facts(record.number, facts, dropped)
 
     def _embed(self, record: Record, stop: Callable[[], bool]) -> bool:
         """Embed what has no vector yet, batch by batch; False when told to stop before the end."""

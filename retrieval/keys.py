@@ -45,6 +45,7 @@ _EDGES_BUT_DASH = _EDGES.replace("-", "")
 _BLANKS = re.compile(r"\s+")
 _SEPARATORS = re.compile(r"[^\w.]|_")
 _CODE_LIKE = re.compile(r"(?<![a-z][a-z])[a-z]\d")
+_AREA_OR_VOLUME = re.compile(r"[-+\d][\d.,' ]*[^\d/]*/?[ckm]?m[23](?:/\w+)?")
 
 
 def fold(raw: str) -> tuple[str, ...]:
@@ -69,10 +70,10 @@ def fold(raw: str) -> tuple[str, ...]:
     forms.extend(contact)
     # A letter right before a digit stands in no date or amount: most codes are spared the forms of both.
     typed: tuple[str, ...] = ()
-    if not is_alone and not _CODE_LIKE.search(bare):
+    if not is_alone and (not _CODE_LIKE.search(bare) or _AREA_OR_VOLUME.fullmatch(bare)):
         typed = iso_dates(bare) or duration_forms(bare) or amount_forms(plain) or amount_forms(bare)
-    elif not is_alone and bare[0] == "p":
-        typed = duration_forms(bare)  # ISO 8601
+    elif not is_alone and (bare[0] == "p" or "h" in bare or "m" in bare):
+        typed = duration_forms(bare)  # P1Y6M, 2h30m
     if is_alone:
         pass  # An address without its signs is another's.
     elif typed:

@@ -6,14 +6,16 @@ of one question have in common, how rare a word is among all of them, is put rig
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import tantivy
 
+from retrieval.asked_documents import AskedDocuments, first_of
 from retrieval.words import content_words, fold_accents, words
 
 # tantivy's writer wants at least 15 MB; the postings of a text need less than four times its size.
@@ -25,6 +27,7 @@ EXACT_WEIGHT = 0.4
 HEADING_WEIGHT = 0.3
 
 _STEMMED, _EXACT, _HEADING, _CHUNK = "stemmed", "exact", "heading", "chunk"
+_UNSIGNED = tantivy.FieldType.Unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,37 +83,105 @@ class LexicalIndex:
         """In how many chunks each word of ``query`` stands, by (field, word)."""
         return {(field, word): int(self._searcher.doc_freq(field, word)) for field, word, _ in _terms(query)}
 
-    def search(self, query: LexicalQuery, k: int, boosts: dict[tuple[str, str], float]) -> list[tuple[int, float]]:
+    def search(self, query: LexicalQuery, k: int, boosts: Mapping[tuple[str, str], float]) -> list[tuple[int, float]]:
         """The ``k`` best (ordinal, score) by BM25, best first, equal ones in reading order."""
         clauses = [
             (
                 tantivy.Occur.Should,
-                tantivy.Query.boost_query(
-                    tantivy.Query.term_query(self._schema, field, word, index_option="freq"),
-                    weight * boosts.get((field, word), 1.0),
-                ),
+                tantivy.Query.boost_query(self._term(field, word), weight * boosts.get((field, word), 1.0)),
             )
             for field, word, weight in _terms(query)
         ]
         if not clauses:
             return []
-        hits = self._searcher.search(tantivy.Query.boolean_query(clauses), k, count=False).hits
+        hits = self._searcher.search(self._limited(tantivy.Query.boolean_query(clauses)), k, count=False).hits
         ordinals = self._searcher.fast_field_values(_CHUNK, [address for _, address in hits])
         found = [(int(ordinal or 0), float(score)) for ordinal, (score, _) in zip(ordinals, hits, strict=True)]
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))
 
+    def _term(self, field: str, word: str) -> tantivy.Query:
+        return tantivy.Query.term_query(self._schema, field, word, index_option="freq")
+
+    def _limited(self, query: tantivy.Query) -> tantivy.Query:
+        """What ``query`` finds among the chunks that are searched."""
+        return query
+
+
+class LexicalPart(LexicalIndex):
+    """Some chunks of a document, searched as if it had no others."""
+
+    def __init__(self, whole: LexicalIndex, ordinals: Sequence[int], cut: Mapping[int, str]) -> None:
+        """``ordinals`` ascend. ``cut`` has the texts of those chunks of which only that much is in the part."""
+        self._whole, self._schema, self._searcher = whole, whole._schema, whole._searcher
+        self._num_chunks = len(ordinals)
+        self._cut = {ordinal: _words_by_field(text) for ordinal, text in cut.items()}
+        self._ranges = [(run[0], run[-1]) for run in _runs(ordinals)]
+        self._whole_ranges = [(run[0], run[-1]) for run in _runs([number for number in ordinals if number not in cut])]
+
+    def __len__(self) -> int:
+        return self._num_chunks
+
+    def frequencies(self, query: LexicalQuery) -> dict[tuple[str, str], int]:
+        """See ``LexicalIndex.frequencies``."""
+        return {(field, word): self._frequency(field, word) for field, word, _ in _terms(query)}
+
+    def search(self, query: LexicalQuery, k: int, boosts: Mapping[tuple[str, str], float]) -> list[tuple[int, float]]:
+        """See ``LexicalIndex.search``."""
+        if not self._ranges:
+            return []
+        # The index weighs by how rare a word is in the whole document.
+        everywhere = self._whole.frequencies(query)
+        own = {
+            term: boosts.get(term, 1.0) * _rarity(len(self), here) / _rarity(len(self._whole), everywhere[term])
+            for term, here in self.frequencies(query).items()
+        }
+        hits = super().search(query, k + len(self._cut), own)
+        return [hit for hit in hits if hit[0] not in self._cut or self._speaks(hit[0], query)][:k]
+
+    def _frequency(self, field: str, word: str) -> int:
+        # What is above a chunk is above each piece of it.
+        ranges = self._ranges if field == _HEADING else self._whole_ranges
+        query = self._within(ranges, self._term(field, word))
+        # The stubs of tantivy leave the number out.
+        whole = int(self._searcher.search(query, 1, count=True).count)  # type: ignore[attr-defined]
+        return whole + sum(word in pieces.get(field, ()) for pieces in self._cut.values())
+
+    def _speaks(self, ordinal: int, query: LexicalQuery) -> bool:
+        there = self._cut[ordinal]
+        return not (there[_EXACT].isdisjoint(query.exact) and there[_STEMMED].isdisjoint(query.stemmed))
+
+    def _limited(self, query: tantivy.Query) -> tantivy.Query:
+        return self._within(self._ranges, query)
+
+    def _within(self, ranges: Sequence[tuple[int, int]], query: tantivy.Query) -> tantivy.Query:
+        places = [
+            (tantivy.Occur.Should, tantivy.Query.range_query(self._schema, _CHUNK, _UNSIGNED, first, last))
+            for first, last in ranges
+        ]
+        # Where a chunk stands adds nothing to its score.
+        inside = tantivy.Query.const_score_query(tantivy.Query.boolean_query(places), 0.0)
+        return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, inside)])
+
 
 class LexicalHits(NamedTuple):
     """``hits`` are (index, ordinal, score), best first. ``rarities`` says of each stem of the query how much it weighs
-    among all chunks searched, ``known`` which stems stand in any of them."""
+    among all chunks searched, ``known`` which stems stand in any of them; what stands in none weighs ``unknown``."""
 
     hits: list[tuple[int, int, float]]
     rarities: dict[str, float]
     known: frozenset[str]
+    unknown: float
+
+    @property
+    def rarest_first(self) -> list[str]:
+        """The known stems, those of fewest chunks first."""
+        return sorted(self.known, key=lambda stem: (-self.rarities[stem], stem))
 
 
-def search_lexical(indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int) -> LexicalHits:
-    """The ``k`` best chunks over several documents as if they were one.
+def search_lexical(
+    indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int, asked: AskedDocuments | None = None
+) -> LexicalHits:
+    """The ``k`` best chunks over several documents as if they were one, and the best of each that is ``asked``.
 
     BM25 weighs a word by how rare it is; each index knows only its own chunks. The weight is corrected to the
     rarity among all of ``indexes``, so that scores of different documents compare.
@@ -127,12 +198,24 @@ def search_lexical(indexes: Sequence[LexicalIndex], query: LexicalQuery, k: int)
         }
         found += [(number, ordinal, score) for ordinal, score in index.search(query, k, boosts)]
     found.sort(key=lambda hit: (-hit[2], hit[0], hit[1]))
-    return LexicalHits(found[:k], rarities, known)
+    found = first_of(found, k, asked or AskedDocuments(), lambda hit: hit[0])
+    return LexicalHits(found, rarities, known, _rarity(num_chunks, 0))
 
 
 def stems(tokens: Sequence[str]) -> list[str]:
     """The stem of each word, in order; words are as ``words`` gives them, so none holds a blank."""
     return list(_stemmer().analyze(" ".join(fold_accents(token) for token in tokens)))
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Ascending numbers, cut where one is left out."""
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        yield [number for _, number in run]
+
+
+def _words_by_field(text: str) -> dict[str, frozenset[str]]:
+    exact = frozenset(words(text))
+    return {_EXACT: exact, _STEMMED: frozenset(stems(sorted(exact)))}
 
 
 def _rarity(num_chunks: int, frequency: int) -> float:

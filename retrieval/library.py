@@ -1,5 +1,6 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.clustered_index import LARGE_ROWS, ClusteredIndex
 from retrieval.contents import Contents
 from retrieval.durability import make_directory
@@ -20,14 +22,20 @@ from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
+from retrieval.recognisers import RECOGNISERS_REVISION
+from retrieval.scope import Scope
 from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
+from retrieval.surprises import Surprises
+from retrieval.vector_index import VectorIndex
 
 # Around a pin, for the sentence it stands in.
 _PIN_CONTEXT = 1000
+# Beyond the end of any text.
+_WHOLE = (Span(0, 1 << 40),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,8 @@ class Library:
     """Documents of all tenants in one data directory, which one process at a time may hold.
 
     ``process`` runs on one thread at a time; every other method on any thread at any time. A method that is
-    given an id of no document, or of another tenant's, raises ``UnknownDocument``.
+    given an id of no document, or of another tenant's, raises ``UnknownDocument``. ``surprises`` takes what its reader
+    finds surprising.
     """
 
     def __init__(
@@ -69,10 +78,12 @@ class Library:
         self._store = store
         self._contents = contents
         self._facts = FactBook(store.database)
+        self.surprises = Surprises(store, ingestion.max_facts)
         self._shelves = shelves
         self._ingestion = ingestion
         self._search = search
         self._at_work: set[str] = set()
+        self._half_deleted: dict[str, Record] = {}
         self._readings: dict[str, Progress] = {}
         self._work_done = threading.Condition()
 
@@ -85,11 +96,14 @@ class Library:
         count_tokens: Callable[[str], int] | None = None,
         limits: Limits | None = None,
         has_reader: bool = False,
+        large_index: type[VectorIndex] = ClusteredIndex,
     ) -> Self:
         """Open the library in ``data_dir``, made if need be, and finish what an interruption left undone.
 
         ``count_tokens`` says how many tokens of the serving model a text is; without it documents do not tell. With
         ``has_reader`` somebody asks for ``unread`` documents; a document that is to be read is ready only then.
+
+        ``large_index`` is the kind of index that documents of ``LARGE_ROWS`` rows or more get.
 
         Raises:
             DataDirectoryInUse: another process, or this one, has it open.
@@ -106,7 +120,7 @@ class Library:
         with ExitStack() as undo:
             undo.callback(lock.release)
             store = Store(data_dir, has_reader)
-            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits())
+            library = cls._open_locked(lock, store, data_dir, embedder, count_tokens, limits or Limits(), large_index)
             undo.pop_all()
         return library
 
@@ -187,16 +201,37 @@ class Library:
     def delete(self, tenant: str, document_id: str) -> None:
         """Delete a document for good: when this returns nothing of it is on the disk.
 
-        Waits for ``process`` to let go of it. An interrupted deletion is finished by the next ``open``.
+        Waits for ``process`` to let go of it. A deletion that was interrupted, as by a disk without room, is finished
+        when it is asked for again, or by the next ``open``.
         """
-        record = self._store.record(document_id, tenant)
-        self._store.mark_deleting(record.number)
+        record = self._half_deleted.get(document_id)
+        if record is None or record.document.tenant != tenant:
+            record = self._store.record(document_id, tenant)
+            self._store.mark_deleting(record.number)
         with self._work_done:
             self._work_done.wait_for(lambda: document_id not in self._at_work)
-        self._erase(record)
+        try:
+            self._erase(record)
+        except (OSError, sqlite3.OperationalError):
+            self._half_deleted[document_id] = record
+            raise
+        self._half_deleted.pop(document_id, None)
 
-    def search(self, tenant: str, query: str, document_ids: Sequence[str], max_passages: int = 5) -> SearchResult:
-        """The passages of these documents that may hold the answer, best first; nothing of any other document.
+    def is_half_deleted(self, tenant: str, document_id: str) -> bool:
+        """Whether the deletion of a document was interrupted: it is unknown to everyone, but may not all be gone."""
+        record = self._half_deleted.get(document_id)
+        return record is not None and record.document.tenant == tenant
+
+    def search(
+        self,
+        tenant: str,
+        query: str,
+        document_ids: Sequence[str],
+        max_passages: int = 5,
+        scope: Scope | None = None,
+    ) -> SearchResult:
+        """The passages of these documents that may hold the answer, best first; nothing of any other document, and
+        nothing outside ``scope``.
 
         Raises:
             DocumentNotReady: one of them cannot be asked yet, or has failed.
@@ -205,12 +240,13 @@ class Library:
         for record in records:
             if not record.document.answerable:
                 raise DocumentNotReady(self._with_progress(record.document))
-        return self._search.run(query, records, max_passages)
+        return self._search.run(query, records, max_passages, scope)
 
     def locate(
-        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100
+        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100, scope: Scope | None = None
     ) -> Sequence[tuple[str, Span]]:
-        """Where ``text`` stands in these documents, document by document in the order given, ``limit`` places at most.
+        """Where ``text`` stands in these documents, document by document in the order given, ``limit`` places at most;
+        whole in a part of ``scope`` where the document is in it.
 
         In each document as ``retrieval.occurrences`` has it: verbatim, or else but for blanks and line ends. Empty
         for a text that stands nowhere, and for one without anything but blanks.
@@ -223,9 +259,26 @@ class Library:
             record = self._store.record(document_id, tenant)
             if record.document.num_characters is None:
                 raise DocumentNotReady(self._with_progress(record.document))
-            found = occurrences(self._store.text(record.number), text, limit - len(places))
-            places += [(document_id, span) for span in found]
+            for part in scope.parts.get(document_id, _WHOLE) if scope is not None else _WHOLE:
+                there = self._store.text(record.number, part.start, part.end)
+                found = occurrences(there, text, limit - len(places)) if len(places) < limit else []
+                places += [(document_id, Span(part.start + span.start, part.start + span.end)) for span in found]
         return places
+
+    def page_spans(self, tenant: str, document_id: str) -> Sequence[Span]:
+        """Where each page stands, the first page first; empty for texts without pages."""
+        return self._store.pages(self._store.record(document_id, tenant).number)
+
+    def sections(self, tenant: str, document_id: str) -> Sequence[tuple[tuple[str, ...], Span]]:
+        """The titles above each place of the text, outermost first, and how far that goes; in reading order."""
+        found: list[tuple[tuple[str, ...], Span]] = []
+        for chunk in self._contents.chunks(self._store.record(document_id, tenant).number):
+            path = tuple(chunk.heading.split(HEADING_SEPARATOR)) if chunk.heading else ()
+            if found and found[-1][0] == path:
+                found[-1] = (path, Span(found[-1][1].start, chunk.end))
+            else:
+                found.append((path, Span(chunk.start, chunk.end)))
+        return found
 
     def sentence(self, tenant: str, document_id: str, span: Span) -> Span:
         """The sentence or row around ``span``, which lies in the text."""
@@ -301,13 +354,14 @@ class Library:
         embedder: Embedder,
         count_tokens: Callable[[str], int] | None,
         limits: Limits,
+        large_index: type[VectorIndex],
     ) -> Self:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
         contents = Contents(store.database)
         folder = data_dir / "indexes"
         files = ShelfFiles(
-            folder, store, contents, fingerprint, dimension, FaissIndex, ClusteredIndex, large_rows=LARGE_ROWS
+            folder, store, contents, fingerprint, dimension, FaissIndex, large_index, large_rows=LARGE_ROWS
         )
         shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)
         ingestion = Ingestion(
@@ -316,6 +370,7 @@ class Library:
         library = cls(lock, store, contents, shelves, ingestion, Search(store, contents, shelves, embedder))
         for record in store.recover(fingerprint):
             library._erase(record)
+        store.reopen_for_recognisers(RECOGNISERS_REVISION)
         shelves.sweep(store.ids())
         return library
 

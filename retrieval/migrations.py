@@ -144,7 +144,17 @@ CREATE TABLE dropped_facts (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS)
+# 4. Facts may also come from a reading: how many tokens of it have told theirs.
+_TOLD = """
+ALTER TABLE documents ADD COLUMN told_tokens INTEGER NOT NULL DEFAULT 0;
+"""
+
+# 5. Which recognisers found a document's facts: other ones find others. 0 are those of before they were counted.
+_RECOGNISERS = """
+ALTER TABLE documents ADD COLUMN recognisers INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -182,7 +182,8 @@ class Passage:
     ``evidence`` is the sentence or row that holds the key, else None. ``nearest`` is None where the search by meaning
     did not return the passage. ``values`` are what stands under the keys of the question, in reading order, at every
     place where a key was met: equal keys may have several. Each lies in the passage. ``also`` are places of nearly
-    the same text, which are no passages of their own.
+    the same text, which are no passages of their own. The question names the documents of passages that are
+    ``is_named`` and not those of others.
     """
 
     document_id: str
@@ -196,6 +197,7 @@ class Passage:
     nearest: Nearest | None = None
     values: tuple[Value, ...] = ()
     also: tuple[Copy, ...] = ()
+    is_named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from retrieval.asked_documents import AskedDocuments, in_turn
 from retrieval.contents import Contents, StoredChunk, StoredFact
 from retrieval.duplicates import collapsed
 from retrieval.errors import UnknownDocument
@@ -69,7 +70,7 @@ class Rankings:
     and by meaning, best first.
 
     ``scores``, from 0 to 1, say how likely the answer stands in a chunk beside others. ``found`` is False when nothing
-    of it has to do with the question; ``reason`` says which searches were made.
+    of it has to do with the question; ``reason`` says which searches were made, ``asked`` which documents have a share.
     """
 
     keys: Mapping[Place, KeyHit]
@@ -85,6 +86,7 @@ class Rankings:
     num_facts: int
     num_chunks: int
     seconds: Mapping[str, float]
+    asked: AskedDocuments = field(default_factory=AskedDocuments)
 
     @property
     def num_leading(self) -> int:
@@ -99,7 +101,8 @@ def compose(
 
     Chunks that a key led to come before all others: those that a user pinned under it first, then those with more
     keys of the question, then those where the keys stand as they were asked; then those that these lead on to. The
-    others follow by their score; equal ones in reading order.
+    others follow by their score; equal ones in reading order. But where documents have a share each, the best of every
+    one comes before the second best of any.
     """
     return collapsed(_passages(store, contents, records, rankings, max_passages), max_passages)
 
@@ -108,7 +111,9 @@ def _passages(
     store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
 ) -> Iterator[Passage]:
     scores, asked = rankings.scores, Asked(rankings.question)
-    order = _order(rankings.keys, rankings.hops, scores, max_passages)
+    each, shares = rankings.asked.most(max_passages), rankings.asked.shares
+    order = in_turn(_order(rankings.keys, rankings.hops, scores), each, shares, lambda place: place[0])
+    order = order[: max_passages * JOIN_DEPTH]
     chunks = _chunks(contents, records, order)
     for group in _join(order, chunks, rankings.keys):
         record = records[group[0][0]]
@@ -138,6 +143,7 @@ def _passages(
             evidence=evidence,
             nearest=_nearest(contents, record, group, rankings.dense),
             values=values,
+            is_named=group[0][0] in rankings.asked.named,
         )
 
 
@@ -153,9 +159,7 @@ def _nearest(
     return Nearest(rows[0].span, near.score)
 
 
-def _order(
-    keys: Mapping[Place, KeyHit], hops: Sequence[Place], scores: Mapping[Place, float], max_passages: int
-) -> list[Place]:
+def _order(keys: Mapping[Place, KeyHit], hops: Sequence[Place], scores: Mapping[Place, float]) -> list[Place]:
     hop_of = {place: hop for hop, place in enumerate(hops)}
 
     def rank(place: Place) -> tuple[int, int, int, float, Place]:
@@ -164,7 +168,7 @@ def _order(
             return (0 if hit.is_pinned else 1, -len(hit.forms), sum(hit.forms.values()), -score, place)
         return (2, hop_of[place], 0, -score, place) if place in hop_of else (3, 0, 0, -score, place)
 
-    return sorted({*scores, *keys, *hops}, key=rank)[: max_passages * JOIN_DEPTH]
+    return sorted({*scores, *keys, *hops}, key=rank)
 
 
 def _finders(group: Sequence[Place], rankings: Rankings) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ middle (``rebuildPage`` of SQLite's btree.c). The unused middle is never read, s
 """
 
 import os
+from collections.abc import Collection
 
 CHUNK_BYTES = 1 << 20  # Fits the caches, where the pages are looked at once more.
 _FILE_HEADER_BYTES = 100
@@ -14,11 +15,13 @@ _HEADER_BYTES = {2: 12, 5: 12, 10: 8, 13: 8}  # of a page, by its kind: interior
 _MOST_PAGES = 2 << 24
 
 
-def scrub(descriptor: int) -> int:
+def scrub(descriptor: int, pages: Collection[int] | None = None) -> int:
     """Overwrite with zeros what pages of the database do not use, durably; how many pages had anything there.
 
-    Meanwhile nobody may write to the database, its journal must be empty, and connections that write later must not
-    have pages in their caches. See "Database File Format", 1.6, https://www.sqlite.org/fileformat2.html.
+    ``pages`` are the numbers, from 1, of those to look at: all that were written to since the file was scrubbed. None
+    is every page. Meanwhile nobody may write to the database, its journal must be empty, and connections that write
+    later must not have pages in their caches. See "Database File Format", 1.6,
+    https://www.sqlite.org/fileformat2.html.
 
     Raises:
         ValueError: the file is of a layout in which unused bytes cannot be told.
@@ -30,8 +33,14 @@ def scrub(descriptor: int) -> int:
     if any(header[52:56]) or num_bytes >= _MOST_PAGES * page_bytes:
         raise ValueError(f"a database of {num_bytes} bytes with pointer map {header[52:56].hex()} cannot be scrubbed")
     num_scrubbed, zeros = 0, bytes(page_bytes)
-    for first in range(0, num_bytes, CHUNK_BYTES):
-        chunk = os.pread(descriptor, CHUNK_BYTES, first)
+    if pages is None:
+        chunks = [(first, CHUNK_BYTES) for first in range(0, num_bytes, CHUNK_BYTES)]
+    else:
+        chunks = [
+            ((page - 1) * page_bytes, page_bytes) for page in sorted(pages) if 0 < page <= num_bytes // page_bytes
+        ]
+    for first, length in chunks:
+        chunk = os.pread(descriptor, length, first)
         for page in range(0, len(chunk), page_bytes):
             head = page + _FILE_HEADER_BYTES if first + page == 0 else page
             if (header_bytes := _HEADER_BYTES.get(chunk[head])) is None:

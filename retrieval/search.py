@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.asked_documents import AskedDocuments, asked_documents, first_of
 from retrieval.asked_keys import Met, meet
 from retrieval.candidates import candidates
+from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentNotReady
@@ -19,6 +21,7 @@ from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
+from retrieval.scope import Scope
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
 from retrieval.store import Record, Store
@@ -51,16 +54,21 @@ class Search:
         self._embedder = embedder
         self._is_learned = embedder.fingerprint.startswith(LEARNED_WITH)
 
-    def run(self, question: str, records: Sequence[Record], max_passages: int) -> SearchResult:
-        """The best passages of ``records``, which must be answerable. The same store gives the same result.
+    def run(
+        self, question: str, records: Sequence[Record], max_passages: int, scope: Scope | None = None
+    ) -> SearchResult:
+        """The best passages of ``records``, which must be answerable, or of what of them is in ``scope``.
+
+        The same store gives the same result.
 
         Raises:
             UnknownDocument: one of them was deleted meanwhile.
             DocumentNotReady: one of them is being read anew.
         """
-        rankings = self.rank(question, records)
+        rankings = self.rank(question, records, scope)
         started = time.perf_counter()
-        passages = compose(self._store, self._contents, records, rankings, max_passages)
+        contents = (scope or Scope()).contents(self._contents, records)
+        passages = compose(self._store, contents, records, rankings, max_passages)
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
         # Ranks and texts were read one after the other; a document that went in between may have lost its text.
         for record in records:
@@ -77,28 +85,30 @@ class Search:
             confidence=rankings.confidence,
         )
 
-    def rank(self, question: str, records: Sequence[Record]) -> Rankings:
+    def rank(self, question: str, records: Sequence[Record], scope: Scope | None = None) -> Rankings:
         """What each search finds, before any of it is joined."""
+        scope = scope or Scope()
         seconds: dict[str, float] = {}
+        contents = scope.contents(self._contents, records)
         with _timed(seconds, "keys"):
-            met = meet(self._contents, question, records)
+            asked = self._asked(question, records)
+            met = meet(contents, question, records, asked.shares)
         with _timed(seconds, "lexical"):
-            shelves = [self._shelves.open(record) for record in records]
+            shelves = [scope.shelf(self._shelves.open(record), record, self._store, contents) for record in records]
             words = LexicalQuery.of(question)
-            lexical = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH)
+            lexical = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH, asked)
         with _timed(seconds, "dense"):
             has_vectors = any(shelf.vectors is not None for shelf in shelves)
             query = self._embedder.embed_query(question) if has_vectors else None
-            dense = nearest_chunks(query, shelves)
+            dense = nearest_chunks(query, shelves, asked)
         num_chunks = sum(len(shelf.lexical) for shelf in shelves)
         with _timed(seconds, "ranking"):
             if self._is_learned:
                 ranker = Ranker.load()
-                near = dict(list(dense.items())[:RANKED_DEPTH])
-                found = candidates(
-                    self._store, self._contents, records, shelves, lexical.hits[:RANKED_DEPTH], near, query, met
-                )
-                table = features(AskedWords.of(question, words, lexical.rarities, lexical.known), found)
+                near = dict(first_of([*dense.items()], RANKED_DEPTH, asked, lambda item: item[0][0]))
+                hits = first_of(lexical.hits, RANKED_DEPTH, asked, lambda hit: hit[0])
+                found = candidates(self._store, contents, records, shelves, hits, near, query, met)
+                table = features(AskedWords.of(question, words, lexical), found)
                 ranked = ranker.scores(table)
                 scores = dict(zip((one.place for one in found), _shares(ranked), strict=True))
                 confidence = ranker.confidence(table, ranked, num_chunks)
@@ -107,9 +117,9 @@ class Search:
                 scores = fuse({"lexical": _places(lexical), "dense": [*dense]}, WEIGHTS)
                 is_found = bool(lexical.known) or (bool(dense) and next(iter(dense.values())).score >= DENSE_FLOOR)
                 confidence = float(is_found)
-        key_hits = _joined(met, scores, self._is_learned)
+        key_hits = _joined(met, scores, self._is_learned, asked)
         with _timed(seconds, "hops"):
-            hops = Trail(self._store, self._contents, records, shelves).follow(question, met.leading)
+            hops = Trail(self._store, contents, records, shelves).follow(question, met.leading)
         is_led = any(hit.is_leading for hit in key_hits.values())
         return Rankings(
             keys=key_hits,
@@ -121,32 +131,45 @@ class Search:
             question_words=words.exact,
             found=is_led or is_found,
             confidence=1.0 if is_led else confidence,
-            reason=_reason(shelves),
+            reason=_reason(shelves) + _told(asked),
             num_facts=met.num_facts,
             num_chunks=num_chunks,
             seconds=seconds,
+            asked=asked,
         )
 
+    def _asked(self, question: str, records: Sequence[Record]) -> AskedDocuments:
+        """Which documents have a share. A title is the first heading of a text."""
+        if len(records) < 2:
+            return AskedDocuments()
+        firsts = [self._contents.chunks_at(record.number, [0]).get(0) for record in records]
+        titles = [first.heading.split(HEADING_SEPARATOR)[0] if first is not None else "" for first in firsts]
+        return asked_documents(question, [record.document.name for record in records], titles)
 
-def nearest_chunks(query: NDArray[np.float32] | None, shelves: Sequence[Shelf]) -> dict[Place, NearRow]:
-    """The chunks nearest to the question, nearest first, each with its nearest row."""
+
+def nearest_chunks(
+    query: NDArray[np.float32] | None, shelves: Sequence[Shelf], asked: AskedDocuments | None = None
+) -> dict[Place, NearRow]:
+    """The chunks nearest to the question, nearest first, and those of each document ``asked``, each with its nearest
+    row."""
     if query is None:
         return {}
     nearest: dict[Place, NearRow] = {}
     for document, shelf in enumerate(shelves):
         if shelf.vectors is not None:
             # A chunk is as near as its nearest sentence; sentences come nearest first.
-            for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK):
+            for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK, shelf.rows):
                 nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
-    places = sorted(nearest, key=lambda place: (-nearest[place].score, place))[:DEPTH]
-    return {place: nearest[place] for place in places}
+    places = sorted(nearest, key=lambda place: (-nearest[place].score, place))
+    return {place: nearest[place] for place in first_of(places, DEPTH, asked or AskedDocuments(), lambda at: at[0])}
 
 
-def _joined(met: Met, scores: Mapping[Place, float], is_learned: bool) -> dict[Place, KeyHit]:
+def _joined(met: Met, scores: Mapping[Place, float], is_learned: bool, asked: AskedDocuments) -> dict[Place, KeyHit]:
     """Every place that keys lead to, with all keys that stand there; and of the others those that the ranking has far
     up, in its order. Without a learned ranking, which weighs them, few places are as good as an exact key."""
     hits = {place: hit.copy() for place, hit in met.leading.items()}
-    likely = set(sorted(scores, key=lambda place: (-scores[place], place))[:LIKELY])
+    best_first = sorted(scores, key=lambda place: (-scores[place], place))
+    likely = set(first_of(best_first, LIKELY, asked, lambda place: place[0]))
     for place, weak in met.weak.items():
         if place in hits or not is_learned or place in likely:
             hit = hits.setdefault(place, KeyHit(is_leading=not is_learned))
@@ -178,6 +201,15 @@ def _reason(shelves: Sequence[Shelf]) -> str:
         f"searched by keys and words, and {num_dense} of {len(shelves)} documents by meaning; "
         "the vectors of the others are still being computed"
     )
+
+
+def _told(asked: AskedDocuments) -> str:
+    if not asked.shares:
+        return ""
+    if len(asked.shares) == 1:
+        return "; the document that the question names comes first"
+    whose = "that the question names" if asked.shares == asked.named else "asked"
+    return f"; each of the {len(asked.shares)} documents {whose} has its share"
 
 
 def _unshown(num_key_hits: int, max_passages: int) -> str:

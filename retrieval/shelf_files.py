@@ -7,6 +7,7 @@ doc_.../vectors.fano      stamp, checksum and vector index in one file
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Shelf:
     """The indexes of one document as they are now.
 
     ``vectors`` is None until all its embeddings stand; ``chunk_of`` says to which chunk each of its rows belongs,
-    ``row_spans`` [rows, 2] where the row stands in the text.
+    ``row_spans`` [rows, 2] where the row stands in the text. ``rows``, ascending, are those that may be found, where
+    only a part of the document is searched.
     """
 
     lexical: LexicalIndex
@@ -40,10 +42,15 @@ class Shelf:
     chunk_of: NDArray[np.int32]
     row_spans: NDArray[np.int32]
     lexical_bytes: int
+    rows: NDArray[np.int64] | None = None
 
-    def rows_of(self, ordinal: int) -> range:
+    def rows_of(self, ordinal: int) -> Sequence[int]:
         """The rows of a chunk."""
-        return range(*np.searchsorted(self.chunk_of, (ordinal, ordinal + 1)).tolist())
+        first, last = np.searchsorted(self.chunk_of, (ordinal, ordinal + 1)).tolist()
+        if self.rows is None:
+            return range(first, last)
+        there: list[int] = self.rows[slice(*np.searchsorted(self.rows, (first, last)))].tolist()
+        return there
 
     @property
     def num_bytes(self) -> int:

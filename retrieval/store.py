@@ -54,7 +54,7 @@ class Record:
     """A row of the store: the document as its tenant sees it, and what only this package needs.
 
     ``number`` is the short key its contents hang on. The revisions are those of the store when its chunks
-    and its vectors were completed; None until then.
+    and its vectors were completed; None until then. ``recognisers`` is the revision of those that found its facts.
     """
 
     document: Document
@@ -66,6 +66,7 @@ class Record:
     chunks_revision: int | None
     vectors_revision: int | None
     reading: Reading | None
+    recognisers: int
 
 
 class Store:
@@ -106,6 +107,14 @@ class Store:
             self.database.purge()
         self.database.checkpoint()
         return self._records("WHERE stage = 'deleting'")
+
+    def reopen_for_recognisers(self, revision: int) -> None:
+        """Give documents whose facts other recognisers found than those of ``revision`` back to be worked on; they can
+        be asked meanwhile."""
+        with self.database.write() as (connection, _):
+            connection.execute(
+                "UPDATE documents SET stage = 'dense' WHERE stage = 'ready' AND recognisers != ?", (revision,)
+            )
 
     def add(
         self, tenant: str, name: str, media_type: str, source: Path, is_to_be_read: bool = False
@@ -364,4 +373,5 @@ def _record(row: sqlite3.Row, has_reader: bool) -> Record:
         chunks_revision=row["chunks_revision"],
         vectors_revision=row["vectors_revision"],
         reading=Reading(row["reading"]) if row["reading"] is not None else None,
+        recognisers=row["recognisers"],
     )

@@ -71,10 +71,20 @@ def _tables(survey: Survey) -> Iterator[list[Span]]:
         if line.kind is LineKind.ROW:
             table.append(line.span)
         elif table:
-            yield table
+            if _is_table(survey.text, table):
+                yield table
             table = []
-    if table:
+    if table and _is_table(survey.text, table):
         yield table
+
+
+def _is_table(text: str, table: Sequence[Span]) -> bool:
+    """Commas without blanks stand in prose as well, before quotation marks: a record has others of its length beside
+    it. Bars and tabs make a table of one row."""
+    row = text[table[0].start : table[0].end]
+    if "|" in row or "\t" in row:
+        return True
+    return len(table) > 1 and len(_cells(text, table[0])) == len(_cells(text, table[1]))
 
 
 def _cells(text: str, line: Span) -> list[Span]:

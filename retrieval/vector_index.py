@@ -44,8 +44,11 @@ class VectorIndex(Protocol):
     def remove(self, ids: NDArray[np.int64]) -> int:
         """Remove those of ``ids`` that are there; says how many. Their vectors are gone from memory."""
 
-    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+    def search(self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Hits:
         """The ``k`` nearest (id, inner product) to ``query`` [dimension], best first, equal ones by id.
+
+        With ``among`` the nearest of these ids, each once, of which none is missed; others than those held are passed
+        over.
 
         Raises:
             VectorsInvalid: the query is not a unit vector of this dimension.
@@ -110,10 +113,13 @@ class ExactIndex:
             self._rows = (known[kept], rows[kept])
             return int(len(known) - kept.sum())
 
-    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+    def search(self, query: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Hits:
         """See ``VectorIndex.search``."""
         check_query(query, self._dimension)
         ids, vectors = self._rows
+        if among is not None:
+            inside = np.isin(ids, among)
+            ids, vectors = ids[inside], vectors[inside]
         return ranked(ids, vectors @ query, k)
 
     def products(self, query: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:

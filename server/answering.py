@@ -19,8 +19,9 @@ from server.bridge import EngineThread
 from server.certainty import values_of
 from server.citations import Source
 from server.conversation import History
+from server.doubt import Doubt
 from server.errors import EvidenceTooLong, FactsTooLong
-from server.gate import Reason, decide, reason_to_search
+from server.gate import Decision, Reason, decide, reason_to_search
 from server.given import fact_passages
 from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
@@ -34,9 +35,10 @@ from server.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_promp
 from server.reading import reading_policy
 from server.recording import Recording
 from server.replies import Answer, Generated, LookedUp, NothingFound
-from server.sessions.book import Book, SessionTurn
+from server.sessions.book import Book, SessionPreview, SessionTurn
 from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
+from server.within import scope_of, told_parts
 
 if TYPE_CHECKING:
     from retrieval.library import Library
@@ -63,6 +65,7 @@ class Answering:
         self._library = library
         self._bridge = bridge
         self._tokenizer = tokenizer
+        self._doubt = Doubt(bridge, tokenizer)
         self._model = model
         self._metrics = metrics
         self.limits = limits
@@ -76,7 +79,7 @@ class Answering:
         """
         async with self._turn(inquiry) as turn:
             inquiry = self.decided(inquiry)
-            inquiry, history = await self.begin(inquiry) if turn is None else self._go_on(inquiry, turn)
+            inquiry, history = await self.begin(inquiry) if turn is None else self.go_on(inquiry, turn)
             found = await self.groundwork(inquiry, history=history)
             recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
             if inquiry.documents and not found.sources:
@@ -108,13 +111,45 @@ class Answering:
 
         Who wants quotes from documents, or put a question to them, is not answered without them.
         """
-        if not inquiry.documents:
+        if not inquiry.documents or inquiry.decision is not None:
             return inquiry
         decision = decide(inquiry.turns)
         if decision.is_searched or not inquiry.may_skip or self.limits.always_retrieve:
             return replace(
                 inquiry, decision=replace(decision, is_searched=True, reason=reason_to_search(inquiry.turns))
             )
+        return self._skipping(inquiry, decision)
+
+    def is_in_doubt(self, inquiry: Inquiry) -> bool:
+        """Whether the model is to be asked if the documents of a decided inquiry need be searched: its words do not say
+        so, and an operator has told from when on the model is certain."""
+        is_unclear = inquiry.decision is not None and inquiry.decision.reason is Reason.UNCLEAR
+        is_open = inquiry.may_skip and not self.limits.always_retrieve and self.limits.certain_from is not None
+        return is_unclear and is_open and bool(inquiry.documents)
+
+    async def weighed(self, inquiry: Inquiry) -> Inquiry:
+        """An inquiry in doubt once the model was asked; as it is where the model cannot say or a key of it leads into
+        the documents. Raises what the search raises."""
+        assert inquiry.decision is not None and self.limits.certain_from is not None, "it is not in doubt"
+        if await anyio.to_thread.run_sync(self._has_key, inquiry):
+            return inquiry
+        certainty = await self._doubt.certainty(inquiry)
+        if certainty is None:
+            return inquiry
+        if certainty < self.limits.certain_from:
+            return replace(inquiry, decision=replace(inquiry.decision, reason=Reason.UNCERTAIN))
+        return self._skipping(inquiry, replace(inquiry.decision, is_searched=False, reason=Reason.CERTAIN))
+
+    def _has_key(self, inquiry: Inquiry) -> bool:
+        assert inquiry.decision is not None, "it was decided"
+        documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
+        scope = scope_of(self._library, inquiry, documents)
+        query = inquiry.decision.query
+        found = self._library.search(inquiry.tenant, query, inquiry.documents, inquiry.max_passages, scope)
+        return any(passage.evidence is not None for passage in found.passages)
+
+    def _skipping(self, inquiry: Inquiry, decision: Decision) -> Inquiry:
+        """The inquiry without its documents."""
         # Another turn of the same conversation: drawn as the others are.
         sampling = inquiry.sampling
         sampling = replace(
@@ -131,12 +166,18 @@ class Answering:
         """The inquiry as it can be answered, and what its prompt begins with: what was read of its one document, if it
         is to start there and that was read, under the policy that is asked for."""
         policy, form = reading_policy(self._model.policy), inquiry.form
-        if form.start is AnswerStart.DOCUMENT and len(inquiry.documents) == 1 and inquiry.policy in (None, policy):
+        is_whole = len(inquiry.documents) == 1 and not inquiry.within
+        if form.start is AnswerStart.DOCUMENT and is_whole and inquiry.policy in (None, policy):
             ids = await self._readings.whole_document(inquiry.tenant, inquiry.documents[0])
             # The question and its passages may fill the window.
             if ids is not None and len(ids) + policy.window <= self._model.max_context_tokens:
                 return replace(inquiry, policy=policy), History(ids, (), len(ids))
         return replace(inquiry, form=replace(form, start=AnswerStart.FRESH)), None
+
+    def go_on(self, inquiry: Inquiry, turn: SessionTurn | SessionPreview) -> tuple[Inquiry, History]:
+        """As ``begin``, with the memory of a session."""
+        form = replace(inquiry.form, start=AnswerStart.FRESH)
+        return replace(inquiry, policy=turn.policy, form=form), turn.history
 
     def request(self, inquiry: Inquiry, found: Groundwork) -> GenerationRequest:
         """What the engine is asked."""
@@ -159,11 +200,6 @@ class Answering:
         if inquiry.session is None:
             return nullcontext()
         return self._book.turn(inquiry.tenant, inquiry.session, inquiry.policy)
-
-    def _go_on(self, inquiry: Inquiry, turn: SessionTurn) -> tuple[Inquiry, History | None]:
-        """As ``begin``, with the memory of a session."""
-        form = replace(inquiry.form, start=AnswerStart.FRESH)
-        return replace(inquiry, policy=turn.policy, form=form), turn.history
 
     def _trace(self, inquiry: Inquiry, prompt: Prompt) -> Trace:
         """What the engine must forget of the prompt with any of its documents: all after the question's role."""
@@ -199,9 +235,10 @@ class Answering:
         documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
         question = inquiry.turns[-1].content
         chosen = inquiry.decision or decide(inquiry.turns)
-        result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages)
+        scope = scope_of(self._library, inquiry, documents)
+        result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages, scope)
         seconds = time.monotonic() - begun
-        given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query)
+        given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query, scope)
         passages = (*given, *(result.passages if result.found else ()))
         decision = "retrieved" if passages else "nothing"
         has_key = any(passage.evidence is not None for passage in passages)
@@ -212,11 +249,20 @@ class Answering:
         stats = self._library.stats()
         text_bytes = sum(document.num_bytes for document in documents)
         index_bytes = sum(stats.host_bytes.values())
-        told = searched(documents, result.num_chunks_searched)
+        told = searched(documents, result.num_chunks_searched, told_parts(inquiry.within, documents))
         conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
         if decision == "nothing":
             bill = RetrievalBill(
-                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=result.reason, query=query
+                True,
+                reason,
+                0,
+                result.num_facts,
+                seconds,
+                text_bytes,
+                index_bytes,
+                note=result.reason,
+                query=query,
+                scope=scope,
             )
             sampling = sampling_params(inquiry, 1, 0.0)
             return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
@@ -226,7 +272,7 @@ class Answering:
         if inquiry.recall == "verbatim" and (values := values_of(sources, chosen.query)).is_certain:
             note = "; ".join(filter(None, (result.reason, values.note)))
             bill = RetrievalBill(
-                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query
+                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query, scope=scope
             )
             return Groundwork(
                 Prompt(array("i"), 0),
@@ -269,7 +315,7 @@ class Answering:
             note = f"{note}; {told_of}"
         start = inquiry.form.start
         bill = RetrievalBill(
-            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query
+            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query, scope
         )
         evidence, is_whole = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ((), False)
         sampling = sampling_params(inquiry, max_tokens, 0.0)

@@ -5,8 +5,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, model_validator
 
 from server.bill import MemoryBill
-from server.chat_schema import MAX_CHOICES, ChatMessage, PolicyOptions
-from server.errors import row_of
+from server.chat_schema import MAX_CHOICES, ChatMessage, FanoOptions
+from server.errors import RequestInvalid, row_of
 from server.forecast import Forecast
 from server.inquiry import ServedModel
 from server.rendering import policy_view
@@ -15,14 +15,11 @@ from server.schemas import MAX_DOCUMENTS, DocumentId, ErrorView, ResidentBytes, 
 MAX_PROMPT_TOKENS = 10_000_000
 
 
-class PlanOptions(WireModel):
-    """What of a request's extension changes its bill."""
-
-    policy: PolicyOptions | None = None
-
-
 class PlanRequest(WireModel):
-    """A request as it would be sent, or only the number of its prompt's tokens."""
+    """A chat request as it would be sent, or only the number of its prompt's tokens and its policy.
+
+    ``documents`` is a shorter way to say ``fano.documents``.
+    """
 
     model: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
@@ -30,17 +27,24 @@ class PlanRequest(WireModel):
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     documents: Annotated[list[DocumentId], Field(default_factory=list, max_length=MAX_DOCUMENTS)]
-    fano: PlanOptions = PlanOptions()
+    fano: FanoOptions = FanoOptions()
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
         if (self.messages is None) == (self.prompt_tokens is None):
             raise ValueError("send either messages or prompt_tokens")
-        if self.documents and self.messages is None:
-            raise ValueError("documents need messages, of which the last is the question")
-        if self.documents and self.n > 1:
-            raise ValueError("n cannot be more than 1 with documents: one answer is searched for and cited")
+        if self.documents and self.fano.documents:
+            raise RequestInvalid("documents and fano.documents mean the same; send one of them", "documents")
+        named = self.fano.model_fields_set - {"policy"}
+        if self.messages is None and (self.documents or named):
+            param = "documents" if self.documents else f"fano.{min(named)}"
+            raise RequestInvalid(f"{param} needs messages, of which the last is what is asked", param)
         return self
+
+    @property
+    def options(self) -> FanoOptions:
+        """The extension object, wherever the documents were named."""
+        return self.fano.model_copy(update={"documents": self.documents}) if self.documents else self.fano
 
 
 class FitView(BaseModel):

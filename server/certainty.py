@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from retrieval.passage import Standing, Value
 from server.citations import Source
+from server.given import is_given
 
 ASKING = re.compile(r"\b(?:whom|whose|who|when|where|why|how (?:much|many|long|old|far|often)|how|what|which)\b", re.I)
 
@@ -57,9 +58,11 @@ def values_of(sources: Sequence[Source], question: str) -> Values:
     """What counts among the values of ``sources``: the most exact places of the keys that ask.
 
     Pins count first, then what the text itself puts under a key, unless only a sentence about the key has all the
-    question's words; of a sentence only what can be what is asked, where it has all of them.
+    question's words; of a sentence only what can be what is asked, where it has all of them. Where the question names
+    documents that say something, other documents do not count.
     """
     found = [(source, value) for source in sources for value in source.passage.values if _is_shown(source, value)]
+    found = _in_named_documents(found)
     found = _standing(_longest_keys(found), question)
     found = _asking_keys(found)
     counted = [
@@ -93,6 +96,12 @@ def may_answer(question: str, value: str) -> bool:
         return has_digit
     # Places, reasons and ways are no facts of a sentence: they are its other words.
     return kind not in ("where", "why", "how")
+
+
+def _in_named_documents(found: Sequence[Found]) -> list[Found]:
+    """Where the question names documents, what stands in those, and what the request brings along."""
+    named = [each for each in found if each[0].passage.is_named]
+    return [each for each in found if each in named or is_given(each[0].passage)] if named else [*found]
 
 
 def _longest_keys(found: Sequence[Found]) -> list[Found]:

@@ -9,6 +9,7 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, without_idle_fields
 from server.errors import RequestInvalid
 from server.inquiry import Sampling
+from server.question_schema import FactKinds, Within
 from server.schemas import (
     MAX_DOCUMENTS,
     MAX_PASSAGES,
@@ -126,6 +127,8 @@ class FanoOptions(WireModel):
     start: Start | None = None
     question_place: Place | None = None
     facts: Facts | None = None
+    within: Within | None = None
+    fact_kinds: FactKinds | None = None
     policy: PolicyOptions | None = None
     max_passages: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] | None = None
     # Also the names of documents' readings, which are refused with the remedy.

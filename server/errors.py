@@ -125,6 +125,14 @@ class StorageFull(Exception):
         super().__init__("the server's disk is full; nothing of the document was kept")
 
 
+class DeletionUnfinished(StorageFull):
+    """The disk has no room for what deleting needs. ``is_begun`` is whether the document is unknown from now on."""
+
+    def __init__(self, is_begun: bool) -> None:
+        what = "not all of the document is off the disk yet" if is_begun else "nothing was deleted"
+        Exception.__init__(self, f"the server's disk is full, and {what}; make room on it and delete it again")
+
+
 class NotReady(Exception):
     """The server is up but its model and library do not stand yet."""
 
@@ -207,6 +215,7 @@ TABLE: Mapping[type[Exception], Row] = {
     EngineStopped: Row(503, "server_error", "engine_stopped"),
     AnswerAborted: Row(503, "server_error", "draining"),
     DeadlineExceeded: Row(504, "server_error", "deadline_exceeded"),
+    DeletionUnfinished: Row(507, "server_error", "deletion_unfinished"),
     StorageFull: Row(507, "server_error", "storage_full"),
     SessionStorageFull: Row(507, "server_error", "session_storage_full"),
     HostBudgetExceeded: Row(507, "server_error", "session_memory_full"),

@@ -40,7 +40,8 @@ class EvidenceView(BaseModel):
 
 class FactView(BaseModel):
     """A fact: ``text`` is ``document[start:end]``. ``keys`` are the forms it is found under, ``key`` the one that its
-    user gave. ``source`` is ``user`` for a pin, else the recogniser that found it."""
+    user gave. ``source`` is ``user`` for a pin, ``reading`` for what surprised the model, whose ``score`` are the bits
+    that it told beyond the usual; else the recogniser that found it, and how sure that is, from 0 to 1."""
 
     id: str
     object: Literal["fact"] = "fact"

@@ -1,7 +1,8 @@
 """Whether a turn of a chat with documents is searched for: not thanks, not what is about the conversation itself.
 
-In doubt it is: a search takes milliseconds, and an answer from nothing is worth less than none. The rules are of words,
-for no model is asked; their words are English, so a turn in another language is searched for.
+In doubt it is: a search takes milliseconds, and an answer from nothing is worth less than none. The rules are of words;
+their words are English, so a turn in another language is searched for. Of a turn of which they say nothing the model
+may be asked: see ``server.doubt``.
 """
 
 import re
@@ -20,7 +21,8 @@ class Reason(StrEnum):
 
     ``KEY_HIT``: a key of the question stands in the documents. ``DOCUMENT_REFERENCE``: the turn speaks of the document.
     ``FOLLOW_UP``: it rests on turns before it. ``QUESTION``: it asks. ``UNCLEAR``: nothing says that it does not ask.
-    ``SMALL_TALK`` and ``CONVERSATION`` (about what was said) are skipped, and where there are ``NO_DOCUMENTS``.
+    ``UNCERTAIN``: nothing does, and the model would not know. ``SMALL_TALK`` and ``CONVERSATION`` (about what was said)
+    are skipped, and what the model is ``CERTAIN`` of without documents, and where there are ``NO_DOCUMENTS``.
     """
 
     KEY_HIT = "key_hit"
@@ -28,8 +30,10 @@ class Reason(StrEnum):
     FOLLOW_UP = "follow_up"
     QUESTION = "question"
     UNCLEAR = "unclear"
+    UNCERTAIN = "uncertain"
     SMALL_TALK = "small_talk"
     CONVERSATION = "conversation"
+    CERTAIN = "certain"
     NO_DOCUMENTS = "no_documents"
 
 

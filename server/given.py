@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from retrieval.contents import cut
 from retrieval.keys import fold, query_keys
 from retrieval.passage import Passage, Span, Standing, Value
+from retrieval.scope import Scope
 from server.errors import RequestInvalid
 from server.inquiry import GivenFact
 
@@ -17,7 +19,12 @@ SHOWN_CHARACTERS = 64
 
 
 def fact_passages(
-    library: "Library", tenant: str, documents: Sequence[str], facts: Sequence[GivenFact], question: str
+    library: "Library",
+    tenant: str,
+    documents: Sequence[str],
+    facts: Sequence[GivenFact],
+    question: str,
+    scope: Scope,
 ) -> list[Passage]:
     """The sentence of each fact, each once, in their order; under a key that ``question`` asks for with its value.
 
@@ -26,16 +33,18 @@ def fact_passages(
     """
     passages: dict[tuple[str, Span], Passage] = {}
     for fact in facts:
-        places = library.locate(tenant, documents, fact.text, 1)
+        places = library.locate(tenant, documents, fact.text, 1, scope)
         if not places:
             shown = fact.text if len(fact.text) <= SHOWN_CHARACTERS else f"{fact.text[:SHOWN_CHARACTERS]}..."
+            asked = "parts of documents" if scope.parts else "documents"
             raise RequestInvalid(
-                f"{fact.param}.text is {shown!r}, which stands in none of the documents asked; send it as it is "
+                f"{fact.param}.text is {shown!r}, which stands in none of the {asked} asked; send it as it is "
                 "written there, or add the document that has it",
                 f"{fact.param}.text",
             )
         ((document_id, span),) = places
         sentence = library.sentence(tenant, document_id, span)
+        sentence = cut(sentence, _around(span, scope.parts.get(document_id))) or sentence
         passage = passages.get((document_id, sentence)) or Passage(
             document_id=document_id,
             document_name=library.get(tenant, document_id).name,
@@ -49,6 +58,13 @@ def fact_passages(
             passage = replace(passage, evidence=sentence, values=(*passage.values, value))
         passages[document_id, sentence] = passage
     return list(passages.values())
+
+
+def _around(span: Span, parts: Sequence[Span] | None) -> Sequence[Span] | None:
+    """The part that ``span`` stands in, if there are any."""
+    if parts is None:
+        return None
+    return [part for part in parts if part.start <= span.start and span.end <= part.end]
 
 
 def is_given(passage: Passage) -> bool:

@@ -1,6 +1,6 @@
 """What stands before the model is asked: prompt, sampling, numbered sources, and what may be quoted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from model.engine.request import SamplingParams
@@ -97,9 +97,12 @@ def _row(passage: Passage) -> tuple[int, str] | None:
     return start, passage.text[row.start : row.end]
 
 
-def searched(documents: Sequence[Document], num_passages: int) -> str:
-    """What was searched, as a sentence."""
-    names = [f"'{document.name}'" for document in documents[:3]]
+def searched(documents: Sequence[Document], num_passages: int, parts: Mapping[str, str]) -> str:
+    """What was searched, as a sentence; ``parts`` tells what of a document was, where that is not all of it."""
+    names = [
+        f"{parts[document.id]} of '{document.name}'" if document.id in parts else f"'{document.name}'"
+        for document in documents[:3]
+    ]
     more = [f"{len(documents) - 3} more"] if len(documents) > 3 else []
     listed = [*names, *more]
     words = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"

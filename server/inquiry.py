@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from model.config import ReadingUnit
 from model.engine.request import FinishReason, RequestUsage, TokenLogprob
 from model.policy import AttentionPolicy
+from retrieval.passage import FactKind
+from retrieval.scope import Scope
 from server.answer_form import AnswerForm, AnswerStart
 from server.citations import Citation
 from server.gate import Decision, Reason
@@ -61,12 +63,26 @@ class GivenFact:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedPart:
+    """A part of a document as the request names it, by characters, pages or heading, and its ``param`` there."""
+
+    param: str
+    document: str | None = None
+    start: int | None = None
+    end: int | None = None
+    first_page: int | None = None
+    last_page: int | None = None
+    heading: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Inquiry:
     """A conversation whose last turn wants an answer, from ``documents`` if there are any.
 
     ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
     ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone;
-    ``decision`` is what it decided.
+    ``decision`` is what it decided. Of a document that ``within`` names only the part is searched, and keys lead to
+    facts of ``fact_kinds`` alone, if there are any.
     """
 
     request_id: str
@@ -83,6 +99,8 @@ class Inquiry:
     may_skip: bool = False
     decision: Decision | None = None
     facts: tuple[GivenFact, ...] = ()
+    within: tuple[AskedPart, ...] = ()
+    fact_kinds: tuple[FactKind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +108,7 @@ class RetrievalBill:
     """What was searched, how much of it stands in the prompt, and with what memory the prompt begins.
 
     ``note`` says how it was searched and what was left out; ``query`` is what was searched for where that is more than
-    the last turn.
+    the last turn; ``scope`` what the search was limited to.
     """
 
     used: bool
@@ -103,6 +121,7 @@ class RetrievalBill:
     start: AnswerStart = AnswerStart.FRESH
     note: str | None = None
     query: str | None = None
+    scope: Scope = field(default_factory=Scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +174,8 @@ class Limits:
     """Tokens of an answer whose request names none, of a chat and from documents, and seconds that any may take.
 
     ``measure_information`` is whether the surprisal of prompts is summed up, ``always_retrieve`` whether no turn that
-    names documents is left without a search.
+    names documents is left without a search, ``certain_from`` how certain the model must be of an answer without
+    documents to be taken at its word, None if it is not asked.
     """
 
     chat_max_tokens: int
@@ -163,3 +183,4 @@ class Limits:
     max_request_seconds: float | None = None
     measure_information: bool = False
     always_retrieve: bool = False
+    certain_from: float | None = None

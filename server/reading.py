@@ -24,9 +24,11 @@ from retrieval.passage import Document
 from server.bridge import EngineThread
 from server.conversation import PartTokenizer
 from server.logs import log_event
+from server.prompt import ChatTokenizer
 from server.sessions.errors import SessionError
 from server.sessions.refusals import SessionBusy
 from server.sessions.register import DOCUMENT_PREFIX
+from server.surprise import Placement, SurpriseFinder
 
 if TYPE_CHECKING:
     from retrieval.library import Library
@@ -70,13 +72,14 @@ class Reader:
         self,
         library: "Library",
         bridge: EngineThread,
-        tokenizer: PartTokenizer,
+        tokenizer: ChatTokenizer,
         sessions: DocumentSessions,
         policy: AttentionPolicy,
         max_context_tokens: int,
         measure_information: bool = False,
         piece_tokens: int = PIECE_TOKENS,
         save_seconds: float = SAVE_SECONDS,
+        finds_surprises: bool = False,
     ) -> None:
         self._library = library
         self._bridge = bridge
@@ -87,6 +90,7 @@ class Reader:
         self._measure_information = measure_information
         self._piece_tokens = piece_tokens
         self._save_seconds = save_seconds
+        self._finds_surprises = finds_surprises
         self._given_up: set[str] = set()
         self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -152,18 +156,23 @@ class Reader:
             await self._leave_out(document, note)
             return
         known = await self._patiently(lambda: self._sessions.open_document(document.tenant, document.id))
-        first = len(known) if known is not None and ids[: len(known)] == known else 0
+        kept = len(known) if known is not None and ids[: len(known)] == known else 0
+        finder, first = await anyio.to_thread.run_sync(self._finder, document, ids, kept)
         await self._tell(document, first, len(ids), None)
         started = saved = time.monotonic()
         done, usage = first, None
         try:
             while done < len(ids):
+                begin = done
                 # Also after a restart a piece ends where it would have.
                 done = min(len(ids), (done // self._piece_tokens + 1) * self._piece_tokens)
-                usage = await self._read_piece(document, ids[:done])
+                usage = await self._read_piece(document, ids[:done], None if finder is None else begin)
+                if finder is not None:
+                    read = ids[begin:done]
+                    await anyio.to_thread.run_sync(self._tell_surprises, document, finder, begin, read, usage)
                 seconds_left = (time.monotonic() - started) / (done - first) * (len(ids) - done)
                 await self._tell(document, done, len(ids), seconds_left)
-                if done < len(ids) and time.monotonic() - saved >= self._save_seconds:
+                if kept < done < len(ids) and time.monotonic() - saved >= self._save_seconds:
                     await self._keep(document, ids[:done], is_complete=False)
                     saved = time.monotonic()
             await self._keep(document, ids, is_complete=True)
@@ -184,11 +193,44 @@ class Reader:
     def _token_ids(self, document: Document) -> "array[int]":
         return document_ids(self._tokenizer, self._library.text(document.tenant, document.id))
 
+    def _finder(self, document: Document, ids: "array[int]", kept: int) -> tuple[SurpriseFinder | None, int]:
+        """What looks for surprises in the document, of which ``kept`` tokens are remembered; and where to read on, not
+        behind what was looked at."""
+        if not self._finds_surprises:
+            return None, kept
+        tenant, document_id = document.tenant, document.id
+        num_told = self._library.surprises.num_told(document_id)
+        if num_told >= len(ids):
+            return None, kept
+        placement = Placement.of(self._tokenizer, self._library.text(tenant, document_id))
+        if placement is None:
+            log_event(logger, "surprises left out", document=document_id, reason="the prompt says another text")
+            return None, kept
+        first = min(kept, num_told)
+        finder = SurpriseFinder(
+            self._tokenizer, placement, lambda start, end: self._library.text(tenant, document_id, start, end)
+        )
+        finder.skip(ids[:first])
+        return finder, first
+
+    def _tell_surprises(
+        self, document: Document, finder: SurpriseFinder, begin: int, ids: "array[int]", usage: RequestUsage | None
+    ) -> None:
+        """Keep what is surprising in the tokens that were read from ``begin`` on."""
+        bits = None if usage is None else usage.surprisals
+        assert bits is not None, "surprisals were asked for"
+        # The first token of all tells nothing, for nothing stands before it.
+        found = finder.find(ids, [0.0] * (len(ids) - len(bits)) + list(bits))
+        self._library.surprises.tell(document.id, begin, begin + len(ids), found)
+
     async def _tell(self, document: Document, done: int, total: int, seconds_left: float | None) -> None:
         await anyio.to_thread.run_sync(self._library.tell_reading, document.id, done, total, seconds_left)
 
-    async def _read_piece(self, document: Document, ids: "array[int]") -> RequestUsage | None:
-        """Read up to the end of ``ids``, and keep fewer checkpoints the longer ago they are."""
+    async def _read_piece(
+        self, document: Document, ids: "array[int]", told_from: int | None = None
+    ) -> RequestUsage | None:
+        """Read up to the end of ``ids``, and keep fewer checkpoints the longer ago they are; with ``told_from`` the
+        surprisals from there on are in the usage."""
         # What is deleted must not be read again from its beginning, where its checkpoints were.
         await anyio.to_thread.run_sync(self._library.get, document.tenant, document.id)
         request = GenerationRequest(
@@ -199,6 +241,7 @@ class Reader:
             tenant=document.tenant,
             keep=Keep(),
             measure_information=self._measure_information,
+            surprisals_from=None if told_from is None else max(1, told_from),
             is_background=True,
         )
         usage = None

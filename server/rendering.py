@@ -20,6 +20,7 @@ from server.schemas import (
     SessionBytes,
     SessionObject,
     SourceView,
+    SpanView,
     Usage,
 )
 from server.sessions.states import SessionView
@@ -151,6 +152,13 @@ def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
                 seconds=round(retrieval.seconds, 6),
                 note=retrieval.note,
                 query=retrieval.query,
+                within=[
+                    SpanView(document=document, start=span.start, end=span.end)
+                    for document, spans in retrieval.scope.parts.items()
+                    for span in spans
+                ]
+                or None,
+                fact_kinds=sorted(retrieval.scope.kinds or ()) or None,
             ),
             ttft_seconds=done.ttft_seconds,
         ),

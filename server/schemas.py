@@ -58,24 +58,6 @@ class Fact(WireModel):
 Facts = Annotated[list[Fact], Field(max_length=MAX_FACTS)]
 
 
-class DocumentQuestion(WireModel):
-    """A question about the document that the path names."""
-
-    question: QuestionText
-    stream: bool = False
-    recall: DocumentRecall = "grounded"
-    start: Start | None = None
-    question_place: Place | None = None
-    facts: Facts | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-
-
-class Question(DocumentQuestion):
-    """A question about one or more documents."""
-
-    documents: Annotated[list[DocumentId], Field(min_length=1, max_length=MAX_DOCUMENTS)]
-
-
 class ProgressView(BaseModel):
     """How far a document's current stage is."""
 
@@ -245,11 +227,21 @@ class ArchiveBytes(BaseModel):
     index: int = 0
 
 
+class SpanView(BaseModel):
+    """``document[start:end]``."""
+
+    document: str
+    start: int
+    end: int
+
+
 class RetrievalUsage(BaseModel):
     """What was searched for the request, and what of it stands in the prompt.
 
     ``reason`` is why documents were searched or not, of a fixed set; ``note`` says how, and what was left out;
-    ``query`` what was searched for, where a turn was put together with what it rests on.
+    ``query`` what was searched for, where a turn was put together with what it rests on. ``within`` are the parts of
+    documents that were not searched as a whole, ``fact_kinds`` the kinds of facts that keys could lead to, both null
+    where nothing was limited so.
     """
 
     used: bool
@@ -259,6 +251,8 @@ class RetrievalUsage(BaseModel):
     seconds: float = 0.0
     note: str | None = None
     query: str | None = None
+    within: list[SpanView] | None = None
+    fact_kinds: list[str] | None = None
 
 
 class PrefixView(BaseModel):

@@ -66,12 +66,20 @@ class Services:
             settings.max_request_seconds,
             settings.information,
             always_retrieve=settings.retrieval_gate == "always",
+            certain_from=settings.retrieval_certainty,
         )
         vault = Vault(settings.data_dir / "sessions", settings.session_disk_bytes)
         self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)
         self.traces = Traces(self.bridge)
         self.reader = Reader(
-            library, self.bridge, tokenizer, self.readings, model.policy, model.max_context_tokens, settings.information
+            library,
+            self.bridge,
+            tokenizer,
+            self.readings,
+            model.policy,
+            model.max_context_tokens,
+            settings.information,
+            finds_surprises=settings.surprises,
         )
         self.reads_documents = settings.read_documents
         self.ingestor = Ingestor(library, self.reader.wake)
@@ -131,16 +139,27 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
 
 
 def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Library":
-    """The library in the data directory, with the embedder that comes along."""
+    """The library in the data directory, with the embedder that comes along. Raises what ``Library.open`` raises, and
+    ``IndexUnavailable``."""
+    from retrieval.clustered_index import ClusteredIndex
     from retrieval.embedder import MiniLMEmbedder
+    from retrieval.gpu_index import GpuIndex, check_device
     from retrieval.library import Library
     from retrieval.library import Limits as LibraryLimits
 
+    is_on_gpu = settings.index_device == "gpu"
+    if is_on_gpu:
+        check_device()
     # The embedder shares the cores with the engine and the event loop, so it gets half of them.
     embedder = MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
     limits = LibraryLimits(max_characters=settings.max_text_characters, max_facts=settings.max_facts)
     return Library.open(
-        settings.data_dir, embedder, count_tokens=count_tokens, limits=limits, has_reader=settings.read_documents
+        settings.data_dir,
+        embedder,
+        count_tokens=count_tokens,
+        limits=limits,
+        has_reader=settings.read_documents,
+        large_index=GpuIndex if is_on_gpu else ClusteredIndex,
     )
 
 

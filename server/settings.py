@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     information: bool = Field(
         False, description="Sum up the model's surprisal of all that is read; costs the head's work for each token."
     )
+    surprises: bool = Field(
+        True,
+        description="Keep what surprises the model in the documents it reads as facts; costs the same.",
+    )
 
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
@@ -80,7 +84,20 @@ class Settings(BaseSettings):
         "auto",
         description="Spare turns of a chat that ask nothing of its documents the search, or search always.",
     )
+    retrieval_certainty: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Also spare it turns whose words say nothing, if the model's probability of its answer without "
+        "documents is as high; default search, for the embedded model is certain of the wrong things.",
+    )
     max_passages: int = Field(5, ge=1, le=20, description="Passages that a question gets unless it says otherwise.")
+
+    index_device: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="Where the vectors of large documents are compared: clustered on the CPU, or all of them on a GPU, "
+        "with the extra gpu installed.",
+    )
 
     max_upload_bytes: int = Field(200_000_000, ge=1, description="Largest file taken, as sent.")
     max_text_characters: int = Field(20_000_000, ge=1, description="Longest text taken, in characters.")

@@ -9,6 +9,7 @@ from model.policy import AttentionPolicy
 
 if TYPE_CHECKING:
     from model.cache.checkpoint import Checkpoint
+    from model.cache.checkpoints import Found
     from model.cache.snapshot import Snapshot
     from model.fingerprint import Fingerprint
 
@@ -54,6 +55,9 @@ class KeptCheckpoints(Protocol):
 
     def path(self, tree: Hashable, token_ids: Sequence[int]) -> "Sequence[Checkpoint]":
         """The checkpoints on the way, shallow to deep."""
+
+    def find(self, tree: Hashable, token_ids: Sequence[int], needs_information: bool = False) -> "Found":
+        """The deepest checkpoint on the way that a request would go on from."""
 
     def snapshot(self, checkpoint: "Checkpoint") -> "Snapshot":
         """A checkpoint as host tensors."""

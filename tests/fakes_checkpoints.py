@@ -4,6 +4,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from model.errors import HostBudgetExceeded
@@ -70,6 +71,9 @@ class FakeCheckpoints:
         text = tuple(token_ids)
         found = [ids for where, ids in self.kept if where == tree and text[: len(ids)] == ids]
         return [FakeCheckpoint(ids) for ids in sorted(found, key=len)]
+
+    def find(self, tree: Tree, token_ids: Sequence[int], needs_information: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(checkpoint=next(reversed(self.path(tree, token_ids)), None))
 
     def holding(self, tree: Tree, token_ids: Sequence[int]) -> FakeHolding:
         path = self.path(tree, token_ids)

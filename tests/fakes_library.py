@@ -22,6 +22,11 @@ from retrieval.passage import (
     SearchResult,
     Span,
 )
+from retrieval.scope import Scope
+
+
+def _is_in(span: Span, parts: Sequence[Span] | None) -> bool:
+    return parts is None or any(part.start <= span.start and span.end <= part.end for part in parts)
 
 
 @dataclass
@@ -37,6 +42,7 @@ class FakeLibrary:
     progress_told: list[tuple[int, int, float | None]] = field(default_factory=list)
     has_reader: bool = False
     closed: bool = False
+    half_deleted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._may_process = threading.Event()
@@ -114,21 +120,40 @@ class FakeLibrary:
         return 1 + self.text(tenant, document_id, 0, position).count("\f")
 
     def delete(self, tenant: str, document_id: str) -> None:
+        if document_id in self.half_deleted:
+            self.half_deleted.discard(document_id)
+            return
         self.get(tenant, document_id)
         del self.documents[document_id], self.texts[document_id]
         self._pending = [each for each in self._pending if each != document_id]
         self._by_content = {key: each for key, each in self._by_content.items() if each != document_id}
 
+    def is_half_deleted(self, tenant: str, document_id: str) -> bool:
+        return document_id in self.half_deleted
+
     def plant(self, *passages: Passage) -> None:
         """Let every search find these."""
         self.planted = passages
 
-    def search(self, tenant: str, query: str, document_ids: Sequence[str], max_passages: int = 5) -> SearchResult:
+    def search(
+        self,
+        tenant: str,
+        query: str,
+        document_ids: Sequence[str],
+        max_passages: int = 5,
+        scope: Scope | None = None,
+    ) -> SearchResult:
         documents = [self.get(tenant, document_id) for document_id in document_ids]
         for document in documents:
             if not document.answerable:
                 raise DocumentNotReady(document)
-        sentences = [passage for document in documents for passage in self._sentences(document)]
+        parts = (scope or Scope()).parts
+        sentences = [
+            passage
+            for document in documents
+            for passage in self._sentences(document)
+            if _is_in(passage.span, parts.get(document.id))
+        ]
         if self.planted is not None:
             passages = self.planted
         else:
@@ -146,13 +171,25 @@ class FakeLibrary:
         )
 
     def locate(
-        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100
+        self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100, scope: Scope | None = None
     ) -> Sequence[tuple[str, Span]]:
         places = []
         for document_id in document_ids:
             whole = self.text(tenant, document_id)
             places += [(document_id, Span(*match.span())) for match in re.finditer(re.escape(text), whole)]
-        return places[:limit]
+        parts = (scope or Scope()).parts
+        return [place for place in places if _is_in(place[1], parts.get(place[0]))][:limit]
+
+    def page_spans(self, tenant: str, document_id: str) -> Sequence[Span]:
+        whole = self.text(tenant, document_id)
+        if "\f" not in whole:
+            return ()
+        return [Span(*match.span()) for match in re.finditer(r"[^\f]*\f|[^\f]+$", whole)]
+
+    def sections(self, tenant: str, document_id: str) -> Sequence[tuple[tuple[str, ...], Span]]:
+        """A line with a # before it is a heading."""
+        whole = self.text(tenant, document_id)
+        return [((match[1],), Span(*match.span())) for match in re.finditer(r"# (.*)\n[^#]*", whole)]
 
     def sentence(self, tenant: str, document_id: str, span: Span) -> Span:
         whole = self.text(tenant, document_id)

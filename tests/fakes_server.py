@@ -36,7 +36,7 @@ class World:
 
     app: FastAPI
     engine: FakeEngine
-    library: FakeLibrary
+    library: Any
     settings: Settings
 
 
@@ -46,11 +46,12 @@ def make_world(
     policy: AttentionPolicy = WINDOW,
     max_context_tokens: int = 100_000,
     reads: ReadingUnit = ReadingUnit.PASSAGES,
+    library: Any = None,
     **changes: Any,
 ) -> World:
-    """A world of its own; ``changes`` are settings."""
+    """A world of its own, with a ``library`` in memory unless one is given; ``changes`` are settings."""
     settings = Settings(data_dir=data_dir, **{"read_documents": False, **changes})
-    engine, library, metrics = FakeEngine(policy), FakeLibrary(), Metrics()
+    engine, library, metrics = FakeEngine(policy), library or FakeLibrary(), Metrics()
     model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens, reads)
     forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig(policy=policy))
     services = Services(settings, metrics, library, engine, tokenizer, model, forecaster)

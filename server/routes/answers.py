@@ -12,11 +12,13 @@ from server.delivery import whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.inquiry import AnswerDone, AnswerText, GivenFact, Inquiry, Sampling, ServedModel
 from server.prompt import Turn
+from server.question_schema import DocumentQuestion, Question
 from server.rendering import answer_view, citation_view, source_view
 from server.replies import Answer
-from server.schemas import AnswerView, DocumentQuestion, Question, error_responses
+from server.schemas import AnswerView, error_responses
 from server.settings import Settings
 from server.sse import EventStreamResponse, event, with_keep_alive
+from server.within import asked_parts, whole_start
 
 router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 
@@ -82,6 +84,7 @@ def _inquiry(
     arrival: float,
     settings: Settings,
 ) -> Inquiry:
+    whole_start(body.start, body.within, "start")
     return Inquiry(
         request_id=request_id,
         tenant=tenant,
@@ -93,6 +96,8 @@ def _inquiry(
         started=arrival,
         facts=tuple(GivenFact(fact.text, fact.key, f"facts.{place}") for place, fact in enumerate(body.facts or ())),
         form=answer_form(body.start, body.question_place, settings),
+        within=asked_parts(body.within, "within"),
+        fact_kinds=tuple(body.fact_kinds or ()),
     )
 
 

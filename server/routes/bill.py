@@ -8,15 +8,16 @@ from fastapi import APIRouter, Request
 
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import EngineStopped
-from server.answer_form import answer_form
 from server.bill_schema import BillView, ForecastView, PlanRequest, bill_view, forecast_view
+from server.chat_inquiry import chat_inquiry
+from server.chat_schema import ChatMessage, ChatRequest
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.errors import NotReady, RequestInvalid, UnknownModel
-from server.inquiry import Inquiry, Sampling
-from server.prompt import Turn
+from server.errors import NotReady, UnknownModel
 from server.schemas import error_responses
 from server.services import Services
+from server.sessions.manifest import SavedCheckpoint
 from server.settings import Settings
+from server.stepped import SteppedEngine
 
 router = APIRouter(prefix="/v1", tags=["bill"])
 
@@ -47,53 +48,73 @@ async def plan_request(
 ) -> ForecastView:
     """What a request would hold on the device at its last token, and whether there is room; nothing is reserved.
 
-    With `documents` they are searched for the last message, as the question would be; where nothing is found no model
-    would be asked, and the bill is nought.
+    Documents are searched for the last message, as the question would be; where nothing is found, or an answer is
+    looked up, no model would be asked, and the bill is nought. What a session holds would not be read again.
+    Where the model itself would be asked if documents need be searched, they are taken to be.
     """
     if body.model not in (None, services.model.name):
         raise UnknownModel(str(body.model), services.model.name)
-    asked = await _asked(body, services, tenant, state.settings, request_id, arrival)
+    asked: GenerationRequest | None
+    returning: tuple[int, ...]
+    if body.messages is None:
+        asked, returning = _by_number(body, services, tenant, request_id), ()
+    else:
+        asked, returning = await _asked(body, body.messages, services, tenant, state.settings, request_id, arrival)
     stats = services.bridge.stats()
     forecast = None if asked is None else services.forecaster.forecast(asked, stats)
-    cached_tokens = None
+    cached_tokens = None if body.messages is None else 0
     if asked is not None and body.messages is not None:
-        policy = asked.policy or services.forecaster.policy
-        held = await services.bridge.call(lambda engine: engine.holding(tenant, policy, asked.prompt_ids))
-        cached_tokens = held.num_tokens
+        cached_tokens = max((await _num_held(asked, services), *returning))
     return forecast_view(forecast, services.model, services.forecaster.max_context_tokens, cached_tokens)
 
 
-async def _asked(
-    body: PlanRequest, services: Services, tenant: str, settings: Settings, request_id: str, arrival: float
-) -> GenerationRequest | None:
-    """The request that the body describes; None where no model would be asked."""
+def _by_number(body: PlanRequest, services: Services, tenant: str, request_id: str) -> GenerationRequest:
+    """A request with a prompt of so many tokens."""
+    assert body.prompt_tokens is not None, "the body has messages or a number of tokens"
     policy = body.fano.policy.over(services.model.policy) if body.fano.policy else None
-    if body.prompt_tokens is not None:
-        num_prompt_tokens, limits = body.prompt_tokens, services.answering.limits
-        room = services.model.max_context_tokens - num_prompt_tokens
-        max_tokens = body.max_tokens or max(1, min(limits.chat_max_tokens, room))
-        prompt = array("i", bytes(array("i").itemsize * num_prompt_tokens))
-        sampling = SamplingParams(max_tokens=max_tokens)
-        return GenerationRequest(request_id, prompt, sampling, policy=policy, num_choices=body.n, tenant=tenant)
-    assert body.messages is not None, "the body has messages or a number of tokens"
-    if body.documents and body.messages[-1].role != "user":
-        raise RequestInvalid("with documents the last message is the question and is from the user", "messages")
-    inquiry = Inquiry(
-        request_id=request_id,
-        tenant=tenant,
-        turns=tuple(Turn("system" if m.role == "developer" else m.role, m.text) for m in body.messages),
-        documents=tuple(dict.fromkeys(body.documents)),
-        recall="grounded" if body.documents else "free",
-        sampling=Sampling(max_tokens=body.max_tokens, num_choices=body.n),
-        max_passages=settings.max_passages,
-        started=arrival,
-        policy=policy,
-        form=answer_form(None, None, settings),
-        may_skip=True,
-    )
-    inquiry = services.answering.decided(inquiry)
-    inquiry, history = await services.answering.begin(inquiry)
-    found = await services.answering.groundwork(inquiry, is_asked=False, history=history)
-    if inquiry.documents and not found.sources:
-        return None
-    return services.answering.request(inquiry, found)
+    room = services.model.max_context_tokens - body.prompt_tokens
+    max_tokens = body.max_tokens or max(1, min(services.answering.limits.chat_max_tokens, room))
+    prompt = array("i", bytes(array("i").itemsize * body.prompt_tokens))
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return GenerationRequest(request_id, prompt, sampling, policy=policy, num_choices=body.n, tenant=tenant)
+
+
+async def _num_held(asked: GenerationRequest, services: Services) -> int:
+    """How many tokens of the prompt the engine would not read again."""
+    tree = asked.tenant, asked.policy or services.forecaster.policy
+
+    def look(engine: SteppedEngine) -> int:
+        found = engine.checkpoints.find(tree, asked.prompt_ids, asked.measure_information)
+        return 0 if found.checkpoint is None else found.checkpoint.num_tokens
+
+    return await services.bridge.call(look)
+
+
+async def _asked(
+    body: PlanRequest,
+    messages: list[ChatMessage],
+    services: Services,
+    tenant: str,
+    settings: Settings,
+    request_id: str,
+    arrival: float,
+) -> tuple[GenerationRequest | None, tuple[int, ...]]:
+    """The request that the engine would get, None where no model would be asked; and the numbers of its tokens after
+    which there are states on the disk that would come back for it."""
+    model, answering = services.model, services.answering
+    chat = ChatRequest(model=model.name, messages=messages, max_tokens=body.max_tokens, n=body.n, fano=body.options)
+    inquiry = answering.decided(chat_inquiry(chat, tenant, request_id, arrival, settings, model))
+    saved: tuple[SavedCheckpoint, ...] = ()
+    if inquiry.session is None:
+        inquiry, history = await answering.begin(inquiry)
+    else:
+        preview = await services.book.preview(tenant, inquiry.session, inquiry.policy)
+        inquiry, history = answering.go_on(inquiry, preview)
+        saved = preview.returning
+    found = await answering.groundwork(inquiry, is_asked=False, history=history)
+    if (inquiry.documents and not found.sources) or found.is_certain:
+        return None, ()
+    asked = answering.request(inquiry, found)
+    num_kept = found.conversation.num_kept if found.conversation is not None else 0
+    told = [each for each in saved if not asked.measure_information or each.information_bits is not None]
+    return asked, tuple(each.num_tokens for each in told if each.num_tokens <= num_kept)

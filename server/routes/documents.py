@@ -1,8 +1,9 @@
 """Documents: taken in, watched, read, deleted."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
@@ -13,7 +14,8 @@ from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.parsers import supported_media_type
 from retrieval.passage import Document, DocumentStatus
 from server.dependencies import ServicesDep, StateDep, TenantDep
-from server.errors import RequestInvalid, envelope, invalid_fields
+from server.errors import DeletionUnfinished, RequestInvalid, envelope, invalid_fields
+from server.ingesting import is_full
 from server.readiness import Stage
 from server.rendering import document_view
 from server.schemas import (
@@ -27,6 +29,9 @@ from server.schemas import (
 from server.services import Services
 from server.sse import EventStreamResponse, event, with_keep_alive
 from server.uploads import SizeLimit, Upload, clean_name, read_body, spooled_file, spooled_text
+
+if TYPE_CHECKING:
+    from retrieval.library import Library
 
 UPLOAD_PATH = "/v1/documents"
 POLL_SECONDS = 0.2
@@ -183,23 +188,35 @@ async def read_text(
     )
 
 
-@router.delete("/{document_id}", response_model=DocumentDeleted, responses=error_responses(409))
+@router.delete("/{document_id}", response_model=DocumentDeleted, responses=error_responses(409, 507))
 async def delete_document(
     document_id: str, services: ServicesDep, tenant: TenantDep, deletion: Annotated[Deletion, Query()]
 ) -> DocumentDeleted:
     """Delete the document and its reading; nothing of it stays on disk.
 
-    409 `document_in_use` names the sessions that contain it; `?cascade=true` deletes them too.
+    409 `document_in_use` names the sessions that contain it; `?cascade=true` deletes them too. 507: the disk has no
+    room for it; deleting it again once there is finishes what was begun.
     """
-    await _get(services, tenant, document_id)
+    # What an interrupted deletion left has to go, too, though no such document is known any more.
+    if not services.library.is_half_deleted(tenant, document_id):
+        await _get(services, tenant, document_id)
     async with services.readings.without_document(tenant, document_id, deletion.cascade):
-        await anyio.to_thread.run_sync(services.library.delete, tenant, document_id)
+        await anyio.to_thread.run_sync(_delete, services.library, tenant, document_id)
         await services.traces.forget(tenant, document_id)
     return DocumentDeleted(id=document_id)
 
 
 async def _get(services: Services, tenant: str, document_id: str) -> Document:
     return await anyio.to_thread.run_sync(services.library.get, tenant, document_id)
+
+
+def _delete(library: "Library", tenant: str, document_id: str) -> None:
+    try:
+        library.delete(tenant, document_id)
+    except (OSError, sqlite3.OperationalError) as error:
+        if is_full(error):
+            raise DeletionUnfinished(library.is_half_deleted(tenant, document_id)) from error
+        raise
 
 
 async def _accept(services: Services, tenant: str, upload: Upload, read: bool | None) -> JSONResponse:

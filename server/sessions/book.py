@@ -9,6 +9,7 @@ import logging
 from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import anyio.to_thread
 
@@ -19,6 +20,7 @@ from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
 from server.logs import log_event
 from server.sessions.errors import SessionError
+from server.sessions.manifest import SavedCheckpoint
 from server.sessions.readings import Readings
 from server.sessions.refusals import SessionBusy, SessionNotSaved, SessionOfDocument, SessionPolicy, SessionReading
 from server.sessions.register import DOCUMENT_PREFIX, Hold, Register, Session
@@ -92,6 +94,22 @@ class Book:
             history = await self._states.history(session)
             documents = session.manifest.documents
             yield SessionTurn(self, hold, tenant, name, session.policy, history, fingerprint, documents)
+
+    async def preview(self, tenant: str, name: str, policy: AttentionPolicy | None) -> "SessionPreview":
+        """What the conversation's next turn would begin with; no state is moved for it. Raises what ``turn`` raises."""
+        if name.startswith(DOCUMENT_PREFIX):
+            raise SessionOfDocument(name)
+        # As the server's own use: a client's turn waits for it, where it would be refused beside another client's.
+        async with self._register.taken(tenant, name, is_upkeep=True):
+            session = self._register.get(tenant, name)
+            if session is None:
+                self._writer.check_whole(tenant, name)
+                return SessionPreview(policy or self._policy, History(array("i")))
+            if policy is not None and policy != session.policy:
+                raise SessionPolicy(name, str(session.policy), str(policy))
+            await self._states.check_fingerprint(session)
+            history = await self._states.history(session)
+            return SessionPreview(session.policy, history, await self._states.returning(session, history))
 
     async def page(self, tenant: str, after: str | None, limit: int) -> list[SessionView]:
         """At most ``limit`` sessions by name, those after the name ``after``."""
@@ -195,6 +213,15 @@ class Book:
 
     async def _view(self, session: Session) -> SessionView:
         return (await self._states.views([session]))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPreview:
+    """What a turn would begin with; ``returning`` are the saved states that would come back from the disk for it."""
+
+    policy: AttentionPolicy
+    history: History
+    returning: tuple[SavedCheckpoint, ...] = ()
 
 
 class SessionTurn:

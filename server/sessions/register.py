@@ -141,8 +141,11 @@ class Register:
             hold.release()
 
     @asynccontextmanager
-    async def taken(self, tenant: str, name: str, patience: bool = False) -> AsyncIterator[Hold]:
-        """As ``occupied``, but the server's own use of the name is waited for; with ``patience`` that of clients, too.
+    async def taken(
+        self, tenant: str, name: str, patience: bool = False, is_upkeep: bool = False
+    ) -> AsyncIterator[Hold]:
+        """As ``occupied``, but the server's own use of the name is waited for; with ``patience``, which makes it such a
+        use itself, that of clients, too.
 
         Raises ``SessionBusy`` where a client has it, or where that takes too long.
         """
@@ -151,7 +154,7 @@ class Register:
             if time.monotonic() >= deadline:
                 break
             await asyncio.sleep(WAIT_SECONDS)
-        with self.occupied(tenant, name, is_upkeep=patience) as own:
+        with self.occupied(tenant, name, is_upkeep=is_upkeep or patience) as own:
             yield own
 
 

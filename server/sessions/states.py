@@ -14,7 +14,7 @@ from model.policy import AttentionPolicy
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
 from server.sessions.errors import SegmentDamaged, SessionDamaged
-from server.sessions.manifest import Manifest
+from server.sessions.manifest import Manifest, SavedCheckpoint
 from server.sessions.refusals import SessionFingerprint
 from server.sessions.register import Session
 from server.sessions.vault import Vault
@@ -91,13 +91,19 @@ class States:
         """
         fingerprint = await self.check_fingerprint(session)
         history = await self.history(session)
-        held = await self._bridge.call(lambda engine: engine.holding(session.tenant, session.policy, history.ids))
-        if held.num_tokens < session.saved_tokens:
+        if await self.returning(session, history):
             try:
                 await self.admit(session, history, await self.load(session))
             except HostBudgetExceeded as full:
                 logger.warning("a session's state stays on the disk and its tokens are read again: %s", full)
         return fingerprint
+
+    async def returning(self, session: Session, history: History) -> tuple[SavedCheckpoint, ...]:
+        """The saved states that are to come back from the disk, if any are."""
+        held = await self._bridge.call(lambda engine: engine.holding(session.tenant, session.policy, history.ids))
+        if held.num_tokens >= session.saved_tokens:
+            return ()
+        return tuple(session.manifest.checkpoints)
 
     async def check_fingerprint(self, session: Session) -> Mapping[str, str]:
         """The fingerprint that holds now. Raises ``SessionFingerprint`` where the session cannot be used under it.

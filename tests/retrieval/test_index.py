@@ -2,21 +2,43 @@
 
 import threading
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.clustered_index import ClusteredIndex
-from retrieval.errors import VectorsInvalid
+from retrieval.errors import IndexUnavailable, VectorsInvalid
 from retrieval.faiss_index import FaissIndex
+from retrieval.gpu_index import GpuIndex, check_device
 from retrieval.vector_index import ExactIndex
 
+
+class RoundingIndex(GpuIndex):
+    """As on a GPU, on the CPU: what picks the rows has other roundings than what compares them."""
+
+    def _copied(self, flat):
+        rows = flat.reconstruct_n(0, flat.ntotal)
+        noise = np.random.default_rng(0).uniform(-1e-6, 1e-6, rows.shape)
+        copy = faiss.IndexFlatIP(flat.d)
+        copy.add((rows + noise).astype(np.float32))
+        return copy
+
+
+def has_gpu() -> bool:
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+on_gpu = pytest.mark.skipif(not has_gpu(), reason="needs a GPU and a FAISS that knows of it")
 INDEXES = [
     pytest.param(ExactIndex, id="exact"),
     pytest.param(FaissIndex, id="faiss"),
     pytest.param(ClusteredIndex, id="clustered"),
+    pytest.param(RoundingIndex, id="rounding"),
+    pytest.param(GpuIndex, id="gpu", marks=[pytest.mark.gpu, on_gpu]),
 ]
+device_index = pytest.mark.parametrize("make", INDEXES[3:])
 every_index = pytest.mark.parametrize("make", INDEXES)
 served_index = pytest.mark.parametrize("make", INDEXES[1:])
 
@@ -108,6 +130,22 @@ def test_products_are_those_of_the_vectors_asked_for(make, unit_rows):
 
 
 @every_index
+def test_among_some_ids_none_of_the_nearest_is_missed(make, unit_rows):
+    vectors, query = clustered_rows(9000, 16, 11), clustered_rows(1, 16, 12)[0]
+    index = make(16)
+    index.add(np.arange(9000), vectors)
+    farthest = np.argsort(vectors @ query, kind="stable")[:300].astype(np.int64)
+    truth = sorted(farthest.tolist(), key=lambda row: (-float(vectors[row] @ query), row))
+    found = index.search(query, 300, farthest)
+    assert [number for number, _ in found] == truth
+    assert index.search(query, 7, farthest) == found[:7]
+    # Those that are not held are passed over.
+    assert index.search(query, 7, np.append(farthest[:3], 10_000)) == index.search(query, 7, farthest[:3])
+    assert len(index.search(query, 7, farthest[:3])) == 3
+    assert index.search(query, 7, ids()) == []
+
+
+@every_index
 def test_removed_means_gone(make, unit_rows):
     vectors = unit_rows(10, 8, 4)
     index = make(8)
@@ -151,6 +189,34 @@ def test_any_history_leaves_both_indexes_alike(make, steps):
     found = fast.search(table[0], 31)
     assert [number for number, _ in found] == [number for number, _ in exact.search(table[0], 31)]
     assert {number for number, _ in found} == held
+
+
+@device_index
+def test_a_device_index_answers_as_the_flat_one_does_to_the_last_bit(make, monkeypatch):
+    vectors, queries = clustered_rows(5000, 32, 21), clustered_rows(40, 32, 22)
+    # Many equal rows, and many that hardly differ: more than are picked beyond k.
+    vectors[:300] = vectors[0]
+    vectors[300:600] = vectors[300] + np.random.default_rng(1).uniform(-2e-6, 2e-6, (300, 32)).astype(np.float32)
+    flat, index = FaissIndex(32), make(32)
+    for each in (flat, index):
+        each.add(np.arange(5000)[::-1].copy(), vectors)
+    for query in [*queries, vectors[0], vectors[300]]:
+        for k in (1, 10, 200, 2500):
+            assert index.search(query, k) == flat.search(query, k)
+    for each in (flat, index):
+        each.remove(np.arange(100, 3000))
+    again = make.from_bytes(32, index.to_bytes())
+    assert again.search(queries[0], 50) == index.search(queries[0], 50) == flat.search(queries[0], 50)
+    # Most questions never have all rows compared on the CPU.
+    monkeypatch.setattr(FaissIndex, "search", lambda self, query, k, among=None: [(among[0], 1.0)] * k)
+    assert index.search(queries[0], 10)[0][0] >= 0
+
+
+def test_a_gpu_that_is_not_there_is_told():
+    if has_gpu():
+        return check_device()
+    with pytest.raises(IndexUnavailable, match=r"set FANO_INDEX_DEVICE=cpu"):
+        check_device()
 
 
 def clustered_rows(count: int, dimension: int, seed: int) -> np.ndarray:

@@ -71,6 +71,8 @@ async def test_the_bill_tells_policy_bytes_and_retrieval(client: httpx.AsyncClie
             "facts": 0,
             "note": "searched by words",
             "query": None,
+            "within": None,
+            "fact_kinds": None,
         },
     }
 

@@ -1,6 +1,8 @@
 """Law 9 over HTTP with the embedded model: the plan of a request is its bill, and all bills tell the same bytes."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import httpx
 import pytest
 from fakes_library import FakeLibrary
 from fakes_server import open_client, scrape
+from fastapi import FastAPI
 
 from model.config import Dtype, EngineConfig, ModelConfig
 from model.engine.engine import Engine
@@ -37,6 +40,12 @@ def engine() -> Engine:
     return load_engine(embedded_checkpoint(), CONFIG)[0]
 
 
+@pytest.fixture(scope="module")
+def roomy_engine() -> Engine:
+    """One that gives no session up to make room."""
+    return load_engine(embedded_checkpoint(), replace(CONFIG, session_bytes=1 << 26))[0]
+
+
 @pytest.fixture
 def library() -> FakeLibrary:
     return FakeLibrary()
@@ -44,13 +53,17 @@ def library() -> FakeLibrary:
 
 @pytest.fixture
 async def client(engine: Engine, library: FakeLibrary, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(make_app(engine, library, tmp_path)) as client:
+        yield client
+
+
+def make_app(engine: Engine, library: FakeLibrary, data_dir: Path) -> FastAPI:
     checkpoint = ModelConfig.from_pretrained(embedded_checkpoint())
-    settings, metrics = Settings(data_dir=tmp_path, information=True), Metrics()
+    settings, metrics = Settings(data_dir=data_dir, information=True), Metrics()
     model = ServedModel("reader", 0, engine.policy, "float32", CONFIG.max_context_tokens, state_recall_bits=12.5)
     forecaster = Forecaster(checkpoint, CONFIG)
     services = Services(settings, metrics, library, engine, engine.tokenizer, model, forecaster)
-    async with open_client(create_app(settings, services, metrics)) as client:
-        yield client
+    return create_app(settings, services, metrics)
 
 
 def chat(num_words: int, max_tokens: int, n: int = 1, **fano: Any) -> dict[str, Any]:
@@ -240,3 +253,128 @@ async def test_a_plan_leaves_documents_alone_where_the_chat_would(
     usage = (await client.post("/v1/chat/completions", json=body)).json()["usage"]
     assert usage["fano"]["retrieval"]["reason"] == "small_talk"
     assert plan["prompt_tokens"] == usage["prompt_tokens"] > 0
+
+
+def asks(content: str, *earlier: dict[str, str], **fano: Any) -> dict[str, Any]:
+    """A request whose reply has as many tokens as it may, and whose plan is asked with the same words."""
+    return {"messages": [*earlier, {"role": "user", "content": content}], "max_tokens": 9, "fano": fano}
+
+
+async def both(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plan of a request, and the reply to it afterwards."""
+    plan = (await client.post("/v1/plan", json=body)).raise_for_status().json()
+    chat = {"model": "reader", "temperature": 0, "logit_bias": {"2": -100, "263": -100}, **body}
+    return plan, (await client.post("/v1/chat/completions", json=chat)).raise_for_status().json()
+
+
+def agree(plan: dict[str, Any], reply: dict[str, Any]) -> None:
+    usage = reply["usage"]
+    assert plan["prompt_tokens"] == usage["prompt_tokens"]
+    assert plan["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
+    assert plan["resident_bytes"] == usage["fano"]["resident_bytes"]
+    assert plan["policy"] == usage["fano"]["policy"]
+
+
+async def test_the_plan_of_a_request_with_facts_and_limits_is_its_bill(
+    client: httpx.AsyncClient, library: FakeLibrary
+) -> None:
+    text = "The captain keeps a copper lantern. The teacher keeps a meadow. The lantern is of copper."
+    document = library.put(text)
+    question, fact = "Which lantern does the captain keep?", {"text": "The teacher keeps a meadow."}
+    plain, _ = await both(client, asks(question, documents=[document]))
+    told = [
+        await both(client, asks(question, documents=[document], **options))
+        for options in (
+            {"facts": [fact]},
+            {"max_passages": 1},
+            {"within": [{"start": text.index("The teacher"), "end": len(text)}]},
+            {"question_place": "both"},
+        )
+    ]
+    for plan, reply in told:
+        agree(plan, reply)
+        assert plan["prompt_tokens"] != plain["prompt_tokens"]
+    body = asks("Nothing", documents=[document], facts=[{"text": "nowhere"}])
+    refusals = [
+        await client.post(path, json={"model": "reader", **body}) for path in ("/v1/plan", "/v1/chat/completions")
+    ]
+    assert refusals[0].status_code == refusals[1].status_code == 400 and refusals[0].json() == refusals[1].json()
+
+
+async def test_the_plan_of_a_session_s_next_turn_is_its_bill(
+    roomy_engine: Engine, library: FakeLibrary, tmp_path: Path
+) -> None:
+    async with open_client(make_app(roomy_engine, library, tmp_path)) as client:
+        await plan_each_turn(client, library)
+
+
+async def plan_each_turn(client: httpx.AsyncClient, library: FakeLibrary) -> None:
+    opening = f"Session of its own: {WORDS} {WORDS} {WORDS} {WORDS}"
+    plan, reply = await both(client, asks(opening, session="plan"))
+    agree(plan, reply)
+    assert plan["cached_tokens"] == 0
+    # A model's tokens for a text are not those that the tokenizer would choose: the session keeps its own.
+    talk = [{"role": "user", "content": opening}, {**reply["choices"][0]["message"]}]
+    talk = [{"role": one["role"], "content": one["content"]} for one in talk]
+    before = (await client.get("/v1/sessions")).json()
+    plan = (
+        (await client.post("/v1/plan", json=asks("And the market?", *talk, session="plan"))).raise_for_status().json()
+    )
+    assert (await client.get("/v1/sessions")).json() == before
+    assert plan["cached_tokens"] >= reply["usage"]["prompt_tokens"]
+    plan, reply = await both(client, asks("And the market?", *talk, session="plan"))
+    agree(plan, reply)
+    document = library.put("The captain of the northern harbour keeps a copper lantern. Nobody else does.")
+    talk += [{"role": "user", "content": "And the market?"}]
+    talk += [{"role": "assistant", "content": reply["choices"][0]["message"]["content"]}]
+    plan, reply = await both(
+        client, asks("Which lantern has the captain?", *talk, session="plan", documents=[document])
+    )
+    agree(plan, reply)
+    assert plan["cached_tokens"] > 0
+    # One that goes another way goes on from the last that is equal.
+    plan, reply = await both(client, asks("And the river?", *talk[:2], session="plan"))
+    agree(plan, reply)
+    other = await client.post("/v1/plan", json=asks("Well?", session="plan", policy={"name": "full"}))
+    assert other.status_code == 409 and other.json()["error"]["code"] == "session_policy"
+
+
+async def test_what_a_session_has_on_the_disk_would_come_back(
+    roomy_engine: Engine, library: FakeLibrary, tmp_path: Path
+) -> None:
+    opening = f"Saved for later: {WORDS} {WORDS} {WORDS} {WORDS}"
+    async with open_client(make_app(roomy_engine, library, tmp_path)) as client:
+        _, reply = await both(client, asks(opening, session="saved"))
+        (await client.post("/v1/sessions/saved/save")).raise_for_status()
+    said = reply["choices"][0]["message"]["content"]
+    talk = [{"role": "user", "content": opening}, {"role": "assistant", "content": said}]
+    config = replace(CONFIG, session_bytes=1 << 26)
+    async with open_client(make_app(load_engine(embedded_checkpoint(), config)[0], library, tmp_path)) as client:
+        plan, reply = await both(client, asks("And now?", *talk, session="saved"))
+        agree(plan, reply)
+        assert plan["cached_tokens"] > 50 and reply["usage"]["fano"]["prefix"]["result"] == "hit"
+
+
+async def test_a_turn_waits_for_a_plan_and_a_plan_is_refused_beside_a_turn(client: httpx.AsyncClient) -> None:
+    book = client._transport.app.state.fano.services.book  # type: ignore[attr-defined]
+    chat = {"model": "reader", **asks("Who?", session="beside")}
+    async with book._register.taken("default", "beside"):
+        refused = await client.post("/v1/plan", json=asks("Who?", session="beside"))
+    assert refused.status_code == 409 and refused.json()["error"]["code"] == "session_busy"
+    plans = [client.post("/v1/plan", json=asks("Who?", session="beside")) for _ in range(8)]
+    replies = await asyncio.gather(*plans, client.post("/v1/chat/completions", json=chat))
+    assert replies[-1].status_code == 200
+    assert {reply.status_code for reply in replies[:-1]} <= {200, 409}
+
+
+async def test_what_a_plan_cannot_be_asked_is_refused_by_name(client: httpx.AsyncClient) -> None:
+    for body, param in (
+        ({"prompt_tokens": 5, "fano": {"session": "x"}}, "fano.session"),
+        ({"prompt_tokens": 5, "documents": ["doc_1"]}, "documents"),
+        ({**asks("Who?", documents=["doc_1"]), "documents": ["doc_1"]}, "documents"),
+    ):
+        reply = await client.post("/v1/plan", json=body)
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == param
+    twice = await client.post("/v1/plan", json={**asks("Who?", session="twice"), "n": 2})
+    assert twice.status_code == 400 and twice.json()["error"]["param"] == "n"
+    assert "twice" not in str((await client.get("/v1/sessions")).json())

@@ -40,6 +40,8 @@ async def test_a_plain_chat_has_the_shape_of_openai(client: httpx.AsyncClient, w
         "seconds": 0.0,
         "note": None,
         "query": None,
+        "within": None,
+        "fact_kinds": None,
     }
     (request,) = world.engine.requests
     assert tuple(request.prompt_ids) == tokenizer.encode_chat(HELLO["messages"])

@@ -1,6 +1,7 @@
 """Documents over HTTP: taken in once, watched, listed, read, deleted; limits that bite while reading."""
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -312,3 +313,37 @@ async def test_what_was_left_out_is_told_in_the_progress(client: httpx.AsyncClie
     world.library.end_reading(document, "not read: too long")
     view = (await client.get(f"/v1/documents/{document}")).json()
     assert (view["status"], view["error"], view["progress"]["note"]) == ("ready", None, "not read: too long")
+
+
+async def test_deleting_on_a_full_disk_says_so_and_can_be_asked_for_again(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = world.library.put("The vault opens at noon.")
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(world.library, "delete", no_room)
+        before = await client.delete(f"/v1/documents/{document}")
+    error = before.json()["error"]
+    assert (before.status_code, error["code"]) == (507, "deletion_unfinished")
+    assert "full, and nothing was deleted; make room" in error["message"]
+    assert (await client.get(f"/v1/documents/{document}")).status_code == 200
+
+    def half(*_: object) -> None:
+        world.library.half_deleted.add(document)
+        gone.append(world.library.documents.pop(document))
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    gone: list[object] = []
+    with monkeypatch.context() as full:
+        full.setattr(world.library, "delete", half)
+        begun = await client.delete(f"/v1/documents/{document}")
+    assert (
+        begun.status_code == 507 and "not all of the document is off the disk yet" in begun.json()["error"]["message"]
+    )
+    assert (await client.get(f"/v1/documents/{document}")).status_code == 404
+    again = await client.delete(f"/v1/documents/{document}")
+    assert again.status_code == 200 and again.json()["deleted"] is True
+    assert (await client.delete(f"/v1/documents/{document}")).status_code == 404

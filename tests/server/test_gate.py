@@ -1,12 +1,17 @@
 """Which turns are searched for, why, and with which query."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from fakes_server import MODEL, World, WorldMaker, open_client, scrape
+from fakes_server import MODEL, World, WorldMaker, open_client, scrape, serving
 
+from model.errors import QueueFull
 from retrieval.passage import Passage, Span
+from server import doubt
 from server.follow_up import follows, standalone_query
 from server.gate import Reason, decide
 from server.prompt import Turn
@@ -153,3 +158,117 @@ async def test_a_key_hit_is_the_reason_where_there_is_one(client: httpx.AsyncCli
     world.library.plant(Passage(document, "note.txt", Span(0, 100), TEXT, None, 2.0, ("key",), Span(25, 76)))
     reply = (await client.post("/v1/ask", json={"documents": [document], "question": "Who paid QX-7741-B?"})).json()
     assert reply["usage"]["fano"]["retrieval"]["reason"] == "key_hit"
+
+
+UNCLEAR = ("Who paid?", "Margarethe Oldenkamp", "My name is Anna Bloom and I like tea.")
+
+
+@pytest.fixture
+async def doubtful(new_world: WorldMaker) -> AsyncIterator[tuple[httpx.AsyncClient, World, str]]:
+    """A server that asks its model, and a document. A scripted token of id n has the probability exp(-n / 1024)."""
+    world = new_world(retrieval_certainty=0.9)
+    async with open_client(world) as client:
+        yield client, world, world.library.put(TEXT)
+
+
+async def test_a_turn_of_which_the_words_say_nothing_is_put_to_the_model(
+    doubtful: tuple[httpx.AsyncClient, World, str], tokenizer: Any
+) -> None:
+    client, world, document = doubtful
+    body = chat(document, *UNCLEAR)
+    world.engine.enqueue("Hello Anna", token_ids=[60, 80])  # exp(-70 / 1024) is 0.934
+    reply = (await client.post("/v1/chat/completions", json=body)).json()
+    retrieval = reply["usage"]["fano"]["retrieval"]
+    assert (retrieval["used"], retrieval["reason"], retrieval["passages"]) == (False, "certain", 0)
+    probe, asked = world.engine.requests
+    assert tuple(probe.prompt_ids) == tuple(asked.prompt_ids) == tokenizer.encode_chat(body["messages"])
+    assert (probe.sampling.max_tokens, probe.sampling.temperature, probe.keep.nothing) == (4, 0.0, True)
+    assert probe.max_seconds is not None and probe.max_seconds <= 2 and not asked.keep.nothing
+    world.engine.enqueue("Hello Anna", token_ids=[40, 200])  # exp(-120 / 1024) is 0.889
+    reply = (await client.post("/v1/chat/completions", json=body)).json()
+    retrieval = reply["usage"]["fano"]["retrieval"]
+    assert (retrieval["used"], retrieval["reason"]) == (True, "uncertain")
+    samples = await scrape(client)
+    assert samples['fano_retrieval_total{decision="skipped",reason="certain"}'] == 1
+    assert samples['fano_retrieval_total{decision="nothing",reason="uncertain"}'] == 1
+
+
+async def test_a_model_that_cannot_say_leaves_the_turn_searched(
+    doubtful: tuple[httpx.AsyncClient, World, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, world, document = doubtful
+
+    async def reason(*said: str) -> tuple[str, int]:
+        before = len(world.engine.requests)
+        reply = await client.post("/v1/chat/completions", json=chat(document, *said))
+        assert reply.status_code == 200, reply.text
+        retrieval = reply.json()["usage"]["fano"]["retrieval"]
+        assert retrieval["used"]
+        return retrieval["reason"], len(world.engine.requests) - before
+
+    world.engine.refuse(QueueFull(9, 9, 1))
+    assert await reason(*UNCLEAR) == ("unclear", 0)
+    world.engine.enqueue("", token_ids=[1])  # nothing, and of that it is certain
+    assert await reason(*UNCLEAR) == ("unclear", 1)
+    assert await reason("tea " * 1100, "Yes.", UNCLEAR[-1]) == ("unclear", 0)
+    monkeypatch.setattr(doubt, "MOST_SECONDS", 0.05)
+    world.engine.stall()
+    begun = time.monotonic()
+    assert await reason(*UNCLEAR) == ("unclear", 1)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("What does section 4 say?", "document_reference"),
+        ("Who discovered penicillin?", "question"),
+        ("And why there?", "follow_up"),
+        ("Thank you!", "small_talk"),
+    ],
+)
+async def test_the_model_is_not_asked_where_the_words_decide(
+    doubtful: tuple[httpx.AsyncClient, World, str], said: str, reason: str
+) -> None:
+    client, world, document = doubtful
+    reply = await client.post("/v1/chat/completions", json=chat(document, *UNCLEAR[:2], said))
+    assert reply.json()["usage"]["fano"]["retrieval"]["reason"] == reason
+    assert not any(request.sampling.max_tokens == doubt.PROBE_TOKENS for request in world.engine.requests)
+
+
+async def test_no_certainty_goes_before_a_key(doubtful: tuple[httpx.AsyncClient, World, str]) -> None:
+    client, world, document = doubtful
+    world.library.plant(Passage(document, "note.txt", Span(0, 100), TEXT, None, 2.0, ("key",), Span(25, 76)))
+    reply = await client.post("/v1/chat/completions", json=chat(document, *UNCLEAR[:2], "invoice QX-7741-B"))
+    assert reply.json()["usage"]["fano"]["retrieval"]["reason"] == "key_hit"
+    assert len(world.engine.requests) == 1
+
+
+async def test_no_certainty_goes_before_what_was_asked_for(doubtful: tuple[httpx.AsyncClient, World, str]) -> None:
+    client, world, document = doubtful
+    for fano in ({"recall": "verbatim"}, {"facts": [{"text": "noon"}]}):
+        reply = await client.post("/v1/chat/completions", json=chat(document, *UNCLEAR, **fano))
+        assert reply.json()["usage"]["fano"]["retrieval"]["used"], reply.text
+    assert not any(request.sampling.max_tokens == doubt.PROBE_TOKENS for request in world.engine.requests)
+
+
+async def test_by_default_the_model_is_not_asked(client: httpx.AsyncClient, world: World) -> None:
+    document = world.library.put(TEXT)
+    reply = await client.post("/v1/chat/completions", json=chat(document, *UNCLEAR))
+    assert reply.json()["usage"]["fano"]["retrieval"]["reason"] == "unclear" and len(world.engine.requests) <= 1
+
+
+async def test_who_leaves_takes_the_question_to_the_model_back(new_world: WorldMaker) -> None:
+    world = new_world(retrieval_certainty=0.9)
+    with serving(world.app) as url:
+        document = world.library.put(TEXT)
+        world.engine.stall()
+        async with httpx.AsyncClient(timeout=httpx.Timeout(30, read=0.3)) as client:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(f"{url}/v1/chat/completions", json=chat(document, *UNCLEAR))
+        async with asyncio.timeout(1):  # before the time of the probe itself is up
+            while not world.engine.aborted:
+                await asyncio.sleep(0.01)
+        (request,) = world.engine.requests
+        assert request.sampling.max_tokens == doubt.PROBE_TOKENS and world.engine.aborted == [request.request_id]
+        world.engine.go_on()

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import faiss
 import httpx
 import pytest
 from fakes_server import World, WorldMaker, open_client
@@ -14,9 +15,10 @@ import server.app
 from model.config import Dtype, ModelConfig
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
+from retrieval.errors import IndexUnavailable
 from server.app import create_app
 from server.readiness import Stage
-from server.services import attention_policy, embedded_checkpoint, engine_config, num_threads
+from server.services import attention_policy, embedded_checkpoint, engine_config, num_threads, open_library
 from server.settings import Settings
 
 
@@ -114,3 +116,10 @@ async def test_a_drain_refuses_what_is_new(client: httpx.AsyncClient, world: Wor
         reply = await client.request(method, path)
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "draining")
     assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="there is a GPU here")
+def test_an_index_on_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(IndexUnavailable, match="FANO_INDEX_DEVICE=cpu"):
+        open_library(Settings(data_dir=tmp_path / "data", index_device="gpu"), len)
+    assert not (tmp_path / "data").exists()

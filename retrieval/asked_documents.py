@@ -1,0 +1,116 @@
+"""Which of several documents a question names, and whether it asks of each: then each has its share of the passages.
+
+A document is named by the words of its file's name, or of its title, that no other document asked has in its own; where
+a question compares and names fewer than two, it asks of all. Any other question is answered by rank alone, in whatever
+documents the answer stands.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from retrieval.words import STOP_WORDS, words
+
+Found = TypeVar("Found")
+
+# Names that say nothing: a question that speaks of "the document" names none.
+GENERIC = frozenset(
+    """document documents doc docs file files text note notes upload untitled page pages scan copy final draft version
+    pdf docx html txt md""".split()
+)
+_SEVERAL = (
+    r"(?:documents|contracts|agreements|files|texts|papers|reports|leases|offers|policies|versions|sources|of them)"
+)
+_COMPARES = re.compile(
+    rf"\b(?:compar(?:e|es|ed|ing|ison)|contrast|differ(?:s|ence|ences|ent|ently)?|versus|vs|respectively|in common"
+    rf"|(?:each|both|all|either|every one)(?: of)?(?: the| these| those)?(?: two| three| four| five| \d+)? {_SEVERAL}"
+    r"|(?:each|every) (?:document|contract|agreement|file|text|paper|report|lease|offer|policy|version|source))\b",
+    re.IGNORECASE,
+)
+_EXTENSION = re.compile(r"\.\w{1,5}$")
+# Of each document that has a share so many places at least are looked at.
+_LEAST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AskedDocuments:
+    """By their places among the documents asked: those that are ``named``, and those that each have a share."""
+
+    named: frozenset[int] = frozenset()
+    shares: frozenset[int] = frozenset()
+
+    def most(self, max_passages: int) -> int:
+        """Of so many passages those that a document comes first with."""
+        if len(self.shares) == 1:  # the others may have to say something too
+            return (max_passages + 1) // 2
+        return max(1, max_passages // len(self.shares)) if self.shares else 0
+
+
+def asked_documents(question: str, names: Sequence[str], titles: Sequence[str]) -> AskedDocuments:
+    """What ``question`` asks of documents with these names and titles, of which it may have any number."""
+    if len(names) < 2:
+        return AskedDocuments()
+    bare = [_EXTENSION.sub("", name) for name in names]
+    whole = {place for place, name in enumerate(names) if _stands_in(name, question)}
+    named = _named(question, bare) | _named(question, titles) | whole
+    if len(named) < 2 and _COMPARES.search(question):
+        return AskedDocuments(named, frozenset(range(len(names))))
+    return AskedDocuments(named, named)
+
+
+def first_of(
+    found: Sequence[Found], depth: int, asked: AskedDocuments, document_of: Callable[[Found], int]
+) -> list[Found]:
+    """The first ``depth`` of what was found, best first, and of each document with a share its first ones as well."""
+    left = dict.fromkeys(asked.shares, max(_LEAST, depth // max(1, len(asked.shares))))
+    kept = []
+    for rank, one in enumerate(found):
+        document = document_of(one)
+        if rank < depth or left.get(document, 0) > 0:
+            kept.append(one)
+        if document in left:
+            left[document] -= 1
+    return kept
+
+
+def in_turn(
+    ranked: Sequence[Found], each: int, shares: Collection[int], document_of: Callable[[Found], int]
+) -> list[Found]:
+    """First the best of every document in ``shares``, then the second best, up to ``each``; then the rest as ranked."""
+    rounds: list[tuple[int, int]] = []
+    seen: Counter[int] = Counter()
+    for rank, one in enumerate(ranked):
+        document = document_of(one)
+        has_turn = document in shares and seen[document] < each
+        rounds.append((seen[document] if has_turn else each, rank))
+        seen[document] += 1
+    return [ranked[rank] for _, rank in sorted(rounds)]
+
+
+def _stands_in(name: str, question: str) -> bool:
+    """Whether a file is named as it is called, extension and all."""
+    pattern = rf"(?<![\w.-]){re.escape(name)}(?![\w-])"
+    return "." in name and re.search(pattern, question, re.IGNORECASE) is not None
+
+
+def _named(question: str, names: Sequence[str]) -> frozenset[int]:
+    asked = set(words(question))
+    letters = set(re.findall(r"(?<=[\w,;:] )([A-HJ-Z0-9])\b", question))
+    own = [_telling(name) for name in names]
+    counts = Counter(word for name in own for word in name)
+    named = set()
+    for place, name in enumerate(own):
+        telling = {word for word in name if counts[word] == 1}
+        if telling and all(word in letters if len(word) == 1 else word in asked for word in telling):
+            named.add(place)
+    return frozenset(named)
+
+
+def _telling(name: str) -> frozenset[str]:
+    """The words of a name that tell it from others; a letter by itself as a capital, so that "a" is none."""
+    parts = [part for word in words(name) for part in re.split(r"[-._/:@+#&'’]", word) if part]
+    return frozenset(
+        part.upper() if len(part) == 1 else part for part in parts if len(part) == 1 or part not in STOP_WORDS | GENERIC
+    )

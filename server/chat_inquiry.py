@@ -1,0 +1,77 @@
+"""A chat request as an inquiry: what goes together, and what is refused by name; for the chat and for its plan."""
+
+from server.answer_form import answer_form
+from server.chat_schema import ChatRequest
+from server.errors import RequestInvalid
+from server.inquiry import GivenFact, Inquiry, ServedModel
+from server.prompt import Turn
+from server.schemas import Recall
+from server.settings import Settings
+from server.within import asked_parts, whole_start
+
+# What means something only where documents are searched.
+OF_DOCUMENTS = ("max_passages", "start", "question_place", "facts", "within", "fact_kinds")
+
+
+def chat_inquiry(
+    body: ChatRequest, tenant: str, request_id: str, arrival: float, settings: Settings, model: ServedModel
+) -> Inquiry:
+    """What ``body`` asks. Raises ``RequestInvalid``."""
+    recall = _recall(body)
+    return Inquiry(
+        request_id=request_id,
+        tenant=tenant,
+        turns=tuple(Turn("system" if m.role == "developer" else m.role, m.text) for m in body.messages),
+        documents=tuple(dict.fromkeys(body.fano.documents)),
+        recall=recall,
+        sampling=body.sampling,
+        max_passages=body.fano.max_passages or settings.max_passages,
+        started=arrival,
+        form=answer_form(body.fano.start, body.fano.question_place, settings),
+        policy=body.fano.policy.over(model.policy) if body.fano.policy else None,
+        session=_session(body),
+        may_skip=recall == "grounded" and not body.fano.facts,
+        facts=tuple(
+            GivenFact(fact.text, fact.key, f"fano.facts.{place}") for place, fact in enumerate(body.fano.facts or ())
+        ),
+        within=asked_parts(body.fano.within, "fano.within"),
+        fact_kinds=tuple(body.fano.fact_kinds or ()),
+    )
+
+
+def _recall(body: ChatRequest) -> Recall:
+    """The recall mode, where it goes together with the rest. Raises ``RequestInvalid``."""
+    recall = body.fano.recall or ("grounded" if body.fano.documents else "free")
+    if not body.fano.documents:
+        if recall != "free":
+            raise RequestInvalid(f"fano.recall is {recall!r}, which needs fano.documents", "fano.recall")
+        for key in OF_DOCUMENTS:
+            if getattr(body.fano, key) is not None:
+                raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
+        return recall
+    whole_start(body.fano.start, body.fano.within, "fano.start")
+    if recall == "free":
+        raise RequestInvalid("fano.recall is 'free', which uses no documents; leave out one of them", "fano.recall")
+    last = len(body.messages) - 1
+    if body.messages[last].role != "user":
+        raise RequestInvalid("with fano.documents the last message is the question and is from the user",
+                             f"messages.{last}.role")  # fmt: skip
+    if not body.messages[last].text.strip():
+        raise RequestInvalid("the question is empty", f"messages.{last}.content")
+    if body.num_choices > 1:
+        raise RequestInvalid("n cannot be more than 1 with fano.documents: one answer is searched for and cited", "n")
+    if recall == "verbatim" and body.stop_strings:
+        raise RequestInvalid("stop cannot be used with fano.recall 'verbatim': quotes are not cut", "stop")
+    if recall == "verbatim" and body.logprobs:
+        raise RequestInvalid(
+            "logprobs cannot be used with fano.recall 'verbatim': the reply is the document's text, not tokens",
+            "logprobs",
+        )
+    return recall
+
+
+def _session(body: ChatRequest) -> str | None:
+    """The session, where the request can be one of its turns. Raises ``RequestInvalid``."""
+    if body.fano.session is not None and body.num_choices > 1:
+        raise RequestInvalid("n cannot be more than 1 with fano.session: a session has one history", "n")
+    return body.fano.session
