@@ -55,6 +55,7 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.throughput --short
 	$(BIN)/python -m bench.retrieval --short
 	$(BIN)/python -m bench.recall --short
+	$(BIN)/python -m bench.precision --short
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

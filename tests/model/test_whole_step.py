@@ -51,7 +51,7 @@ def make_model(geometry: str, dtype: Dtype) -> HybridLM:
     if dtype is Dtype.INT8:
         return quantised(make_model(geometry, Dtype.FLOAT32))
     generator = torch.Generator().manual_seed(5)
-    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | GEOMETRIES[geometry]), REFERENCE, dtype)
+    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | GEOMETRIES.get(geometry, {})), REFERENCE, dtype)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if name.endswith(".a"):
@@ -200,14 +200,15 @@ def test_a_released_block_that_is_seen_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [*Dtype])
-@pytest.mark.parametrize("num_tokens", [5, 70])
-def test_the_plan_bounds_the_workspace_of_a_step(dtype: Dtype, num_tokens: int) -> None:
-    model = make_model("odd", dtype)
+@pytest.mark.parametrize("num_tokens", [5, 500])
+@pytest.mark.parametrize("geometry", ["tiny", "odd"])
+def test_the_plan_bounds_the_workspace_of_a_step(geometry: str, dtype: Dtype, num_tokens: int) -> None:
+    model = make_model(geometry, dtype)
     run_with(kernels_at(InstructionSet.PORTABLE), model)
     reader = Reader(model)
     chunk = reader.open().chunk([1] * num_tokens, is_decode=False)
     reader.model(Batch.pack([chunk]), reader.states, reader.blocks)
-    engine = EngineConfig(num_slots=1, max_context_tokens=64, num_blocks=1, dtype=dtype, prefill_chunk_tokens=64)
+    engine = EngineConfig(num_slots=1, max_context_tokens=64, dtype=dtype)
     assert 0 < model.workspace_bytes <= _step_bytes(model.config, engine, num_tokens, num_blocks=1)
 
 
