@@ -5,15 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(EXTRA)
 NATIVE := $(VENV)/.built-$(EXTRA)
+FIGURES ?= runs/figures
 
-.PHONY: help install serve check format test test-all bench clean
+.PHONY: help install serve check format test test-all bench bench-speed clean
 
 help:
 	@echo "make install   make $(VENV) with everything in it (EXTRA=gpu for a CUDA machine)"
 	@echo "make serve     start the server with the embedded model on 127.0.0.1:8000"
 	@echo "make test      run the tests          make test-all  adds the slow suites"
 	@echo "make check     lint, types, import contracts"
-	@echo "make bench     run the benchmarks in their short form"
+	@echo "make bench     run the benchmarks in their short form, minutes; make bench-speed  the tables of speed, hours"
 
 install: $(NATIVE)
 
@@ -51,11 +52,29 @@ test: $(NATIVE)
 test-all: $(NATIVE)
 	$(BIN)/python -m pytest
 
+# Minutes: that everything is measured and agrees, on tiny models; no time of theirs is a result.
 bench: $(NATIVE)
 	$(BIN)/python -m bench.throughput --short
+	$(BIN)/python -m bench.peers --short
+	$(BIN)/python -m bench.streams --short
+	$(BIN)/python -m bench.overhead --short
 	$(BIN)/python -m bench.retrieval --short
 	$(BIN)/python -m bench.recall --short
 	$(BIN)/python -m bench.precision --short
+
+# The tables of speed and memory in bench/RESULTS.md, into $(FIGURES). Hours, on a machine that does nothing else;
+# bench.peers goes on where it was stopped. Without cmake and ninja, llama.cpp is told as missing. What needs texts
+# (bench.recall, bench.warm, bench.needles, ...) takes their paths: the command stands above its table.
+bench-speed: $(NATIVE)
+	mkdir -p $(FIGURES)
+	-$(BIN)/python -m bench.llama
+	$(BIN)/python -m bench.peers --out $(FIGURES)/peers.jsonl --models 28M > $(FIGURES)/peers.txt
+	$(BIN)/python -m bench.overhead > $(FIGURES)/overhead.txt
+	$(BIN)/python -m bench.streams > $(FIGURES)/streams.txt
+	$(BIN)/python -m bench.length > $(FIGURES)/length.txt
+	$(BIN)/python -m bench.throughput > $(FIGURES)/throughput.txt
+	$(BIN)/python -m bench.peers --out $(FIGURES)/peers.jsonl --depths 0 512 1024 8192 > $(FIGURES)/peers-both.txt
+	$(BIN)/python -m bench.restore > $(FIGURES)/restore.txt
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

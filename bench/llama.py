@@ -32,6 +32,7 @@ SWITCHES = {
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
 }
+# llama.cpp's names of formats stand for themselves.
 OUTTYPES = {"float32": "f32", "bfloat16": "bf16"}
 SLOT_FILE = "session.bin"
 
@@ -53,7 +54,13 @@ class LlamaBuild:
         self.directory = directory.absolute()
         self.package = self.directory / "source"
         self.source = self.package / "vendor" / "llama.cpp"
-        self.server = self.directory / "build" / "bin" / "llama-server"
+        self.libraries = self.directory / "build" / "bin"
+        self.server = self.libraries / "llama-server"
+
+    @property
+    def has_library(self) -> bool:
+        """Whether the library and the bindings to it are there."""
+        return (self.libraries / "libllama.so").is_file() and (self.package / "llama_cpp").is_dir()
 
     def make(self) -> Path:
         """Download, unpack and build what is missing; the path of the server."""
@@ -78,11 +85,15 @@ class LlamaBuild:
 
     def convert(self, checkpoint: Path, dtype: str) -> Path:
         """A GGUF file of a checkpoint in Hugging Face layout, beside it."""
-        gguf = checkpoint / f"{OUTTYPES[dtype]}.gguf"
+        gguf = self.gguf(checkpoint, dtype)
         command = [sys.executable, self.source / "convert_hf_to_gguf.py", checkpoint]
-        command += ["--outtype", OUTTYPES[dtype], "--outfile", gguf]
+        command += ["--outtype", gguf.stem, "--outfile", gguf]
         subprocess.run(command, check=True, capture_output=True)
         return gguf
+
+    def gguf(self, checkpoint: Path, dtype: str) -> Path:
+        """Where ``convert`` puts it."""
+        return checkpoint / f"{OUTTYPES.get(dtype, dtype)}.gguf"
 
     @property
     def version(self) -> str:

@@ -7,7 +7,7 @@ from retrieval.contents import Contents, StoredFact
 from retrieval.keys import KeyShape, QueryKey, query_keys
 from retrieval.passage import FactKind, Span
 from retrieval.passages import KeyHit, Place
-from retrieval.store import Record
+from retrieval.record import Record
 from retrieval.words import STOP_WORDS, words
 
 # Somebody who quotes, or writes a code or an address, means exactly that.

@@ -1,6 +1,7 @@
 """What the searches returned, with all that tells an answer from a mere likeness: read once for one question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from retrieval.errors import UnknownDocument
 from retrieval.features import Candidate
 from retrieval.passage import Span
 from retrieval.passages import NearRow, Place
+from retrieval.record import Record
 from retrieval.shelf_files import Shelf
-from retrieval.store import Record, Store
+from retrieval.store import Store
 
 
 def candidates(
@@ -24,9 +26,10 @@ def candidates(
     dense: Mapping[Place, NearRow],
     query: NDArray[np.float32] | None,
     met: Met,
+    rare: Iterable[Sequence[Place]],
 ) -> list[Candidate]:
     """One candidate for each chunk of ``lexical`` and ``dense``, which are best first, and for each place of a weak key
-    of ``met``, in the order of their places.
+    of ``met`` and of a rare word, in the order of their places.
 
     ``query`` is the vector of the question, None if nothing was searched by meaning.
 
@@ -36,7 +39,7 @@ def candidates(
     by_words = {(document, ordinal): (rank, score) for rank, (document, ordinal, score) in enumerate(lexical, start=1)}
     by_meaning = {place: rank for rank, place in enumerate(dense, start=1)}
     ordinals: dict[int, list[int]] = {}
-    for document, ordinal in sorted({*by_words, *by_meaning, *met.weak}):
+    for document, ordinal in sorted({*by_words, *by_meaning, *met.weak, *chain.from_iterable(rare)}):
         ordinals.setdefault(document, []).append(ordinal)
     found = []
     for document, wanted in ordinals.items():

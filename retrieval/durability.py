@@ -4,13 +4,22 @@ A rename is atomic, but neither the bytes of a file nor its name are on the disk
 and its directory have been synchronised (fsync(2), NOTES).
 """
 
+import errno
 import hashlib
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".part"
+
+
+def is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether the disk has no room, as the operating system or SQLite tells it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
 def sync_directory(directory: Path) -> None:

@@ -115,6 +115,10 @@ def best_of(nearest: Callable[[int], tuple[NDArray[np.float32], NDArray[np.int64
 
 def chosen(ids: NDArray[np.int64]) -> faiss.IDSelector:
     """Lets a search see ``ids`` alone, and keeps them as long as it is kept."""
+    if len(ids) and np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
+        # A part of a text is mostly one run of rows, which needs no look into a table for each row.
+        run: faiss.IDSelector = faiss.IDSelectorRange(int(ids[0]), int(ids[-1]) + 1)
+        return run
     selector: faiss.IDSelector = faiss.IDSelectorBatch(np.ascontiguousarray(ids))
     return selector
 

@@ -14,9 +14,10 @@ from retrieval.keys import fold, query_keys
 from retrieval.lexical_index import LexicalQuery
 from retrieval.passage import Span
 from retrieval.passages import KeyHit, Place
+from retrieval.record import Record
 from retrieval.sentences import sentence_spans
 from retrieval.shelf_files import Shelf
-from retrieval.store import Record, Store
+from retrieval.store import Store
 from retrieval.words import words
 
 MAX_HOPS = 4

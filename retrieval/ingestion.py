@@ -9,14 +9,16 @@ from dataclasses import replace
 
 from retrieval.chunker import chunk
 from retrieval.contents import Contents
+from retrieval.durability import is_full
 from retrieval.embedder import Embedder
 from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
 from retrieval.fact_book import within_budget
 from retrieval.parsers import parse
 from retrieval.passage import Document, DocumentError
 from retrieval.recognisers import RECOGNISERS_REVISION, recognise
+from retrieval.record import UNFINISHED, Record, Stage
 from retrieval.shelves import Shelves
-from retrieval.store import UNFINISHED, Record, Stage, Store
+from retrieval.store import Store
 from retrieval.vector_rows import vector_rows
 
 # One commit, one look at ``stop`` and one chance for a question to be embedded between batches.
@@ -74,6 +76,9 @@ class Ingestion:
             self._fail(document_id, DocumentError("out_of_memory", "the document did not fit in memory"))
         except Exception as error:
             logger.exception("%s could not be read", document_id)
+            if isinstance(error, OSError | sqlite3.OperationalError) and is_full(error):
+                self._fail(document_id, DocumentError("storage_full", "the disk is full; make room and send it again"))
+                return
             message = f"an unexpected error stopped the reading: {type(error).__name__}: {error}"
             self._fail(document_id, DocumentError("internal_error", message))
         finally:

@@ -23,12 +23,13 @@ from retrieval.keys import fold
 from retrieval.occurrences import occurrences
 from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
 from retrieval.recognisers import RECOGNISERS_REVISION
+from retrieval.record import Record
 from retrieval.scope import Scope
 from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
-from retrieval.store import Record, Store
+from retrieval.store import Store
 from retrieval.surprises import Surprises
 from retrieval.vector_index import VectorIndex
 
@@ -207,7 +208,14 @@ class Library:
         record = self._half_deleted.get(document_id)
         if record is None or record.document.tenant != tenant:
             record = self._store.record(document_id, tenant)
-            self._store.mark_deleting(record.number)
+            try:
+                self._store.mark_deleting(record.number)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                # Indexes can be made anew, and the room that they take may be what is missing.
+                self._shelves.discard(document_id)
+                self._store.mark_deleting(record.number)
         with self._work_done:
             self._work_done.wait_for(lambda: document_id not in self._at_work)
         try:

@@ -9,7 +9,8 @@ from retrieval.contents import Contents, StoredChunk, StoredFact
 from retrieval.duplicates import collapsed
 from retrieval.errors import UnknownDocument
 from retrieval.passage import Nearest, Passage, Span
-from retrieval.store import Record, Store
+from retrieval.record import Record
+from retrieval.store import Store
 from retrieval.values import Asked, Reader
 from retrieval.words import words
 

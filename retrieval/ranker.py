@@ -75,13 +75,26 @@ class Layers:
         return scores
 
 
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How sure one must be to say "found": ``least`` in texts of ``num_chunks`` chunks, in between by their logarithm,
+    beyond both as at the nearer one."""
+
+    num_chunks: tuple[float, ...]
+    least: tuple[float, ...]
+
+    def __call__(self, num_chunks: int) -> float:
+        """The threshold for a text of so many chunks."""
+        return float(np.interp(math.log(max(num_chunks, 1)), np.log(self.num_chunks), self.least))
+
+
 class Ranker:
     """Orders candidates and says how sure it is. Never changes; any number of threads may use it."""
 
-    def __init__(self, score: Layers, confidence: Layers, threshold: float) -> None:
+    def __init__(self, score: Layers, confidence: Layers, thresholds: Thresholds) -> None:
         self._score = score
         self._confidence = confidence
-        self.threshold = threshold
+        self.thresholds = thresholds
 
     @classmethod
     @cache
@@ -89,7 +102,7 @@ class Ranker:
         """The ranking that comes with the program."""
         stored = json.loads(_PATH.read_text(encoding="utf-8"))
         assert (tuple(stored["features"]), tuple(stored["confidence_features"])) == (NAMES, CONFIDENCE_NAMES)
-        return cls(Layers.of(stored["score"]), Layers.of(stored["confidence"]), float(stored["threshold"]))
+        return cls(Layers.of(stored["score"]), Layers.of(stored["confidence"]), Thresholds(**stored["thresholds"]))
 
     def scores(self, table: Table) -> Table:
         """A score [n] for each row of ``features``; only their differences within one question mean something."""

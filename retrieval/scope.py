@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from retrieval.contents import Contents
 from retrieval.lexical_index import LexicalPart
 from retrieval.passage import FactKind, Span
+from retrieval.record import Record
 from retrieval.shelf_files import Shelf
-from retrieval.store import Record, Store
+from retrieval.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,20 +14,24 @@ from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentNotReady
-from retrieval.features import AskedWords, features
+from retrieval.features import NAMES, AskedWords, Candidate, features
 from retrieval.fusion import fuse
 from retrieval.hops import Trail
 from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
 from retrieval.passage import SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
+from retrieval.rare_words import only_places, rare_places, spread
+from retrieval.record import Record
 from retrieval.scope import Scope
 from retrieval.shelf_files import Shelf
 from retrieval.shelves import Shelves
-from retrieval.store import Record, Store
+from retrieval.store import Store
 
 # What a year or a phrase of the question stands in is evidence only this far up by score.
 LIKELY = 5
+# A chunk that has the only mention of a name, and so large a share of all names of the question, has to do with it.
+MOST_NAMES = 0.5
 # Candidates each search contributes.
 DEPTH = 50
 # Of these, how many the learned ranking looks at. Measured on 1875 training questions in a text of 1.5 million
@@ -96,7 +100,8 @@ class Search:
         with _timed(seconds, "lexical"):
             shelves = [scope.shelf(self._shelves.open(record), record, self._store, contents) for record in records]
             words = LexicalQuery.of(question)
-            lexical = search_lexical([shelf.lexical for shelf in shelves], words, DEPTH, asked)
+            indexes = [shelf.lexical for shelf in shelves]
+            lexical = search_lexical(indexes, words, DEPTH, asked)
         with _timed(seconds, "dense"):
             has_vectors = any(shelf.vectors is not None for shelf in shelves)
             query = self._embedder.embed_query(question) if has_vectors else None
@@ -104,15 +109,13 @@ class Search:
         num_chunks = sum(len(shelf.lexical) for shelf in shelves)
         with _timed(seconds, "ranking"):
             if self._is_learned:
-                ranker = Ranker.load()
                 near = dict(first_of([*dense.items()], RANKED_DEPTH, asked, lambda item: item[0][0]))
                 hits = first_of(lexical.hits, RANKED_DEPTH, asked, lambda hit: hit[0])
-                found = candidates(self._store, contents, records, shelves, hits, near, query, met)
-                table = features(AskedWords.of(question, words, lexical), found)
-                ranked = ranker.scores(table)
-                scores = dict(zip((one.place for one in found), _shares(ranked), strict=True))
-                confidence = ranker.confidence(table, ranked, num_chunks)
-                is_found = confidence >= ranker.threshold
+                rare = rare_places(indexes, lexical)
+                found = candidates(self._store, contents, records, shelves, hits, near, query, met, rare.values())
+                scores, confidence, is_found = _weighed(
+                    AskedWords.of(question, words, lexical), found, rare, num_chunks
+                )
             else:
                 scores = fuse({"lexical": _places(lexical), "dense": [*dense]}, WEIGHTS)
                 is_found = bool(lexical.known) or (bool(dense) and next(iter(dense.values())).score >= DENSE_FLOOR)
@@ -162,6 +165,21 @@ def nearest_chunks(
                 nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
     places = sorted(nearest, key=lambda place: (-nearest[place].score, place))
     return {place: nearest[place] for place in first_of(places, DEPTH, asked or AskedDocuments(), lambda at: at[0])}
+
+
+def _weighed(
+    asked: AskedWords, found: Sequence[Candidate], rare: Mapping[str, Sequence[Place]], num_chunks: int
+) -> tuple[dict[Place, float], float, bool]:
+    """Scores of the candidates by the learned ranking, how sure it is, and whether something of it was found."""
+    ranker = Ranker.load()
+    table = features(asked, found)
+    ranked = ranker.scores(table)
+    places = [one.place for one in found]
+    confidence = ranker.confidence(table, ranked, num_chunks)
+    names_at = dict(zip(places, table[:, NAMES.index("names_chunk")].tolist(), strict=True))
+    has_name = any(names_at[place] >= MOST_NAMES for place in only_places(asked.names, rare))
+    scores = spread(dict(zip(places, _shares(ranked), strict=True)), rare, LIKELY)
+    return scores, confidence, has_name or confidence >= ranker.thresholds(num_chunks)
 
 
 def _joined(met: Met, scores: Mapping[Place, float], is_learned: bool, asked: AskedDocuments) -> dict[Place, KeyHit]:

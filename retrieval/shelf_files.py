@@ -18,8 +18,9 @@ from retrieval.contents import Contents
 from retrieval.durability import make_directory, tree_bytes
 from retrieval.errors import IndexDamaged
 from retrieval.lexical_index import LexicalIndex
+from retrieval.record import Record
 from retrieval.seals import Stamp, read_sealed, seal_folder, verify_folder, write_sealed
-from retrieval.store import Record, Store
+from retrieval.store import Store
 from retrieval.vector_index import VectorIndex
 
 # Raised whenever the words or the layout of an index change; older indexes are then made anew.

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from retrieval.durability import TEMPORARY_SUFFIX, make_directory, sync_directory, tree_bytes
+from retrieval.record import Record
 from retrieval.shelf_files import Shelf, ShelfFiles
-from retrieval.store import Record, Store
+from retrieval.store import Store
 
 _Revisions = tuple[int | None, int | None]
 

@@ -4,69 +4,27 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from retrieval.blobs import Blobs
 from retrieval.database import Database
 from retrieval.durability import make_directory
 from retrieval.errors import UnknownDocument
-from retrieval.passage import Document, DocumentError, DocumentStatus, Progress, Span
+from retrieval.passage import DocumentError, DocumentStatus, Span
+from retrieval.record import UNFINISHED, Reading, Record, Stage, status_of
 
 TEXT_BLOCK_CHARACTERS = 1 << 15
 
 
-class Stage(StrEnum):
-    """What is to be done next to a document. The order is the order of work."""
-
-    QUEUED = "queued"
-    PARSING = "parsing"
-    INDEXING = "indexing"
-    DENSE = "dense"
-    READY = "ready"
-    FAILED = "failed"
-    DELETING = "deleting"
-
-
-class Reading(StrEnum):
-    """Where the reading of a document is that somebody wants read to its end."""
-
-    WANTED = "wanted"
-    DONE = "done"
-    LEFT_OUT = "left_out"
-
-
-UNFINISHED = (Stage.QUEUED, Stage.PARSING, Stage.INDEXING, Stage.DENSE)
-
-_STATUS = {
-    Stage.QUEUED: DocumentStatus.QUEUED,
-    Stage.PARSING: DocumentStatus.PARSING,
-    Stage.INDEXING: DocumentStatus.INDEXING,
-    Stage.DENSE: DocumentStatus.INDEXING,
-    Stage.READY: DocumentStatus.READY,
-    Stage.FAILED: DocumentStatus.FAILED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row of the store: the document as its tenant sees it, and what only this package needs.
-
-    ``number`` is the short key its contents hang on. The revisions are those of the store when its chunks
-    and its vectors were completed; None until then. ``recognisers`` is the revision of those that found its facts.
-    """
-
-    document: Document
-    number: int
-    stage: Stage
-    sha256: str
-    num_rows: int
-    fingerprint: str | None
-    chunks_revision: int | None
-    vectors_revision: int | None
-    reading: Reading | None
-    recognisers: int
+# What most of a document is in, the key of each row there, and rows that take a few hundred kilobytes.
+_PIECES = (
+    ("embeddings", "fingerprint, row", 400),
+    ("texts", "start", 8),
+    ("vector_rows", "row", 5000),
+    ("chunks", "ordinal", 2000),
+    ("fact_keys", "key, form, fact", 2000),
+    ("facts", "fact", 2000),
+)
 
 
 class Store:
@@ -259,14 +217,20 @@ class Store:
         """Take every row of a document off the disk, and its bytes with the last reference to them."""
         with self.database.lock:
             self.database.expect_purge()
-            with self.database.write() as (connection, _):
-                connection.execute("DELETE FROM documents WHERE number = ?", (record.number,))
-                shared = connection.execute(
-                    "SELECT 1 FROM documents WHERE sha256 = ? LIMIT 1", (record.sha256,)
-                ).fetchone()
-                if not shared:
-                    connection.execute("DELETE FROM blobs WHERE sha256 = ?", (record.sha256,))
-            if not shared:
+            with self.database.read() as connection:
+                others = "SELECT 1 FROM documents WHERE sha256 = ? AND number != ? LIMIT 1"
+                is_shared = connection.execute(others, (record.sha256, record.number)).fetchone() is not None
+            try:
+                self._delete_rows(record, is_shared)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                # The journal has to hold every page that changes; with what the file took, a little is enough.
+                if not is_shared:
+                    self._blobs.discard(record.sha256)
+                self._empty(record.number)
+                self._delete_rows(record, is_shared)
+            if not is_shared:
                 self._blobs.discard(record.sha256)
             self.database.purge()
 
@@ -277,7 +241,7 @@ class Store:
             for stage, reading, count in connection.execute(
                 "SELECT stage, reading, count(*) FROM documents WHERE stage != 'deleting' GROUP BY stage, reading"
             ):
-                counts[_status(Stage(stage), reading, self.has_reader).value] += count
+                counts[status_of(Stage(stage), reading, self.has_reader).value] += count
         return counts
 
     def disk_bytes(self) -> int:
@@ -297,6 +261,26 @@ class Store:
                 (number,),
             )
 
+    def _delete_rows(self, record: Record, is_shared: bool) -> None:
+        with self.database.write() as (connection, _):
+            connection.execute("DELETE FROM documents WHERE number = ?", (record.number,))
+            if not is_shared:
+                connection.execute("DELETE FROM blobs WHERE sha256 = ?", (record.sha256,))
+
+    def _empty(self, number: int) -> None:
+        """Delete what hangs on a document in pieces, with an empty journal before each."""
+        for table, key, most_rows in _PIECES:
+            num_deleted = most_rows
+            while num_deleted == most_rows:
+                self.database.checkpoint()
+                with self.database.write() as (connection, _):
+                    num_deleted = connection.execute(
+                        f"DELETE FROM {table} WHERE document = ?1 AND ({key}) IN "
+                        f"(SELECT {key} FROM {table} WHERE document = ?1 LIMIT {most_rows})",
+                        (number,),
+                    ).rowcount
+        self.database.checkpoint()
+
     def _update(self, number: int, assignments: str, values: Iterable[object] = ()) -> None:
         with self.database.write() as (connection, _):
             alive(connection, number)
@@ -311,7 +295,7 @@ class Store:
                 ).fetchall()
             finally:
                 connection.row_factory = None
-        return [_record(row, self.has_reader) for row in rows]
+        return [Record.of(row, self.has_reader) for row in rows]
 
 
 def alive(connection: sqlite3.Connection, number: int) -> None:
@@ -334,44 +318,3 @@ def read_text(connection: sqlite3.Connection, number: int, start: int = 0, end: 
     ).fetchall()
     text = "".join(row[0] for row in rows)
     return text[start - first : None if end is None else max(end - first, 0)]
-
-
-def _status(stage: Stage, reading: str | None, has_reader: bool) -> DocumentStatus:
-    if stage is Stage.READY and reading == Reading.WANTED and has_reader:
-        return DocumentStatus.READING
-    return _STATUS.get(stage, DocumentStatus.FAILED)
-
-
-def _record(row: sqlite3.Row, has_reader: bool) -> Record:
-    stage = Stage(row["stage"])
-    status = _status(stage, row["reading"], has_reader)
-    progress = Progress(stage.value, row["done"], row["total"], None, row["reading_note"])
-    if status is DocumentStatus.READING:
-        progress = Progress(status.value, 0, row["num_tokens"] or 0, None)
-    error = DocumentError(row["error_code"], row["error_message"]) if row["error_code"] is not None else None
-    document = Document(
-        id=row["id"],
-        tenant=row["tenant"],
-        name=row["name"],
-        media_type=row["media_type"],
-        status=status,
-        answerable=bool(row["answerable"]),
-        progress=progress,
-        num_bytes=row["num_bytes"],
-        num_characters=row["num_characters"],
-        num_tokens=row["num_tokens"],
-        created_at=row["created_at"],
-        error=error,
-    )
-    return Record(
-        document=document,
-        number=row["number"],
-        stage=stage,
-        sha256=row["sha256"],
-        num_rows=row["num_rows"] or 0,
-        fingerprint=row["fingerprint"],
-        chunks_revision=row["chunks_revision"],
-        vectors_revision=row["vectors_revision"],
-        reading=Reading(row["reading"]) if row["reading"] is not None else None,
-        recognisers=row["recognisers"],
-    )

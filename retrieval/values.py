@@ -11,7 +11,8 @@ from retrieval.contents import Contents, StoredFact
 from retrieval.keys import QueryKey, fold, query_keys
 from retrieval.lexical_index import stems
 from retrieval.passage import FactKind, Span, Standing, Value
-from retrieval.store import Record, Store
+from retrieval.record import Record
+from retrieval.store import Store
 from retrieval.words import content_words, words
 
 if TYPE_CHECKING:

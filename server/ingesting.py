@@ -1,12 +1,12 @@
 """Taking documents in: what was sent is made durable at once, and one worker thread takes it further."""
 
-import errno
 import logging
 import sqlite3
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from retrieval.durability import is_full
 from retrieval.errors import UnknownDocument
 from retrieval.passage import Document
 from server.errors import StorageFull
@@ -112,10 +112,3 @@ class Ingestor:
             logger.exception("document %s could not be processed", document_id)
             self._given_up.add(document_id)
         self._on_done()
-
-
-def is_full(error: OSError | sqlite3.OperationalError) -> bool:
-    """Whether the disk has no room, as the operating system or SQLite tells it."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error.sqlite_errorcode == sqlite3.SQLITE_FULL

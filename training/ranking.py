@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,8 @@ from retrieval.keys import KeyShape, QueryKey, query_keys
 from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.library import Library
 from retrieval.passages import Place
-from retrieval.ranker import CONFIDENCE_NAMES, confidence_features
+from retrieval.ranker import CONFIDENCE_NAMES, Thresholds, confidence_features
+from retrieval.rare_words import rare_places
 from retrieval.search import RANKED_DEPTH, WEIGHTS, nearest_chunks
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
@@ -39,9 +40,11 @@ from retrieval.words import words as words_of
 from training.ranking_texts import SEED, Text, read_texts
 
 TENANT = "training"
-# Of questions whose answer is elsewhere, asked of texts of at most so many chunks, this share is told that nothing was
-# found: 90 % and what chance may take of it.
-REFUSED, SMALL = 0.93, 1000
+# In texts of at most so many chunks, of questions whose answer is elsewhere this share is told that nothing was found:
+# 90 % and what chance may take of it. It costs one found answer in thirty. In long texts, where something is near to
+# any question, it would cost one in six: there the share of the found answers that may be lost decides.
+SMALL, REFUSED = 300, 0.93
+LOST = 0.02
 # Rules for what leads: a weak key of this shape, in at most so many places, that is this share of the question.
 RULES = tuple(
     (shape, places, part)
@@ -101,8 +104,8 @@ def ask_all(texts: Mapping[str, Sequence[Text]], embedder: Embedder) -> dict[str
     return cases
 
 
-def learn(cases: Mapping[str, Sequence["Case"]]) -> tuple["Fitted", "Fitted", float]:
-    """Both nets, each with mean and scale of its features, and the threshold."""
+def learn(cases: Mapping[str, Sequence["Case"]]) -> tuple["Fitted", "Fitted", Thresholds]:
+    """Both nets, each with mean and scale of its features, and the thresholds."""
     known, development = [*cases["first"], *cases["second"]], cases["development"]
     scorer = fit_scores(known)
     for label, has_dense in (("with vectors", True), ("without", False)):
@@ -113,26 +116,37 @@ def learn(cases: Mapping[str, Sequence["Case"]]) -> tuple["Fitted", "Fitted", fl
     confidence = fit_confidence(*_confidence_rows(known, scorer))
     shown = [case for case in development if case.has_dense]
     sure = _run(confidence, _confidence_rows(shown, scorer)[0])
-    threshold = _threshold(shown, sure)
-    _show_refusals(shown, scorer, sure, threshold)
-    return scorer, confidence, threshold
+    found = _confidence_rows(shown, scorer)[1]
+    thresholds = fit_thresholds(shown, sure, found)
+    _show_refusals(shown, sure, found, thresholds)
+    return scorer, confidence, thresholds
 
 
-def _threshold(cases: Sequence["Case"], sure: np.ndarray) -> float:
-    absent = [not case.is_answerable and case.wording == "as asked" and case.num_chunks <= SMALL for case in cases]
-    return float(np.quantile(sure[absent], REFUSED))
-
-
-def _show_refusals(cases: Sequence["Case"], scorer: "Fitted", sure: np.ndarray, threshold: float) -> None:
-    print(f"threshold {1 / (1 + np.exp(-threshold)):.3f}")
+def fit_thresholds(cases: Sequence["Case"], sure: np.ndarray, found: np.ndarray) -> Thresholds:
+    """``sure`` are log odds, ``found`` whether one of the first five held the answer."""
+    as_asked = np.array([case.wording == "as asked" for case in cases])
+    is_small = np.array([case.num_chunks <= SMALL for case in cases])
     there = np.array([case.is_answerable for case in cases])
-    found = _confidence_rows(cases, scorer)[1]
+    small = np.quantile(sure[as_asked & is_small & ~there], REFUSED)
+    size = max(case.num_chunks for case in cases)
+    large = np.quantile(sure[as_asked & found & np.array([case.num_chunks == size for case in cases])], LOST)
+    return Thresholds((SMALL, size), (_probability(small), _probability(large)))
+
+
+def _probability(log_odds: float) -> float:
+    return float(1 / (1 + np.exp(-log_odds)))
+
+
+def _show_refusals(cases: Sequence["Case"], sure: np.ndarray, found: np.ndarray, thresholds: Thresholds) -> None:
+    print(thresholds)
+    there = np.array([case.is_answerable for case in cases])
+    is_refused = np.array([_probability(s) < thresholds(c.num_chunks) for s, c in zip(sure, cases, strict=True)])
     sizes = np.array([case.num_chunks for case in cases])
     wordings = np.array([case.wording for case in cases])
-    for least, most in ((0, 30), (30, 200), (200, SMALL), (SMALL, 1 << 60)):
+    for least, most in ((0, SMALL), (SMALL, 1000), (1000, 1 << 60)):
         for wording in ("as asked", "named", "wordless"):
             chosen = (least < sizes) & (sizes <= most) & (wordings == wording)
-            refused = [np.mean(sure[chosen & which] < threshold) for which in (~there, found)]
+            refused = [np.mean(is_refused[chosen & which]) for which in (~there, found)]
             print(
                 f"  {least} to {most} chunks, {wording}: refused {refused[0]:.1%} of {sum(chosen & ~there)} absent, "
                 f"{refused[1]:.1%} of {sum(chosen & found)} found among the first five",
@@ -164,11 +178,14 @@ def ask(folder: Path, documents: Sequence[Text], embedder: Embedder, without: in
                 asked = AskedWords.of(question.text, words, lexical)
                 vector = embedder.embed_query(question.text)
                 met = meet(contents, question.text, [record])
+                rare = rare_places([shelf.lexical], lexical)
                 keys = query_keys(question.text)
                 content = [word for word in words_of(question.text) if word not in STOP_WORDS]
                 for query in (vector, None) if without and number % without == 0 else (vector,):
                     near = dict(list(nearest_chunks(query, [shelf]).items())[:RANKED_DEPTH])
-                    found = candidates(store, contents, [record], [shelf], lexical.hits, near, query, met)
+                    found = candidates(
+                        store, contents, [record], [shelf], lexical.hits, near, query, met, rare.values()
+                    )
                     if not found:
                         continue
                     spans = [(chunks[one.place[1]].start, chunks[one.place[1]].end) for one in found]
@@ -321,8 +338,8 @@ def _show_rules(cases: Sequence[Case], scorer: Fitted) -> None:
                 )
 
 
-def write(path: Path, scorer: Fitted, confidence: Fitted, threshold: float) -> None:
-    """Both nets and the threshold as JSON, six digits each."""
+def write(path: Path, scorer: Fitted, confidence: Fitted, thresholds: Thresholds) -> None:
+    """Both nets and the thresholds as JSON, six digits each."""
 
     def numbers(net: nn.Sequential, mean: np.ndarray, scale: np.ndarray) -> dict[str, object]:
         inner, outer = net[0], net[2]
@@ -341,7 +358,7 @@ def write(path: Path, scorer: Fitted, confidence: Fitted, threshold: float) -> N
         "confidence_features": CONFIDENCE_NAMES,
         "score": numbers(*scorer),
         "confidence": numbers(*confidence),
-        "threshold": 1 / (1 + float(np.exp(-threshold))),
+        "thresholds": asdict(thresholds),
     }
     path.write_text(json.dumps(stored) + "\n", encoding="utf-8")
 

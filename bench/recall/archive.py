@@ -10,7 +10,7 @@ from retrieval.fusion import fuse
 from retrieval.library import Library
 from retrieval.passage import DocumentStatus, Span
 from retrieval.passages import Rankings, compose
-from retrieval.store import Record
+from retrieval.record import Record
 
 TENANT = "default"
 FIRST = 5

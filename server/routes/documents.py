@@ -10,12 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
+from retrieval.durability import is_full
 from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.parsers import supported_media_type
 from retrieval.passage import Document, DocumentStatus
 from server.dependencies import ServicesDep, StateDep, TenantDep
 from server.errors import DeletionUnfinished, RequestInvalid, envelope, invalid_fields
-from server.ingesting import is_full
 from server.readiness import Stage
 from server.rendering import document_view
 from server.schemas import (

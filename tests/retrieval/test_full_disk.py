@@ -98,3 +98,81 @@ def test_a_deletion_that_ran_out_of_room_is_finished_when_asked_for_again(
     with pytest.raises(UnknownDocument):
         library.delete(TENANT, document.id)
     assert library.search(TENANT, "porter", [kept.id]).passages
+
+
+def full_database(*_):
+    connection = sqlite3.connect(":memory:")
+    connection.execute("PRAGMA max_page_count = 1")
+    try:
+        connection.execute("CREATE TABLE texts (text TEXT)")
+    finally:
+        connection.close()
+
+
+def failing(times, method):
+    """``method``, before which the database is full so many times."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        return full_database() if len(calls) <= times else method(*arguments)
+
+    return call
+
+
+def test_the_index_goes_first_where_there_is_no_room_to_begin(library, add_text, data_dir, monkeypatch):
+    document = add_text(library, "The porter hides the spare key in a globe.")
+    mark, there = library._store.mark_deleting, []
+
+    def looking(number):
+        there.append((data_dir / "indexes" / document.id).exists())
+        return mark(number)
+
+    monkeypatch.setattr(library._store, "mark_deleting", failing(2, looking))
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        library.delete(TENANT, document.id)
+    assert library.search(TENANT, "porter", [document.id]).passages  # with an index made anew
+    monkeypatch.setattr(library._store, "mark_deleting", failing(1, looking))
+    library.delete(TENANT, document.id)
+    assert there == [False] and b"porter" not in everything_below(data_dir)
+
+
+def test_rows_are_deleted_in_pieces_where_the_journal_has_no_room_for_all(library, add_text, data_dir, monkeypatch):
+    kept = add_text(library, "The porter hides the spare key in a globe.")
+    text = "\n\n".join(f"Voucher ZB-{number} of the brig Zanzibar was paid at nine." for number in range(7000))
+    document = add_text(library, text)
+    tables = ("texts", "chunks", "vector_rows", "embeddings", "facts", "fact_keys")
+    with library._store.database.read() as connection:
+        before = [connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
+    assert min(before) > 8 and before[3] > 800
+    store, lengths = library._store, []
+    delete_rows = store._delete_rows
+
+    def after_pieces(*arguments):
+        with store.database.read() as connection:
+            lengths.extend(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+        return delete_rows(*arguments)
+
+    monkeypatch.setattr(store, "_delete_rows", failing(1, after_pieces))
+    library.delete(TENANT, document.id)
+    number = store.record(kept.id).number
+    with store.database.read() as connection:
+        own = [
+            connection.execute(f"SELECT count(*) FROM {table} WHERE document = ?", (number,)).fetchone()[0]
+            for table in tables
+        ]
+    assert lengths == own
+    assert b"Zanzibar" not in everything_below(data_dir)
+    assert library.search(TENANT, "porter", [kept.id]).passages
+
+
+def test_a_document_that_filled_the_disk_says_so_and_can_be_sent_again(library, add_text, monkeypatch):
+    text = "The porter hides the spare key in a globe."
+    with monkeypatch.context() as patch:
+        patch.setattr(library._store, "write_text", no_room)
+        failed = add_text(library, text)
+    assert (failed.status.value, failed.error.code) == ("failed", "storage_full")
+    assert "send it again" in failed.error.message
+    again = add_text(library, text)
+    assert (again.id, again.status.value) == (failed.id, "ready")
+    assert library.search(TENANT, "porter", [again.id]).passages

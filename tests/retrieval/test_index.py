@@ -139,6 +139,9 @@ def test_among_some_ids_none_of_the_nearest_is_missed(make, unit_rows):
     found = index.search(query, 300, farthest)
     assert [number for number, _ in found] == truth
     assert index.search(query, 7, farthest) == found[:7]
+    run = np.arange(4000, 4300)
+    by_hand = sorted(run.tolist(), key=lambda row: (-float(vectors[row] @ query), row))
+    assert [number for number, _ in index.search(query, 300, run)] == by_hand
     # Those that are not held are passed over.
     assert index.search(query, 7, np.append(farthest[:3], 10_000)) == index.search(query, 7, farthest[:3])
     assert len(index.search(query, 7, farthest[:3])) == 3
@@ -207,6 +210,7 @@ def test_a_device_index_answers_as_the_flat_one_does_to_the_last_bit(make, monke
         each.remove(np.arange(100, 3000))
     again = make.from_bytes(32, index.to_bytes())
     assert again.search(queries[0], 50) == index.search(queries[0], 50) == flat.search(queries[0], 50)
+    assert again._on_device is not None and again._on_device[0] is again._index
     # Most questions never have all rows compared on the CPU.
     monkeypatch.setattr(FaissIndex, "search", lambda self, query, k, among=None: [(among[0], 1.0)] * k)
     assert index.search(queries[0], 10)[0][0] >= 0

@@ -6,7 +6,7 @@ import pytest
 from retrieval.embedder import MiniLMEmbedder
 from retrieval.features import NAMES, Asked, AskedWords, Candidate, features
 from retrieval.lexical_index import LexicalHits, LexicalQuery, stems
-from retrieval.ranker import Ranker
+from retrieval.ranker import Ranker, Thresholds
 
 TENANT = "acme"
 
@@ -119,3 +119,25 @@ def test_a_key_that_stands_in_few_places_speaks_for_them():
     assert column(table, "keys") == pytest.approx([0.4, 0.0])
     assert column(table, "keys_rarest") == [1.0, 0.0]
     assert column(table, "keys_gap") == pytest.approx([0.0, -1.25])
+
+
+def test_the_only_mention_of_a_name_is_found_though_nothing_else_of_the_question_is_there(
+    minilm, open_library, add_text
+):
+    library = open_library(minilm)
+    others = "The harbour froze every winter and the boats lay idle while the baker sold bread. " * 20
+    sentence = "A clockmaker's boy in Tarnwick may look for seven crowns and his dinner."
+    document = add_text(library, f"{others}\n\n{sentence}\n\n{others}")
+    question = "What remuneration is customary for juniors in {}?"
+    there = library.search(TENANT, question.format("Tarnwick"), [document.id])
+    assert there.found and "seven crowns" in there.passages[0].text
+    # Not because the ranking is sure of it.
+    assert there.confidence < Ranker.load().thresholds(there.num_chunks_searched)
+    assert not library.search(TENANT, question.format("Skarvholm"), [document.id]).found
+
+
+def test_thresholds_lie_between_those_of_the_sizes_they_were_set_at():
+    thresholds = Thresholds((100, 10_000), (0.5, 0.1))
+    assert [thresholds(num_chunks) for num_chunks in (0, 1, 100)] == [0.5] * 3
+    assert thresholds(1000) == pytest.approx(0.3)
+    assert thresholds(10**6) == pytest.approx(0.1)

@@ -12,7 +12,8 @@ from retrieval.database import Database
 from retrieval.errors import StoreInvalid, UnknownDocument
 from retrieval.migrations import MIGRATIONS
 from retrieval.passage import Chunk, DocumentError, Fact, FactKind, Span
-from retrieval.store import TEXT_BLOCK_CHARACTERS, Stage, Store
+from retrieval.record import Stage
+from retrieval.store import TEXT_BLOCK_CHARACTERS, Store
 from retrieval.vector_rows import VectorRow
 
 
