@@ -60,6 +60,7 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.overhead --short
 	$(BIN)/python -m bench.retrieval --short
 	$(BIN)/python -m bench.recall --short
+	$(BIN)/python -m bench.precision --short
 
 # The tables of speed and memory in bench/RESULTS.md, into $(FIGURES). Hours, on a machine that does nothing else;
 # bench.peers goes on where it was stopped. Without cmake and ninja, llama.cpp is told as missing. What needs texts

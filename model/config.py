@@ -15,15 +15,24 @@ FLOAT32_BYTES = 4
 
 
 class Dtype(StrEnum):
-    """Number format of weights, matrix products and the key/value pool."""
+    """Number format of weights, matrix products and the key/value pool.
+
+    Under ``int8`` weights share a scale by groups, and keys and values are bfloat16. For native kernels alone.
+    """
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one element."""
-        return 4 if self is Dtype.FLOAT32 else 2
+        """Bytes of one number, without the scale of its group."""
+        return {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.INT8: 1}[self]
+
+    @property
+    def kept(self) -> "Dtype":
+        """As what keys, values and other activations are held."""
+        return Dtype.BFLOAT16 if self is Dtype.INT8 else self
 
 
 class ReadingUnit(StrEnum):
@@ -213,7 +222,7 @@ class ModelConfig:
         return self.num_vector_parameters + sum(count * rows * columns for count, rows, columns in matrices)
 
     def weight_bytes(self, dtype: Dtype) -> int:
-        """Bytes of the weights as the model holds them: matrices in whole strips."""
+        """Bytes of the weights as the model holds them: matrices in whole strips, with their groups' scales."""
         num_bytes = FLOAT32_BYTES * self.num_vector_parameters
         for matrices, item_bytes in ((self.matrices, dtype.num_bytes), (self.float32_matrices, FLOAT32_BYTES)):
             for count, rows, columns in matrices:
@@ -222,7 +231,7 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, dtype: Dtype) -> int:
         """Bytes of keys and values that one token leaves in all attention layers."""
-        return 2 * self.num_attention_layers * self.kv_size * dtype.num_bytes
+        return 2 * self.num_attention_layers * self.kv_size * dtype.kept.num_bytes
 
     @property
     def ssm_state_bytes(self) -> int:

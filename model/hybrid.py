@@ -1,6 +1,7 @@
 """The hybrid language model: token ids and state in, logits and state out."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -91,12 +92,17 @@ class HybridLM(Parameterised):
 
     def pack(self) -> None:
         """Lay all matrices out as the native kernels read them, once they are loaded. Idempotent."""
+        for matrix in self.matrices():
+            matrix.pack()
+
+    def matrices(self) -> Iterator[Matrix]:
+        """All matrices, each once."""
         waiting: list[Parameterised] = [self]
         while waiting:
             part = waiting.pop()
             waiting += [each for _, each in part.parts()]
             if isinstance(part, Matrix):
-                part.pack()
+                yield part
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

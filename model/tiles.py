@@ -42,10 +42,31 @@ FEW_ROWS = (STABLE_ROWS, 32)
 STRIP_ROWS = 16
 
 
+# Inputs of an output that share a scale where weights are int8, and the bytes of a scale.
+GROUP_SIZE = 32
+SCALE_BYTES = 2
+
+
+def grouped_size(size: int) -> int:
+    """``size`` rounded up to whole pairs of groups: their scales fill a cache line of a strip."""
+    return -(-size // (2 * GROUP_SIZE)) * 2 * GROUP_SIZE
+
+
 def padded_shape(num_rows: int, num_columns: int, item_bytes: int) -> tuple[int, int]:
-    """The shape in which a matrix is held: whole strips, and of two-byte numbers whole pairs of columns."""
-    columns = num_columns if item_bytes > 2 else num_columns + num_columns % 2
+    """The shape in which a matrix is held: whole strips, and of two-byte numbers whole pairs of columns; of one-byte
+    numbers whole pairs of groups, and the bytes of their scales."""
+    columns = num_columns
+    if item_bytes == 2:
+        columns += num_columns % 2
+    elif item_bytes == 1:
+        columns = grouped_size(num_columns) // GROUP_SIZE * (GROUP_SIZE + SCALE_BYTES)
     return -(-num_rows // STRIP_ROWS) * STRIP_ROWS, columns
+
+
+def arranged_floats(size: int) -> int:
+    """Floats that a row of activations takes at most as the native products read it."""
+    grouped = grouped_size(size)
+    return max(size + size % 2, (grouped + 8 * grouped // GROUP_SIZE) // 4)
 
 
 def num_padded_rows(num_rows: int) -> int:

@@ -1,8 +1,10 @@
 """Checkpoints in safetensors, local or from a hub, into the parameters of a model: each filled exactly once."""
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from model.hybrid import HybridLayer, HybridLM
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
 from model.layers.mamba import MambaMixer
+from model.layers.matrix import Matrix
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -64,7 +67,7 @@ def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
     """
     directory = resolve_checkpoint(path_or_hub_id)
     parts = dict(_parts(model))
-    covered = sum(part.target.numel() for part in parts.values())
+    covered = sum(math.prod(part.shape) for part in parts.values())
     assert covered == model.config.num_parameters(), "the parts do not add up to the parameters"
     filled: set[str] = set()
     head_copy: Tensor | None = None
@@ -89,7 +92,7 @@ def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
             "fetch the checkpoint again"
         )
     # Some writers store a tied head beside the embedding; it must then be the same matrix.
-    if head_copy is not None and not torch.equal(head_copy.to(model.embedding.plain.dtype), model.embedding.plain):
+    if head_copy is not None and not model.embedding.holds(head_copy):
         raise WeightsMismatch(
             f"lm_head.weight in {directory} differs from model.embed_tokens.weight, to which config.json ties it; "
             "set tie_word_embeddings to false there if they are meant to differ"
@@ -98,23 +101,35 @@ def load_weights(model: HybridLM, path_or_hub_id: str | Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Where one tensor of the checkpoint goes: a view of a parameter, and how the tensor gets into its layout."""
+    """Where one tensor of the checkpoint goes: the shape it has there, and who takes it over into a parameter."""
 
-    target: Tensor
     shape: tuple[int, ...]
-    layout: Callable[[Tensor], Tensor]
+    fill: Callable[[Tensor], object]
 
 
 def _plain(target: Tensor) -> _Part:
-    return _Part(target, tuple(target.shape), lambda tensor: tensor)
+    return _Part(tuple(target.shape), target.copy_)
+
+
+def _matrix(matrix: Matrix) -> _Part:
+    return _Part((matrix.out_size, matrix.in_size), matrix.fill)
+
+
+def _stacked(matrix: Matrix, sizes: Sequence[int]) -> list[_Part]:
+    """Matrices of ``sizes`` outputs, one under the other in ``matrix``."""
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [
+        _Part((size, matrix.in_size), partial(matrix.fill, first=start))
+        for size, start in zip(sizes, starts, strict=True)
+    ]
 
 
 def _parts(model: HybridLM) -> Iterator[tuple[str, _Part]]:
     """Every tensor name of the published layout with its place in the model."""
-    yield "model.embed_tokens.weight", _plain(model.embedding.plain)
+    yield "model.embed_tokens.weight", _matrix(model.embedding)
     yield "model.final_layernorm.weight", _plain(model.final_norm.weight)
     if model.head is not None:
-        yield "lm_head.weight", _plain(model.head.plain)
+        yield "lm_head.weight", _matrix(model.head)
     for index, layer in enumerate(model.layers):
         for name, part in _layer_parts(layer):
             yield f"model.layers.{index}.{name}", part
@@ -132,8 +147,8 @@ def _layer_parts(layer: HybridLayer) -> Iterator[tuple[str, _Part]]:
 
 def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
     num_taps, inner = mixer.conv_weight.shape
-    yield "mamba.in_proj.weight", _plain(mixer.in_proj.plain)
-    yield "mamba.out_proj.weight", _plain(mixer.out_proj.plain)
+    yield "mamba.in_proj.weight", _matrix(mixer.in_proj)
+    yield "mamba.out_proj.weight", _matrix(mixer.out_proj)
     for name, bias in (
         ("in_proj", mixer.in_proj.bias),
         ("out_proj", mixer.out_proj.bias),
@@ -142,38 +157,37 @@ def _mamba_parts(mixer: MambaMixer) -> Iterator[tuple[str, _Part]]:
     ):
         if bias is not None:
             yield f"mamba.{name}.bias", _plain(bias)
-    yield "mamba.conv1d.weight", _Part(mixer.conv_weight, (inner, 1, num_taps), lambda tensor: tensor[:, 0].t())
-    yield "mamba.x_proj.weight", _plain(mixer.x_proj.plain)
-    yield "mamba.dt_proj.weight", _plain(mixer.dt_proj.plain)
+    yield "mamba.conv1d.weight", _Part((inner, 1, num_taps), lambda tensor: mixer.conv_weight.copy_(tensor[:, 0].t()))
+    yield "mamba.x_proj.weight", _matrix(mixer.x_proj)
+    yield "mamba.dt_proj.weight", _matrix(mixer.dt_proj)
     yield "mamba.dt_layernorm.weight", _plain(mixer.dt_norm.weight)
     yield "mamba.b_layernorm.weight", _plain(mixer.b_norm.weight)
     yield "mamba.c_layernorm.weight", _plain(mixer.c_norm.weight)
-    yield "mamba.A_log", _Part(mixer.a, (inner, mixer.a.shape[0]), lambda tensor: -torch.exp(tensor.float()).t())
+    yield "mamba.A_log", _Part((inner, mixer.a.shape[0]), lambda log: mixer.a.copy_(-torch.exp(log.float()).t()))
     yield "mamba.D", _plain(mixer.d)
 
 
 def _attention_parts(mixer: SparseAttention) -> Iterator[tuple[str, _Part]]:
-    q, k, v = torch.split(mixer.qkv_proj.plain, mixer.split)
-    yield "self_attn.q_proj.weight", _plain(q)
-    yield "self_attn.k_proj.weight", _plain(k)
-    yield "self_attn.v_proj.weight", _plain(v)
-    yield "self_attn.o_proj.weight", _plain(mixer.o_proj.plain)
+    for name, part in zip("qkv", _stacked(mixer.qkv_proj, mixer.split), strict=True):
+        yield f"self_attn.{name}_proj.weight", part
+    yield "self_attn.o_proj.weight", _matrix(mixer.o_proj)
 
 
 def _gated_parts(ffn: GatedFeedForward) -> Iterator[tuple[str, _Part]]:
-    gate, up = ffn.gate_up_proj.plain.chunk(2)
-    yield "feed_forward.gate_proj.weight", _plain(gate)
-    yield "feed_forward.up_proj.weight", _plain(up)
-    yield "feed_forward.down_proj.weight", _plain(ffn.down_proj.plain)
+    yield from _gate_parts("feed_forward", ffn.gate_up_proj, ffn.down_proj)
+
+
+def _gate_parts(name: str, gate_up: Matrix, down: Matrix) -> Iterator[tuple[str, _Part]]:
+    gate, up = _stacked(gate_up, [down.in_size] * 2)
+    yield f"{name}.gate_proj.weight", gate
+    yield f"{name}.up_proj.weight", up
+    yield f"{name}.down_proj.weight", _matrix(down)
 
 
 def _expert_parts(ffn: ExpertFeedForward) -> Iterator[tuple[str, _Part]]:
-    yield "feed_forward.router.weight", _plain(ffn.router.plain)
+    yield "feed_forward.router.weight", _matrix(ffn.router)
     for expert, (gate_up, down) in enumerate(zip(ffn.gate_up, ffn.down, strict=True)):
-        gate, up = gate_up.plain.chunk(2)
-        yield f"feed_forward.experts.{expert}.gate_proj.weight", _plain(gate)
-        yield f"feed_forward.experts.{expert}.up_proj.weight", _plain(up)
-        yield f"feed_forward.experts.{expert}.down_proj.weight", _plain(down.plain)
+        yield from _gate_parts(f"feed_forward.experts.{expert}", gate_up, down)
 
 
 def _files(directory: Path) -> list[Path]:
@@ -212,4 +226,4 @@ def _fill(part: _Part, tensor: Tensor, name: str, path: Path) -> None:
         raise WeightsMismatch(
             f"{name} in {path} is {tensor.dtype}, expected a float type; quantised checkpoints cannot be loaded"
         )
-    part.target.copy_(part.layout(tensor))
+    part.fill(tensor)

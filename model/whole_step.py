@@ -12,6 +12,7 @@ from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
 from model.kernels import Step
 from model.kernels.arguments import (
+    WEIGHT_KINDS,
     AttendedSpan,
     DecodedSequence,
     NativeLayer,
@@ -45,7 +46,7 @@ class WholeStep:
         self._crew = CrewSize(model.kernels.num_threads)
         self._layers = (NativeLayer * config.num_layers)(*map(_layer, model.layers))
         self._weights = NativeModel(
-            is_bf16=model.embedding.weight.dtype == torch.bfloat16,
+            weight_kind=WEIGHT_KINDS[model.embedding.weight.itemsize],
             num_layers=config.num_layers,
             vocabulary=config.vocab_size,
             width=config.hidden_size,

@@ -104,7 +104,7 @@ def plan(
     sinks: Annotated[int | None, typer.Option(min=0, help="Sink tokens under policy window.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Window tokens under policy window.")] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Type of weights and keys/values.")
+        Literal["float32", "bfloat16", "int8"], typer.Option(help="Type of weights and keys/values.")
     ] = "bfloat16",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the server [default: all cores].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bill as one JSON object.")] = False,

@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="Bearer key of the tenant `default`.")
     open_metrics: bool = Field(False, description="Serve /metrics without a key.")
 
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of weights and keys/values.")
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="Type of weights and keys/values; int8 (weights, keys/values bfloat16) on a CPU only."
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of the matrix work; default all cores.")
     policy: Literal["full", "window"] | None = Field(None, description="Attention policy; default the checkpoint's.")
     sinks: int | None = Field(None, ge=0, description="Sink tokens under policy window.")

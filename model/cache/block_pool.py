@@ -12,7 +12,7 @@ from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
-TORCH_DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16}
+TORCH_DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16, Dtype.INT8: torch.int8}
 
 # Stands in a block table where a block was given back because no later token sees it.
 RELEASED = -1
@@ -21,7 +21,7 @@ RELEASED = -1
 class BlockPool:
     """A fixed number of blocks of P tokens; one block holds its tokens' keys and values in every attention layer.
 
-    ``keys`` and ``values`` [attention layers, num_blocks, P, G, E] in the weight dtype. All memory is taken at
+    ``keys`` and ``values`` [attention layers, num_blocks, P, G, E] as the weight dtype says. All memory is taken at
     construction. The lowest free blocks are handed out first, which keeps the blocks of a sequence in long runs
     that are read in place. ``num_shared`` blocks are held more than once; the ``num_cached`` are held by checkpoints
     alone, which can be given up, and are neither free nor used.
@@ -31,8 +31,9 @@ class BlockPool:
         shape = (config.num_attention_layers, num_blocks, BLOCK_TOKENS, config.num_kv_heads, config.head_width)
         # Zeros, not uninitialised memory: the unused tail of a block must not hold NaN. Written and not only promised:
         # pages that are touched later could be refused later.
-        self.keys = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device).zero_()
-        self.values = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device).zero_()
+        held = TORCH_DTYPES[dtype.kept]
+        self.keys = torch.empty(shape, dtype=held, device=device).zero_()
+        self.values = torch.empty(shape, dtype=held, device=device).zero_()
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks))
         self._references = [0] * num_blocks

@@ -15,6 +15,7 @@ from model.tiles import (
     SCAN_TILE_TOKENS,
     SHARED_TOKENS,
     STRIP_ROWS,
+    arranged_floats,
     key_tile_blocks,
     num_padded_rows,
 )
@@ -121,13 +122,14 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) 
     width = model.hidden_size
     num_logits = num_padded_rows(engine.num_slots + PROMPT_LOGPROB_ROWS)
     # In bfloat16 torch's product is made float32 afterwards.
-    narrow = 0 if engine.dtype.num_bytes == FLOAT32_BYTES else engine.dtype.num_bytes
+    cast = engine.dtype.kept.num_bytes
+    narrow = 0 if cast == FLOAT32_BYTES else cast
     logits = num_logits * (model.vocab_size * (narrow + FLOAT32_BYTES) + 3 * width * FLOAT32_BYTES)
     # Residual, normed input, its cast, and the part's output that is added to the residual.
     stream = num_tokens * width * 4 * FLOAT32_BYTES
     parts = [_feed_forward_bytes(model, num_tokens)]
     if model.num_mamba_layers:
-        parts.append(_mamba_bytes(model, num_tokens, engine.dtype.num_bytes))
+        parts.append(_mamba_bytes(model, num_tokens, cast))
     if model.num_attention_layers:
         parts.append(_attention_bytes(model, engine, num_tokens))
     if model.num_expert_layers:
@@ -140,7 +142,8 @@ def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int, num_b
     few tokens, each thread has the narrow rows to itself."""
     inner, ffn, queries, width = model.inner_size, model.intermediate_size, model.query_size, model.hidden_size
     wide = max(queries + 2 * model.kv_size, 2 * inner, 2 * ffn) + 2 * inner + max(queries, inner) + width
-    narrow = width + model.dt_rank + 2 * model.state_size + ffn + max(queries, inner) + 4
+    arranged = arranged_floats(width) + arranged_floats(ffn) + arranged_floats(max(queries, inner))
+    narrow = arranged + model.dt_rank + 2 * model.state_size
     num_visible = min(engine.max_context_tokens, num_blocks * BLOCK_TOKENS)
     head = -(-model.head_width // STRIP_ROWS) * STRIP_ROWS
     tile = ATTENTION_TILE_TOKENS * model.num_heads // model.num_kv_heads
@@ -176,7 +179,7 @@ def _mamba_bytes(model: ModelConfig, num_tokens: int, cast: int) -> int:
 
 
 def _attention_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> int:
-    cast = engine.dtype.num_bytes
+    cast = engine.dtype.kept.num_bytes
     # As they are and in the pool's dtype; queries and what is mixed also as float32.
     projected = num_tokens * (4 * model.query_size + 2 * model.kv_size) * (cast + FLOAT32_BYTES)
     worst = 0

@@ -81,6 +81,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     _require_device(config.device)
     torch.set_num_threads(1)
     kernels, kernels_reason = _kernels(config)
+    _require_products(config, kernels, kernels_reason)
     tokenizer = Tokenizer(directory)
     if tokenizer.vocab_size > model_config.vocab_size:
         expected = f"at least the {tokenizer.vocab_size} ids of its tokenizer.json"
@@ -193,6 +194,14 @@ def _kernels(config: EngineConfig) -> tuple[Kernels, str]:
         return forced(config.kernels, config.num_threads), "as configured"
     except ValueError as error:
         raise ConfigInvalid("kernels", config.kernels, "kernels that work here", str(error)) from error
+
+
+def _require_products(config: EngineConfig, kernels: Kernels, reason: str) -> None:
+    if config.dtype is not Dtype.INT8 or (config.device == "cpu" and kernels.product is not None):
+        return
+    expected = "one that the kernels multiply: int8 is for the native ones on a CPU"
+    remedy = f"device {config.device} has kernels {kernels.name!r} ({reason}); set FANO_DTYPE to bfloat16 or float32"
+    raise ConfigInvalid("dtype", config.dtype.value, expected, remedy)
 
 
 def _require_device(device: str) -> None:

@@ -12,6 +12,9 @@ from model.policy import AttentionPolicy, PolicyName
 
 ADDRESS, INT64 = ctypes.c_void_p, ctypes.c_int64
 
+# As what a matrix is held, by the bytes of one of its numbers.
+WEIGHT_KINDS = {4: 0, 2: 1, 1: 2}
+
 LAYER_MATRICES = ("in_proj", "out_proj", "gate_up", "down", "x_proj")
 LAYER_VECTORS = ("dt_proj", "conv_weight", "conv_bias", "dt_norm", "b_norm", "c_norm", "dt_bias", "a", "d")
 
@@ -22,7 +25,7 @@ def as_array(table: Sequence[int]) -> "array[int]":
 
 
 class NativeLayer(ctypes.Structure):
-    """Weights of one layer: matrices in strips in the weight dtype, the rest float32; 0 for what its kind lacks."""
+    """Weights of one layer: matrices in strips of the model's kind, the rest float32; 0 for what its kind lacks."""
 
     _fields_: ClassVar = [
         ("is_attention", INT64),
@@ -34,7 +37,7 @@ class NativeModel(ctypes.Structure):
     """Geometry and weights of a model."""
 
     _fields_: ClassVar = [
-        *((name, INT64) for name in ("is_bf16", "num_layers", "vocabulary", "width", "inner", "num_states")),
+        *((name, INT64) for name in ("weight_kind", "num_layers", "vocabulary", "width", "inner", "num_states")),
         *((name, INT64) for name in ("num_taps", "dt_rank", "ffn", "num_heads", "num_kv_heads", "head_width")),
         ("eps", ctypes.c_double),
         *((name, ADDRESS) for name in ("embedding", "head", "final_norm", "layers")),
@@ -88,7 +91,7 @@ class NativeProduct(ctypes.Structure):
 
     _fields_: ClassVar = [
         *((name, ADDRESS) for name in ("x", "matrix", "out")),
-        *((name, INT64) for name in ("is_bf16", "x_stride", "num_tokens", "num_rows", "size")),
+        *((name, INT64) for name in ("weight_kind", "x_stride", "num_tokens", "num_rows", "size")),
     ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.kernels import Kernels
 from model.kernels.arguments import (
+    WEIGHT_KINDS,
     Attended,
     AttendedSpan,
     NativeModel,
@@ -27,7 +28,7 @@ from model.kernels.build import find_library
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import padded_shape
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -56,7 +57,8 @@ class InstructionSet(IntEnum):
     PORTABLE = 0
     AVX2 = 1
     AVX512 = 2
-    AVX512BF16 = 3
+    AVX512VNNI = 3
+    AVX512BF16 = 4
 
 
 def load_native(num_threads: int, instruction_set: InstructionSet | None = None) -> tuple[Kernels | None, str]:
@@ -218,9 +220,9 @@ class NativeKernels:
         num_tokens, size = x.shape
         out = torch.empty((num_tokens, num_rows))
         address, stride = _rows(x, num_tokens, size)
-        is_bf16 = matrix.dtype == torch.bfloat16
         assert matrix.shape == padded_shape(num_rows, size, matrix.itemsize), f"{matrix.shape} for {num_rows} x {size}"
-        product = NativeProduct(address, matrix.data_ptr(), out.data_ptr(), is_bf16, stride, num_tokens, num_rows, size)
+        kind = WEIGHT_KINDS[matrix.itemsize]
+        product = NativeProduct(address, matrix.data_ptr(), out.data_ptr(), kind, stride, num_tokens, num_rows, size)
         workspace = torch.empty(self.library.fano_product_workspace(num_tokens, size))
         self.library.fano_product(
             ctypes.addressof(product), workspace.data_ptr(), self.num_threads, self.instruction_set

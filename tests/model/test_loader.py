@@ -14,6 +14,7 @@ from model.engine import loader
 from model.engine.loader import load_engine
 from model.engine.request import FinishReason, GenerationRequest, SamplingParams
 from model.errors import CheckpointNotFound, ConfigInvalid
+from model.kernels.build import build
 from model.policy import AttentionPolicy, PolicyName
 
 WINDOW = AttentionPolicy(PolicyName.WINDOW, sinks=64, window=128)
@@ -62,7 +63,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dtype", list(Dtype))
 def test_a_checkpoint_becomes_an_engine_that_answers(checkpoint: Path, dtype: Dtype) -> None:
-    config = EngineConfig(num_slots=2, max_context_tokens=5000, dtype=dtype, kernels="reference")
+    # int8 is for the native kernels.
+    kernels = "reference" if dtype is not Dtype.INT8 else "native" if build()[0] else pytest.skip("no native kernels")
+    config = EngineConfig(num_slots=2, max_context_tokens=5000, dtype=dtype, kernels=kernels)
     engine, report = load_engine(checkpoint, config)
     ids = engine.tokenizer.encode_chat([{"role": "user", "content": "What is the rent?"}])
     evidence = ("The rent of flat 7B is $1,234.50.",)
@@ -80,7 +83,8 @@ def test_a_checkpoint_becomes_an_engine_that_answers(checkpoint: Path, dtype: Dt
         pool: size for pool, size in plan.pool_bytes.items() if pool != "workspace"
     }
     assert (stats.plan_bytes, report.plan) == (plan.pool_bytes, plan)
-    assert (stats.build.kernels, stats.build.dtype, stats.build.device) == ("reference", dtype.value, "cpu")
+    assert (stats.build.dtype, stats.build.device) == (dtype.value, "cpu")
+    assert stats.build.kernels.split("-")[0] == kernels
     assert stats.build.policy == "window, sinks 64, window 128"
     assert stats.max_context_tokens == 5000
 
@@ -126,6 +130,17 @@ def test_flags_are_read_as_linux_writes_them(monkeypatch: pytest.MonkeyPatch, tm
     assert loader.choose_dtype("cpu")[0] is Dtype.BFLOAT16
     monkeypatch.setattr(loader, "CPU_FLAGS_FILE", tmp_path / "absent")
     assert loader.choose_dtype("cpu")[0] is Dtype.FLOAT32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_without_kernels_for_it_is_refused_before_anything_is_read(
+    device: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_require_device", lambda device: None)
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    config = EngineConfig(dtype=Dtype.INT8, device=device, kernels="reference" if device == "cpu" else None)
+    with pytest.raises(ConfigInvalid, match=rf"dtype is 'int8', .*device {device} has .*FANO_DTYPE to bfloat16"):
+        load_engine(tmp_path, config)
 
 
 def test_what_cannot_be_loaded_is_named(checkpoint: Path, tmp_path: Path) -> None:

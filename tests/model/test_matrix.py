@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from model.kernels import REFERENCE, Kernels
 from model.kernels.build import build
 from model.kernels.native import InstructionSet, load_native
+from model.layers.groups import round_rows
 from model.layers.matrix import Matrix
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 SIZES = st.integers(1, 150)
 
 
@@ -22,14 +23,17 @@ def library() -> None:
         pytest.skip(f"no native kernels on this machine: {reason}")
 
 
-def made(out_size: int, in_size: int, dtype: torch.dtype, kernels: Kernels) -> tuple[Matrix, torch.Tensor]:
+def made(
+    out_size: int, in_size: int, dtype: torch.dtype, kernels: Kernels, *, pack: bool = True
+) -> tuple[Matrix, torch.Tensor]:
     """A packed matrix whose padding held anything, and what it was."""
     generator = torch.Generator().manual_seed(out_size * 1000 + in_size)
     matrix = Matrix(out_size, in_size, dtype, kernels)
-    matrix.weight.fill_(float("nan"))
-    matrix.plain.copy_(torch.randn(out_size, in_size, generator=generator))
+    matrix.weight.fill_(float("nan") if dtype.is_floating_point else 77)
+    matrix.fill(torch.randn(out_size, in_size, generator=generator))
     plain = matrix.plain.clone()
-    matrix.pack()
+    if pack:
+        matrix.pack()
     return matrix, plain
 
 
@@ -42,13 +46,19 @@ def test_packing_loses_nothing(out_size: int, in_size: int, dtype: torch.dtype) 
     assert torch.equal(matrix.plain, plain)
     indices = torch.arange(out_size).flip(0)
     assert torch.equal(matrix.rows(indices), plain.float()[indices])
-    assert torch.equal(matrix.rows(indices), Matrix.rows(unpacked(plain), indices))
+    unpacked = made(out_size, in_size, dtype, REFERENCE, pack=False)[0]
+    assert torch.equal(matrix.rows(indices), unpacked.rows(indices))
 
 
-def unpacked(plain: torch.Tensor) -> Matrix:
-    matrix = Matrix(*plain.shape, plain.dtype, REFERENCE)
-    matrix.plain.copy_(plain)
-    return matrix
+def test_a_matrix_is_filled_part_by_part_and_knows_what_it_holds() -> None:
+    weight = torch.randn(37, 70, generator=torch.Generator().manual_seed(2))
+    for dtype in DTYPES:
+        whole, parts = (Matrix(37, 70, dtype, REFERENCE) for _ in range(2))
+        whole.fill(weight)
+        parts.fill(weight[20:], first=20)
+        parts.fill(weight[:20])
+        assert torch.equal(whole.plain, parts.plain)
+        assert whole.holds(weight) and not whole.holds(1.01 * weight)
 
 
 @pytest.mark.parametrize("level", [*InstructionSet])
@@ -68,9 +78,14 @@ def test_products_are_those_of_torch_and_a_row_is_alone(
     wide = torch.randn(num_rows, in_size + 7, generator=torch.Generator().manual_seed(seed))
     x = wide[:, 3 : 3 + in_size]
     found = matrix(x)
-    # Where the CPU multiplies pairs of bfloat16, activations are rounded to it first.
+    # Where the CPU multiplies pairs of bfloat16, activations are rounded to it first; for int8 weights by groups.
     rounds = dtype == torch.bfloat16 and level is InstructionSet.AVX512BF16
-    expected = (x.bfloat16() if rounds else x).double() @ plain.double().T
+    if dtype == torch.int8:
+        whole, scales = round_rows(x)
+        met = (whole.double().view(*scales.shape, -1) * scales.double()[..., None]).flatten(1)[:, :in_size]
+    else:
+        met = (x.bfloat16() if rounds else x).double()
+    expected = met @ plain.double().T
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-6 * in_size)
     alone = torch.cat([matrix(x[row : row + 1]) for row in range(num_rows)])
     assert torch.equal(alone, found)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.batch import Batch
-from model.config import Dtype, ModelConfig
+from model.cache.plan import _step_bytes
+from model.config import Dtype, EngineConfig, ModelConfig
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE, Kernels
 from model.kernels.build import build
@@ -24,7 +25,9 @@ LEVELS = [*InstructionSet]
 # Largest difference in standard deviations over three steps. Under bfloat16 the oracle is a float32 model of the same
 # (rounded) weights: the decoder rounds keys and values, and where the CPU multiplies bfloat16 also what goes into a
 # product, as torch does.
-TOLERANCE = {Dtype.FLOAT32: 5e-5, Dtype.BFLOAT16: 0.02}
+# Under int8 the oracle has the same int8 products. Keys and values alone are rounded to bfloat16, as above, but what
+# that changes may round an activation to the next whole number.
+TOLERANCE = {Dtype.FLOAT32: 5e-5, Dtype.BFLOAT16: 0.02, Dtype.INT8: 0.15}
 ROUNDED_TOLERANCE = 0.15
 # Odd sizes on purpose: no width is a multiple of a register's.
 GEOMETRIES: dict[str, dict[str, object]] = {
@@ -45,8 +48,10 @@ def library() -> None:
 
 def make_model(geometry: str, dtype: Dtype) -> HybridLM:
     """Random weights of the order of trained ones, with a slow state that matters."""
+    if dtype is Dtype.INT8:
+        return quantised(make_model(geometry, Dtype.FLOAT32))
     generator = torch.Generator().manual_seed(5)
-    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | GEOMETRIES[geometry]), REFERENCE, dtype)
+    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | GEOMETRIES.get(geometry, {})), REFERENCE, dtype)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if name.endswith(".a"):
@@ -60,14 +65,26 @@ def make_model(geometry: str, dtype: Dtype) -> HybridLM:
     return model
 
 
+def quantised(wide: HybridLM) -> HybridLM:
+    """The int8 model of the same weights."""
+    model = HybridLM(wide.config, REFERENCE, Dtype.INT8)
+    for target, source in zip(model.parameters(), wide.parameters(), strict=True):
+        if target.dtype == source.dtype:
+            target.copy_(source)
+    for target, source in zip(model.matrices(), wide.matrices(), strict=True):
+        target.fill(source.plain)
+    return model
+
+
 def run_with(kernels: Kernels, model: HybridLM) -> None:
     model.kernels = kernels
     model._whole_step = None
 
 
 def widened(model: HybridLM) -> HybridLM:
-    """The float32 model of the same weights."""
-    wide = HybridLM(model.config, REFERENCE, Dtype.FLOAT32)
+    """The model of the same weights in torch that is float32 in all else."""
+    wide = HybridLM(model.config, REFERENCE, Dtype.INT8 if model.dtype is Dtype.INT8 else Dtype.FLOAT32)
+    wide.dtype = Dtype.FLOAT32  # that of its pools
     for target, source in zip(wide.parameters(), model.parameters(), strict=True):
         # What is held in bfloat16 may have one more column, which belongs to no input.
         target.copy_(source[..., : target.shape[-1]])
@@ -180,6 +197,19 @@ def test_a_released_block_that_is_seen_is_refused() -> None:
     batch = replace(batch, block_tables=([-1, *batch.block_tables[0][1:]],))
     with pytest.raises(AssertionError, match="does not fit"):
         model(batch, reader.states, reader.blocks)
+
+
+@pytest.mark.parametrize("dtype", [*Dtype])
+@pytest.mark.parametrize("num_tokens", [5, 500])
+@pytest.mark.parametrize("geometry", ["tiny", "odd"])
+def test_the_plan_bounds_the_workspace_of_a_step(geometry: str, dtype: Dtype, num_tokens: int) -> None:
+    model = make_model(geometry, dtype)
+    run_with(kernels_at(InstructionSet.PORTABLE), model)
+    reader = Reader(model)
+    chunk = reader.open().chunk([1] * num_tokens, is_decode=False)
+    reader.model(Batch.pack([chunk]), reader.states, reader.blocks)
+    engine = EngineConfig(num_slots=1, max_context_tokens=64, dtype=dtype)
+    assert 0 < model.workspace_bytes <= _step_bytes(model.config, engine, num_tokens, num_blocks=1)
 
 
 @pytest.mark.parametrize(

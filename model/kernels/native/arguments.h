@@ -7,11 +7,19 @@
 #include <stdint.h>
 
 typedef uint16_t bf16;
+struct int8 {
+  uint8_t bits;
+};
+
+// As what a matrix is held.
+enum WeightKind : int64_t { FLOAT32, BFLOAT16, INT8 };
 
 constexpr int64_t BLOCK_TOKENS = 64;
 constexpr int64_t CHANNEL_GRAIN = 16;  // one cache line, so that threads never write to the same one
 constexpr int64_t STRIP = 16;          // outputs of a matrix that lie together: see product.h
 constexpr int64_t MANY_TOKENS = 16;    // of so many in a step, threads share also what is narrow
+constexpr int64_t GROUP = 32;          // int8 weights of an output that share a scale: see groups.h
+constexpr int64_t PAIR_BYTES = 2 * (GROUP + sizeof(bf16));  // two groups of an output with their scales
 
 struct Scan {
   const float *u, *dt, *dt_bias, *a, *b, *c, *d, *z;
@@ -51,7 +59,7 @@ struct AttendSpace {
   float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
 };
 
-// Matrices are in strips (see product.h) in the weight dtype, `dt_proj` in float32; everything else is float32.
+// Matrices are in strips (see product.h) of the model's kind, `dt_proj` in float32; everything else is float32.
 // `in_proj` of an attention layer holds the queries, keys and values one under the other.
 struct Layer {
   int64_t is_attention;
@@ -61,7 +69,7 @@ struct Layer {
 };
 
 struct Model {
-  int64_t is_bf16, num_layers, vocabulary, width, inner, num_states, num_taps, dt_rank, ffn, num_heads, num_kv_heads,
+  int64_t weight_kind, num_layers, vocabulary, width, inner, num_states, num_taps, dt_rank, ffn, num_heads, num_kv_heads,
       head_width;
   double eps;
   const void *embedding, *head;
@@ -104,7 +112,7 @@ struct Product {
   const float* x;
   const void* matrix;
   float* out;
-  int64_t is_bf16, x_stride, num_tokens, num_rows, size;
+  int64_t weight_kind, x_stride, num_tokens, num_rows, size;
 };
 
 // The threads of one step. They meet at a barrier: `num_arrived` of them stand at the `num_meetings`-th. `size` is 0
@@ -138,12 +146,48 @@ inline void meet(Crew& crew) {
   for (int looks = 0; __atomic_load_n(&crew.num_meetings, __ATOMIC_ACQUIRE) == meeting; looks++) look_again(looks);
 }
 
-// Inputs of a row of a matrix in strips, with zeros beyond the last: bfloat16 lie in pairs.
+// Inputs of a row of a matrix in strips, with zeros beyond the last: bfloat16 lie in pairs, int8 in pairs of groups.
 template <class Weight>
 inline int64_t depth_of(int64_t size) { return size; }
 
 template <>
 inline int64_t depth_of<bf16>(int64_t size) { return (size + 1) / 2 * 2; }
+
+template <>
+inline int64_t depth_of<int8>(int64_t size) { return (size + 2 * GROUP - 1) / (2 * GROUP) * 2 * GROUP; }
+
+// Elements of a strip.
+template <class Weight>
+inline int64_t strip_of(int64_t depth) { return depth * STRIP; }
+
+template <>
+inline int64_t strip_of<int8>(int64_t depth) { return depth / (2 * GROUP) * PAIR_BYTES * STRIP; }
+
+// Elements of a row of activations as product() reads it: see arrange().
+template <class Weight>
+inline int64_t row_of(int64_t size) { return depth_of<Weight>(size); }
+
+template <>
+inline int64_t row_of<int8>(int64_t size) {
+  return depth_of<int8>(size) / GROUP * (GROUP + sizeof(float) + sizeof(int32_t));
+}
+
+// Floats that such a row takes at most.
+inline int64_t arranged_floats(int64_t size) {
+  const int64_t wide = depth_of<bf16>(size), narrow = row_of<int8>(size) / sizeof(float);
+  return wide > narrow ? wide : narrow;
+}
+
+// As what keys and values are held beside weights of a kind.
+template <class Weight>
+struct Kept {
+  typedef Weight type;
+};
+
+template <>
+struct Kept<int8> {
+  typedef bf16 type;
+};
 
 inline float widen_one(float x) { return x; }
 

@@ -13,7 +13,7 @@
 #include "arguments.h"
 #include "fit.h"
 
-#define FANO_ABI_VERSION 4
+#define FANO_ABI_VERSION 5
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -40,6 +40,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #define FANO_SET avx2
 #define FANO_TARGET __attribute__((target("avx2,fma")))
 #define FANO_WIDTH 8
+#define FANO_AVX2
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
@@ -48,6 +49,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #undef FANO_SET
 #undef FANO_TARGET
 #undef FANO_WIDTH
+#undef FANO_AVX2
 
 #define FANO_SET avx512
 #define FANO_TARGET __attribute__((target("avx2,fma,avx512f")))
@@ -61,8 +63,19 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #undef FANO_SET
 #undef FANO_TARGET
 
+#define FANO_SET avx512vnni
+#define FANO_TARGET __attribute__((target("avx2,fma,avx512f,avx512vnni")))
+#define FANO_VNNI
+#include "vector.h"
+#include "recurrence.h"
+#include "product.h"
+#include "attend.h"
+#include "step.h"
+#undef FANO_SET
+#undef FANO_TARGET
+
 #define FANO_SET avx512bf16
-#define FANO_TARGET __attribute__((target("avx2,fma,avx512f,avx512bf16")))
+#define FANO_TARGET __attribute__((target("avx2,fma,avx512f,avx512vnni,avx512bf16")))
 #define FANO_DOTS
 #include "vector.h"
 #include "recurrence.h"
@@ -70,6 +83,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "attend.h"
 #include "step.h"
 #undef FANO_DOTS
+#undef FANO_VNNI
 #undef FANO_AVX512
 #undef FANO_SET
 #undef FANO_TARGET
@@ -77,7 +91,8 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 
 #define FANO_DISPATCH(isa, call)     \
   switch (isa) {                     \
-    case 3: avx512bf16::call; break; \
+    case 4: avx512bf16::call; break; \
+    case 3: avx512vnni::call; break; \
     case 2: avx512::call; break;     \
     case 1: avx2::call; break;       \
     default: portable::call;         \
@@ -202,8 +217,9 @@ extern "C" {
 
 int fano_abi_version() { return FANO_ABI_VERSION; }
 
-// 3: AVX-512 with dot products of bfloat16; 2: AVX-512; 1: AVX2 and FMA; 0: whatever the architecture guarantees. Asked
-// of the CPU and, for the registers it has to save, of the operating system; __builtin_cpu_supports() is always false in what zig builds.
+// 4: AVX-512 with dot products of bytes and of bfloat16; 3: of bytes only; 2: AVX-512; 1: AVX2 and FMA; 0: whatever the
+// architecture guarantees. Asked of the CPU and, for the registers it has to save, of the operating system;
+// __builtin_cpu_supports() is always false in what zig builds.
 int fano_best_isa() {
 #if defined(__x86_64__)
   uint32_t a, b, c, d, saved;
@@ -211,7 +227,8 @@ int fano_best_isa() {
   __asm__("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
   if ((b & bit_AVX2) && (b & bit_AVX512F) && (saved & 0xe6) == 0xe6) {
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16) ? 3 : 2;
+    if (!(c & bit_AVX512VNNI)) return 2;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16) ? 4 : 3;
   }
   if ((b & bit_AVX2) && (saved & 0x6) == 0x6) return 1;
 #endif
@@ -303,7 +320,7 @@ int fano_step(const Model* model, const Step* step, int num_threads, int isa) {
 }
 
 // Floats that fano_product works in.
-int64_t fano_product_workspace(int64_t num_tokens, int64_t size) { return num_tokens * depth_of<bf16>(size); }
+int64_t fano_product_workspace(int64_t num_tokens, int64_t size) { return num_tokens * arranged_floats(size); }
 
 void fano_product(const Product* product, float* workspace, int num_threads, int isa) {
   FANO_DISPATCH(isa, arrange_for(*product, workspace));

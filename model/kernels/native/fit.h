@@ -57,10 +57,10 @@ static int64_t lay_out(const Model& m, const Step& s, int64_t num_visible, int64
   w->delta = take(rows * m.inner);
   w->mixed = take(rows * largest(queries, m.inner));
   const auto take_narrow = [&] {
-    w->normed = take(rows * depth_of<bf16>(m.width));
+    w->normed = take(rows * arranged_floats(m.width));
     w->selected = take(rows * (m.dt_rank + 2 * m.num_states));
-    w->gated = take(rows * depth_of<bf16>(m.ffn));
-    w->arranged = take(rows * depth_of<bf16>(largest(queries, m.inner)));
+    w->gated = take(rows * arranged_floats(m.ffn));
+    w->arranged = take(rows * arranged_floats(largest(queries, m.inner)));
   };
   const bool few = rows < MANY_TOKENS;
   if (!few) take_narrow();

@@ -84,6 +84,11 @@ struct Met<bf16> {
 };
 #endif
 
+template <>
+struct Met<int8> {
+  typedef int8_t type;
+};
+
 // A row of activations as product() reads it, with zeros up to depth_of<Weight>(size).
 FANO_INLINE void arrange(const float* row, int64_t size, int64_t depth, float* to) {
   __builtin_memcpy(to, row, size * sizeof(float));
@@ -166,11 +171,20 @@ FANO_INLINE void sum_strips(const bf16* weight, int64_t strip, const float* x, i
 }
 #endif
 
+}  // namespace FANO_SET
+
+#include "groups.h"
+
+namespace FANO_SET {
+
 // TAIL: only the first `count` outputs exist.
 template <bool ADD, bool TAIL, int TOKENS, int STRIPS, class Weight>
 FANO_TARGET static void multiply_strips(const Weight* weight, int64_t strip, const typename Met<Weight>::type* x,
                                         int64_t stride, int64_t depth, float* out, int64_t out_stride, int64_t count) {
-  vec sums[TOKENS][STRIPS * LANES] = {};
+  vec sums[TOKENS][STRIPS * LANES];
+  for (int t = 0; t < TOKENS; t++) {
+    for (int n = 0; n < STRIPS * LANES; n++) sums[t][n] = vec{};
+  }
   sum_strips<TOKENS, STRIPS>(weight, strip, x, stride, depth, sums);
   for (int t = 0; t < TOKENS; t++) {
     for (int n = 0; n < STRIPS * LANES; n++) {
@@ -186,18 +200,29 @@ FANO_TARGET static void multiply_strips(const Weight* weight, int64_t strip, con
 }
 
 // Tokens and strips whose sums the registers hold beside what is being multiplied: of many tokens, and of few.
-constexpr int TILE_ROWS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 6 : 2;
-constexpr int TILE_STRIPS = WIDTH >= 16 ? 4 : 1;
-constexpr int FEW_STRIPS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 2 : 1;
+template <class Weight>
+struct Tile {
+  static constexpr int ROWS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 6 : 2, STRIPS = WIDTH >= 16 ? 4 : 1;
+  static constexpr int FEW_STRIPS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 2 : 1;
+};
+
+// Beside the sums of all groups, the registers hold those of one.
+template <>
+struct Tile<int8> {
+  static constexpr int ROWS = WIDTH >= 16 ? 4 : 2, STRIPS = WIDTH >= 16 ? 3 : 1;
+  static constexpr int FEW_STRIPS = WIDTH >= 16 ? 4 : 1;
+};
 
 template <bool ADD, bool TAIL, int STRIPS, class Weight>
 FANO_INLINE void multiply_rows_of(const Weight* weight, int64_t strip, const typename Met<Weight>::type* x,
                                   int64_t stride, int64_t depth, float* out, int64_t out_stride, int64_t num_tokens,
                                   int64_t count) {
+  constexpr int ROWS = Tile<Weight>::ROWS;
+  constexpr bool IS_TILE = STRIPS <= Tile<Weight>::STRIPS;
   int64_t t = 0;
-  if (STRIPS <= TILE_STRIPS) {
-    for (; t + TILE_ROWS <= num_tokens; t += TILE_ROWS) {
-      multiply_strips<ADD, TAIL, STRIPS <= TILE_STRIPS ? TILE_ROWS : 1, STRIPS>(
+  if (IS_TILE) {
+    for (; t + ROWS <= num_tokens; t += ROWS) {
+      multiply_strips<ADD, TAIL, IS_TILE ? ROWS : 1, STRIPS>(
           weight, strip, x + t * stride, stride, depth, out + t * out_stride, out_stride, count);
     }
   }
@@ -221,12 +246,13 @@ template <bool ADD, class Weight>
 FANO_TARGET static void product(const Weight* weight, const typename Met<Weight>::type* x, int64_t stride,
                                 int64_t num_tokens, int64_t num_rows, int64_t size, float* out, int64_t out_stride,
                                 int64_t part, int64_t num_parts) {
-  const int64_t depth = depth_of<Weight>(size), strip = depth * STRIP;
+  constexpr int TILE_STRIPS = Tile<Weight>::STRIPS, FEW_STRIPS = Tile<Weight>::FEW_STRIPS;
+  const int64_t depth = depth_of<Weight>(size), strip = strip_of<Weight>(depth);
   const int64_t num_strips = (num_rows + STRIP - 1) / STRIP, whole = num_rows / STRIP;
   const int64_t last = share(num_strips, part + 1, num_parts), last_whole = last < whole ? last : whole;
   int64_t j = share(num_strips, part, num_parts);
   const auto at = [&](int64_t index) { return weight + index * strip; };
-  if (num_tokens >= TILE_ROWS) {
+  if (num_tokens >= Tile<Weight>::ROWS) {
     for (; j + TILE_STRIPS <= last_whole; j += TILE_STRIPS) {
       multiply_rows_of<ADD, false, TILE_STRIPS>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride,
                                                 num_tokens, 0);

@@ -171,10 +171,10 @@ FANO_INLINE void meet_of_many(const Step& s, Crew& crew) {
 template <class Weight>
 FANO_TARGET static typename Met<Weight>::type* arrange_rows(const Step& s, const float* from, int64_t stride,
                                                             int64_t size, float* to, Crew& crew, int64_t part) {
-  const int64_t depth = depth_of<Weight>(size);
+  const int64_t depth = depth_of<Weight>(size), row = row_of<Weight>(size);
   auto* arranged = (typename Met<Weight>::type*)to;
   const Rows mine = rows_of(s, s.num_tokens, crew, part);
-  for (int64_t t = mine.first; t < mine.last; t++) arrange(from + t * stride, size, depth, arranged + t * depth);
+  for (int64_t t = mine.first; t < mine.last; t++) arrange(from + t * stride, size, depth, arranged + t * row);
   meet_of_many(s, crew);
   return arranged;
 }
@@ -182,12 +182,12 @@ FANO_TARGET static typename Met<Weight>::type* arrange_rows(const Step& s, const
 template <class Weight>
 FANO_TARGET static typename Met<Weight>::type* norm_rows(const Model& m, const Step& s, const float* gain,
                                                          const Workspace& w, Crew& crew, int64_t part) {
-  const int64_t depth = depth_of<Weight>(m.width);
+  const int64_t depth = depth_of<Weight>(m.width), row = row_of<Weight>(m.width);
   auto* normed = (typename Met<Weight>::type*)w.normed;
   const Rows mine = rows_of(s, s.num_tokens, crew, part);
   for (int64_t t = mine.first; t < mine.last; t++) {
     rms_norm(s.x + t * m.width, gain, m.eps, w.row, m.width);
-    arrange(w.row, m.width, depth, normed + t * depth);
+    arrange(w.row, m.width, depth, normed + t * row);
   }
   meet_of_many(s, crew);
   return normed;
@@ -208,11 +208,12 @@ FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step
                                   Crew& crew, int64_t part) {
   const int64_t queries = m.num_heads * m.head_width, row = m.num_kv_heads * m.head_width, all = queries + 2 * row;
   const int64_t per_group = queries / m.num_kv_heads;
-  Weight* keys = (Weight*)s.keys + index * s.num_blocks * BLOCK_TOKENS * row;
-  Weight* values = (Weight*)s.values + index * s.num_blocks * BLOCK_TOKENS * row;
+  typedef typename Kept<Weight>::type Held;
+  Held* keys = (Held*)s.keys + index * s.num_blocks * BLOCK_TOKENS * row;
+  Held* values = (Held*)s.values + index * s.num_blocks * BLOCK_TOKENS * row;
   const auto* normed = norm_rows<Weight>(m, s, layer.mixer_norm, w, crew, part);
   if (part == 0) crew.next = 0;
-  product<false>((const Weight*)layer.in_proj, normed, depth_of<Weight>(m.width), s.num_tokens, all, m.width, w.wide,
+  product<false>((const Weight*)layer.in_proj, normed, row_of<Weight>(m.width), s.num_tokens, all, m.width, w.wide,
                  all, part, crew.size);
   meet(crew);
   // A sequence that decodes reads what it wrote itself; a prompt's tokens read each other's.
@@ -231,13 +232,13 @@ FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step
     }
     meet(crew);
     const int64_t padded = (m.head_width + PADDING - 1) / PADDING * PADDING;
-    attend_from<Weight>({w.wide, keys, values, w.mixed, s.query_start, s.spans, m.is_bf16, all, s.num_sequences,
+    attend_from<Held>({w.wide, keys, values, w.mixed, s.query_start, s.spans, m.weight_kind != FLOAT32, all, s.num_sequences,
                          s.num_blocks, m.num_heads, m.num_kv_heads, m.head_width, padded},
                         s.num_decodes, &crew.next, w.attend);
   }
   meet(crew);
   const auto* mixed = arrange_rows<Weight>(s, w.mixed, queries, queries, w.arranged, crew, part);
-  product<true>((const Weight*)layer.out_proj, mixed, depth_of<Weight>(queries), s.num_tokens, m.width, queries, s.x,
+  product<true>((const Weight*)layer.out_proj, mixed, row_of<Weight>(queries), s.num_tokens, m.width, queries, s.x,
                 m.width, part, crew.size);
 }
 
@@ -249,7 +250,7 @@ FANO_TARGET static void mamba(const Model& m, const Layer& layer, const Step& s,
   const int64_t first = share(grains, part, crew.size) * CHANNEL_GRAIN;
   const int64_t beyond = share(grains, part + 1, crew.size) * CHANNEL_GRAIN, last = beyond < inner ? beyond : inner;
   const auto* normed = norm_rows<Weight>(m, s, layer.mixer_norm, w, crew, part);
-  product<false>((const Weight*)layer.in_proj, normed, depth_of<Weight>(m.width), s.num_tokens, 2 * inner, m.width,
+  product<false>((const Weight*)layer.in_proj, normed, row_of<Weight>(m.width), s.num_tokens, 2 * inner, m.width,
                  w.wide, 2 * inner, part, crew.size);
   meet(crew);
   conv({w.wide, layer.conv_weight, layer.conv_bias, s.conv + index * s.num_slots * (m.num_taps - 1) * inner, w.inner,
@@ -258,7 +259,7 @@ FANO_TARGET static void mamba(const Model& m, const Layer& layer, const Step& s,
   meet(crew);
   const auto* arranged = arrange_rows<Weight>(s, w.inner, inner, inner, w.arranged, crew, part);
   const bool few = are_few(s);
-  product<false>((const Weight*)layer.x_proj, arranged, depth_of<Weight>(inner), s.num_tokens, selected, inner,
+  product<false>((const Weight*)layer.x_proj, arranged, row_of<Weight>(inner), s.num_tokens, selected, inner,
                  w.selected, selected, few ? 0 : part, few ? 1 : crew.size);
   meet_of_many(s, crew);
   const Rows mine = rows_of(s, s.num_tokens, crew, part);
@@ -280,7 +281,7 @@ FANO_TARGET static void mamba(const Model& m, const Layer& layer, const Step& s,
        first, last);
   meet(crew);
   const auto* mixed = arrange_rows<Weight>(s, w.mixed, inner, inner, w.arranged, crew, part);
-  product<true>((const Weight*)layer.out_proj, mixed, depth_of<Weight>(inner), s.num_tokens, m.width, inner, s.x,
+  product<true>((const Weight*)layer.out_proj, mixed, row_of<Weight>(inner), s.num_tokens, m.width, inner, s.x,
                 m.width, part, crew.size);
 }
 
@@ -288,26 +289,40 @@ template <class Weight>
 FANO_TARGET static void feed_forward(const Model& m, const Layer& layer, const Step& s, const Workspace& w, Crew& crew,
                                      int64_t part) {
   const auto* normed = norm_rows<Weight>(m, s, layer.ffn_norm, w, crew, part);
-  product<false>((const Weight*)layer.gate_up, normed, depth_of<Weight>(m.width), s.num_tokens, 2 * m.ffn, m.width,
+  product<false>((const Weight*)layer.gate_up, normed, row_of<Weight>(m.width), s.num_tokens, 2 * m.ffn, m.width,
                  w.wide, 2 * m.ffn, part, crew.size);
   meet(crew);
-  const int64_t depth = depth_of<Weight>(m.ffn);
+  const int64_t depth = depth_of<Weight>(m.ffn), row = row_of<Weight>(m.ffn);
   auto* gated = (typename Met<Weight>::type*)w.gated;
   const Rows mine = rows_of(s, s.num_tokens, crew, part);
   for (int64_t t = mine.first; t < mine.last; t++) {
     gate(w.wide + t * 2 * m.ffn, w.wide + t * 2 * m.ffn + m.ffn, w.row, m.ffn);
-    arrange(w.row, m.ffn, depth, gated + t * depth);
+    arrange(w.row, m.ffn, depth, gated + t * row);
   }
   meet_of_many(s, crew);
-  product<true>((const Weight*)layer.down, gated, depth, s.num_tokens, m.width, m.ffn, s.x, m.width, part, crew.size);
+  product<true>((const Weight*)layer.down, gated, row, s.num_tokens, m.width, m.ffn, s.x, m.width, part, crew.size);
+}
+
+// One weight of a matrix in strips.
+template <class Weight>
+FANO_INLINE float weight_at(const Weight* matrix, int64_t size, int64_t output, int64_t input) {
+  const int64_t group = sizeof(float) / sizeof(Weight);
+  const Weight* strip = matrix + output / STRIP * strip_of<Weight>(depth_of<Weight>(size));
+  return widen_one(strip[(input / group * STRIP + output % STRIP) * group + input % group]);
+}
+
+FANO_INLINE float weight_at(const int8* matrix, int64_t size, int64_t output, int64_t input) {
+  const int64_t g = input / GROUP % 2, k = input % GROUP, lane = output % STRIP;
+  const int8* pair = matrix + output / STRIP * strip_of<int8>(depth_of<int8>(size)) +
+                     input / (2 * GROUP) * STRIP * PAIR_BYTES;
+  const int8* weights = pair + STRIP * (2 * sizeof(bf16) + g * GROUP);
+  return (weights[(k / 4 * STRIP + lane) * 4 + k % 4].bits - 128) * widen_one(((const bf16*)pair)[g * STRIP + lane]);
 }
 
 template <class Weight>
 FANO_INLINE void embed(const Model& m, const Step& s, int64_t t) {
-  const int64_t id = s.input_ids[t], group = sizeof(float) / sizeof(Weight);
-  const Weight* strip = (const Weight*)m.embedding + id / STRIP * STRIP * depth_of<Weight>(m.width);
   for (int64_t e = 0; e < m.width; e++) {
-    s.x[t * m.width + e] = widen_one(strip[(e / group * STRIP + id % STRIP) * group + e % group]);
+    s.x[t * m.width + e] = weight_at((const Weight*)m.embedding, m.width, s.input_ids[t], e);
   }
 }
 
@@ -328,53 +343,53 @@ FANO_TARGET static void run_as(const Model& m, const Step& s, const Workspace& w
     feed_forward<Weight>(m, layer, s, w, crew, part);
   }
   meet(crew);
-  const int64_t depth = depth_of<Weight>(m.width);
+  const int64_t depth = depth_of<Weight>(m.width), row = row_of<Weight>(m.width);
   auto* normed = (typename Met<Weight>::type*)w.normed;
   const Rows mine = rows_of(s, s.num_logits, crew, part);
   for (int64_t i = mine.first; i < mine.last; i++) {
     rms_norm(s.x + s.logits_rows[i] * m.width, m.final_norm, m.eps, w.row, m.width);
-    arrange(w.row, m.width, depth, normed + i * depth);
+    arrange(w.row, m.width, depth, normed + i * row);
     if (part == 0 || !are_few(s)) __builtin_memcpy(s.hidden + i * m.width, w.row, m.width * sizeof(float));
   }
   meet_of_many(s, crew);
-  product<false>((const Weight*)m.head, normed, depth, s.num_logits, m.vocabulary, m.width, s.logits, m.vocabulary, part,
+  product<false>((const Weight*)m.head, normed, row, s.num_logits, m.vocabulary, m.width, s.logits, m.vocabulary, part,
                  crew.size);
 }
 
 FANO_TARGET static void run(const Model& m, const Step& s, const Workspace& w, Crew& crew, int64_t part) {
-  if (m.is_bf16) {
-    run_as<bf16>(m, s, w, crew, part);
-  } else {
-    run_as<float>(m, s, w, crew, part);
+  switch (m.weight_kind) {
+    case INT8: run_as<int8>(m, s, w, crew, part); break;
+    case BFLOAT16: run_as<bf16>(m, s, w, crew, part); break;
+    default: run_as<float>(m, s, w, crew, part);
   }
 }
 
 template <class Weight>
 FANO_TARGET static void arrange_all(const Product& p, float* to) {
-  const int64_t depth = depth_of<Weight>(p.size);
+  const int64_t depth = depth_of<Weight>(p.size), row = row_of<Weight>(p.size);
   auto* arranged = (typename Met<Weight>::type*)to;
-  for (int64_t t = 0; t < p.num_tokens; t++) arrange(p.x + t * p.x_stride, p.size, depth, arranged + t * depth);
+  for (int64_t t = 0; t < p.num_tokens; t++) arrange(p.x + t * p.x_stride, p.size, depth, arranged + t * row);
 }
 
 FANO_TARGET static void arrange_for(const Product& p, float* to) {
-  if (p.is_bf16) {
-    arrange_all<bf16>(p, to);
-  } else {
-    arrange_all<float>(p, to);
+  switch (p.weight_kind) {
+    case INT8: arrange_all<int8>(p, to); break;
+    case BFLOAT16: arrange_all<bf16>(p, to); break;
+    default: arrange_all<float>(p, to);
   }
 }
 
 template <class Weight>
 FANO_TARGET static void multiply_as(const Product& p, const float* arranged, int64_t part, int64_t num_parts) {
-  product<false>((const Weight*)p.matrix, (const typename Met<Weight>::type*)arranged, depth_of<Weight>(p.size),
+  product<false>((const Weight*)p.matrix, (const typename Met<Weight>::type*)arranged, row_of<Weight>(p.size),
                  p.num_tokens, p.num_rows, p.size, p.out, p.num_rows, part, num_parts);
 }
 
 FANO_TARGET static void multiply_part(const Product& p, const float* arranged, int64_t part, int64_t num_parts) {
-  if (p.is_bf16) {
-    multiply_as<bf16>(p, arranged, part, num_parts);
-  } else {
-    multiply_as<float>(p, arranged, part, num_parts);
+  switch (p.weight_kind) {
+    case INT8: multiply_as<int8>(p, arranged, part, num_parts); break;
+    case BFLOAT16: multiply_as<bf16>(p, arranged, part, num_parts); break;
+    default: multiply_as<float>(p, arranged, part, num_parts);
   }
 }
 
