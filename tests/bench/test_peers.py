@@ -16,7 +16,7 @@ from bench.peers.comparison import Comparison, Plan, rotated
 from bench.peers.divergence import divergence
 from bench.peers.engines import Engine, FanoEngine, Floats, Side, TransformersEngine, all_sides
 from bench.peers.records import DECODE, MISSING, PREFILL, TURN, Cell, OtherRun, Records, Speeds, cells_of
-from bench.peers.targets import as_exact, stream_verdicts, verdicts
+from bench.peers.targets import as_exact, stream_verdicts, verdict, verdicts
 from bench.peers.worker import WARM_STEPS, Desk, EngineMissing, Worker
 from bench.sides import TINY, make_checkpoint
 from model.config import Dtype
@@ -75,6 +75,9 @@ def test_a_target_is_met_by_a_side_that_is_as_exact() -> None:
     assert (prefill["side"], prefill["peer"], prefill["target"]) == ("fano bfloat16", "llama.cpp q8_0", 4.0)
     assert prefill["is_hit"] and prefill["wall_seconds"] == (4.0, 2.0, 8.0)
     assert not decode["is_hit"] and decode["wall_seconds"][0] == 1.0
+    # The best repetition alone meets no target.
+    missed = verdict(Cell("28M", PREFILL, 100, 1), FANO, str(LLAMA), 5.0, {"wall_seconds": (4.0, 2.0, 8.0)})
+    assert not missed["is_hit"]
     # Further from float32 than the peer's best, it may not stand for Fano.
     (slower, _) = verdicts(speeds, known | {FANO: 2e-4})
     assert slower["side"] == "fano float32" and not slower["is_hit"]
