@@ -5,18 +5,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from retrieval.lexical_index import LexicalHits, LexicalIndex, LexicalQuery, search_lexical
 from retrieval.passages import Place
 
-# A word that stands in more chunks than these is not rare.
+# A word that stands in more chunks than these is not rare; nor is one that is joined by signs, as names of things are
+# (``blue-heron-7``), of which every place is shown.
 MAX_PLACES = 3
+MAX_PLACES_OF_JOINED = 5
 
 
 def rare_places(indexes: Sequence[LexicalIndex], lexical: LexicalHits) -> dict[str, list[Place]]:
     """For each stem of the question that stands in few chunks, these; the rarest stem first."""
     found: dict[str, list[Place]] = {}
     for stem in lexical.rarest_first:
-        hits = search_lexical(indexes, LexicalQuery((), (stem,)), MAX_PLACES + 1).hits
-        if len(hits) > MAX_PLACES:
+        hits = search_lexical(indexes, LexicalQuery((), (stem,)), MAX_PLACES_OF_JOINED + 1).hits
+        if len(hits) > MAX_PLACES_OF_JOINED:
             break
-        found[stem] = [(document, ordinal) for document, ordinal, _ in hits]
+        if len(hits) <= MAX_PLACES or not stem.isalnum():
+            found[stem] = [(document, ordinal) for document, ordinal, _ in hits]
     return found
 
 
@@ -29,21 +32,26 @@ def spread(scores: Mapping[Place, float], rare: Mapping[str, Sequence[Place]], n
     """The same scores in an order in which the first ``num_first`` places hold every rare word, if there is room.
 
     The best place stays first. Of places that no rare word needs the last make room; ``rare`` has for each word its
-    places, of which the best is taken.
+    places, of which the best is taken, and all of a joined one.
     """
     order = sorted(scores, key=lambda place: (-scores[place], place))
     first, rest = order[:num_first], order[num_first:]
-    for places in rare.values():
+    wanted = [group for stem, places in rare.items() for group in ([places] if stem.isalnum() else _each(places))]
+    for places in wanted:
         beyond = [place for place in rest if place in places]
         if not beyond or not set(places).isdisjoint(first):
             continue
-        free = [place for place in first[1:] if not _is_needed(place, first, rare.values())]
+        free = [place for place in first[1:] if not _is_needed(place, first, wanted)]
         if not free:
             break
         first[first.index(free[-1])] = beyond[0]
         rest.remove(beyond[0])
         rest.insert(0, free[-1])
     return dict(zip((*first, *rest), sorted(scores.values(), reverse=True), strict=True))
+
+
+def _each(places: Sequence[Place]) -> list[list[Place]]:
+    return [[place] for place in places]
 
 
 def _is_needed(place: Place, first: Sequence[Place], rare: Iterable[Sequence[Place]]) -> bool:
