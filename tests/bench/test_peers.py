@@ -190,9 +190,9 @@ def test_options_name_what_was_expected(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_divergence_is_that_of_the_distributions() -> None:
     wanted = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], dtype=np.float32))
-    given = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]], dtype=np.float32)) + 7
+    given = np.log(np.array([[0.25, 0.625, 0.125], [0.1, 0.1, 0.8]], dtype=np.float32)) + 7
     told = divergence([wanted], [given])
-    assert told["mean"] == pytest.approx(0.5 * 0.25 * np.log(2), rel=1e-5)
+    assert told["mean"] == pytest.approx(0.5 * (0.75 * np.log(2) + 0.25 * np.log(0.4)), rel=1e-5)
     assert told["same_choice"] == 0.5 and told["num_tokens"] == 2
     with pytest.raises(AssertionError, match="expected"):
         divergence([wanted], [given[:1]])
