@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from retrieval.library import Library
 
 
+# A search is mostly Python, which one thread of a process runs at a time: more of them at once are no sooner done, and
+# each step of the engine waits for its turn behind all of them.
+SEARCHES_AT_ONCE = 2
+
+
 class Answering:
     """Answers inquiries; one for the whole server."""
 
@@ -69,6 +74,7 @@ class Answering:
         self._model = model
         self._metrics = metrics
         self.limits = limits
+        self._searches = anyio.CapacityLimiter(SEARCHES_AT_ONCE)
 
     @asynccontextmanager
     async def answer(self, inquiry: Inquiry) -> AsyncIterator[Answer]:
@@ -101,7 +107,7 @@ class Answering:
         ``history`` is that of the inquiry's session.
         """
         if inquiry.documents:
-            return await anyio.to_thread.run_sync(self._search, inquiry, is_asked, history)
+            return await anyio.to_thread.run_sync(self._search, inquiry, is_asked, history, limiter=self._searches)
         if is_asked:
             self._metrics.retrieved("skipped", self._skipped(inquiry), {})
         return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked, history)
@@ -131,7 +137,7 @@ class Answering:
         """An inquiry in doubt once the model was asked; as it is where the model cannot say or a key of it leads into
         the documents. Raises what the search raises."""
         assert inquiry.decision is not None and self.limits.certain_from is not None, "it is not in doubt"
-        if await anyio.to_thread.run_sync(self._has_key, inquiry):
+        if await anyio.to_thread.run_sync(self._has_key, inquiry, limiter=self._searches):
             return inquiry
         certainty = await self._doubt.certainty(inquiry)
         if certainty is None:
