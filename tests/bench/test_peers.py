@@ -206,7 +206,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(directory / "model.safetensors")
     for name, weight in weights.items():
         if name.endswith(("out_proj.weight", "o_proj.weight")):
-            weight.mul_(10)
+            weight.mul_(30)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
@@ -216,7 +216,7 @@ def test_streams_that_were_spread_go_on_like_the_first(kind: type, checkpoint: P
     engine: Engine = kind(checkpoint, "float32", 1)
     text = [300 + number * number % 97 for number in range(60)]
     expected = engine.all_logits(text).argmax(-1).tolist()[39:]
-    assert len(set(expected)) > 10
+    assert len(set(expected)) > 5
     for num_streams in (1, 3):
         engine.open(num_streams, len(text))
         found = [[engine.read(text[:40])] * num_streams]
