@@ -63,7 +63,7 @@ def test_published_checkpoints(
     config = ModelConfig.from_dict(values)
     assert config.num_parameters() == num_parameters
     assert round(num_parameters / 1e9, 1 if billions > 10 else 2) == billions
-    assert config.kv_bytes_per_token(Dtype.BFLOAT16) == kv_bytes
+    assert config.kv_bytes_per_token(Dtype.BFLOAT16) == config.kv_bytes_per_token(Dtype.INT8) == kv_bytes
     assert config.ssm_state_bytes == state_mib * MIB
     # Three of the four inputs of the convolution are kept, in float32.
     assert config.conv_state_bytes == config.num_mamba_layers * 3 * config.inner_size * 4
