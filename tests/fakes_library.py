@@ -23,10 +23,29 @@ from retrieval.passage import (
     Span,
 )
 from retrieval.scope import Scope
+from retrieval.surprises import Surprise
 
 
 def _is_in(span: Span, parts: Sequence[Span] | None) -> bool:
     return parts is None or any(part.start <= span.start and span.end <= part.end for part in parts)
+
+
+@dataclass
+class FakeSurprises:
+    """The API of ``retrieval.surprises.Surprises``; ``found`` holds what was told of each document."""
+
+    told: dict[str, int] = field(default_factory=dict)
+    found: dict[str, list[Surprise]] = field(default_factory=dict)
+
+    def num_told(self, document_id: str) -> int:
+        return self.told.get(document_id, 0)
+
+    def tell(self, document_id: str, first: int, last: int, found: Sequence[Surprise]) -> bool:
+        if self.num_told(document_id) != first:
+            return False
+        self.told[document_id] = last
+        self.found.setdefault(document_id, []).extend(found)
+        return True
 
 
 @dataclass
@@ -43,6 +62,7 @@ class FakeLibrary:
     has_reader: bool = False
     closed: bool = False
     half_deleted: set[str] = field(default_factory=set)
+    surprises: FakeSurprises = field(default_factory=FakeSurprises)
 
     def __post_init__(self) -> None:
         self._may_process = threading.Event()

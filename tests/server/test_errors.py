@@ -27,6 +27,7 @@ NOT_OVER_HTTP = {
     "StoreInvalid",
     "VectorsInvalid",
     "IndexDamaged",
+    "IndexUnavailable",
 }
 
 
