@@ -31,7 +31,8 @@ _ORDINAL_OR_TIME = re.compile(
 _SPAN_OF_YEARS = re.compile(
     r"(?:(?:mid|early|late|pre|post|circa)-)?[12]\d{3}s?(?:[-/–](?:[12]\d)?\d{2}s?)?", re.IGNORECASE
 )
-_RANGE_OF_SIGNS = re.compile(r"a-z|A-Z|a-f|A-F|0-9")
+# Ranges of signs side by side, as patterns have them: [a-zA-Z0-9].
+_RANGES_OF_SIGNS = re.compile(r"(?:[aA]-[zZfF])(?:[aA]-[zZ]|0-9)|0-9[aA]-[zZfF]")
 _THOUSANDS_AFTER = re.compile(r",\d{3}(?!\d)")
 _THOUSANDS = re.compile(r"(?<=\d,)\d{3}(?!\d)")
 _SHORT_SLICE = re.compile(r"::\w{1,3}|\w{1,3}::|:{1,3}\w{0,3}")
@@ -64,7 +65,7 @@ def code_score(found: str) -> float | None:
         return None
     if _NUMBER_WITH_UNIT.fullmatch(found) or _ORDINAL_OR_TIME.fullmatch(found) or "×" in found:
         return None
-    if _SPAN_OF_YEARS.fullmatch(found) or len(_RANGE_OF_SIGNS.findall(found)) > 1:
+    if _SPAN_OF_YEARS.fullmatch(found) or _RANGES_OF_SIGNS.search(found):
         return None
     if ".." in found:
         return None
