@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.peers import Child, Watch, bytes_below
+from bench.peers import Child, Spent, Watch, bytes_below
 from bench.soak import resident_mib
 from bench.throughput import describe_machine
 
@@ -90,18 +90,15 @@ def by_sessions(server: Server, counts: Sequence[int]) -> Iterator[Point]:
             texts.append(" ".join(random.Random(f"session {len(texts)}").choices(WORDS, k=SESSION_WORDS)))
             server.usage(texts[-1], session=f"growth-{len(texts)}")
         chosen = random.Random(count).choices(range(count), k=NUM_ASKED)
-        seconds, cpu_seconds = [], []
+        asked: list[Spent] = []
         for turn, number in enumerate(chosen):
             texts[number] += f" And then {turn}."
             watch = Watch(server.child)
             usage = server.usage(texts[number], session=f"growth-{number + 1}")
-            spent = watch.spent()
-            seconds.append(spent.seconds)
-            cpu_seconds.append(spent.cpu_seconds)
+            asked.append(watch.spent())
         yield {
             "num": count,
-            "seconds": statistics.median(seconds),
-            "cpu_seconds": statistics.median(cpu_seconds),
+            **medians(asked),
             "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
             "state_bytes": sum(usage["fano"]["resident_bytes"].values()),
             "resident_bytes": server.resident_bytes(),
@@ -130,25 +127,30 @@ def by_documents(server: Server, counts: Sequence[int]) -> Iterator[Point]:
                 time.sleep(0.05)
         ingest = watch.spent()
         ids += new
-        seconds, cpu_seconds = [], []
+        asked: list[Spent] = []
         for number in random.Random(count).choices(range(count), k=NUM_ASKED):
             body = {"documents": [ids[number]], "question": f"Who holds berth TW-{number}-3?", "recall": "verbatim"}
             watch = Watch(server.child)
             answer = server.child.client.post("/v1/ask", json=body).raise_for_status().json()
-            spent = watch.spent()
+            asked.append(watch.spent())
             assert f"keeper K{number:05d}3" in json.dumps(answer), answer
-            seconds.append(spent.seconds)
-            cpu_seconds.append(spent.cpu_seconds)
         yield {
             "num": count,
-            "seconds": statistics.median(seconds),
-            "cpu_seconds": statistics.median(cpu_seconds),
+            **medians(asked),
             "num_new": len(new),
             "ingest_seconds": ingest.seconds,
             "ingest_cpu_seconds": ingest.cpu_seconds,
             "resident_bytes": server.resident_bytes(),
             "disk_bytes": bytes_below(server.data),
         }
+
+
+def medians(asked: Sequence[Spent]) -> Point:
+    """By both clocks."""
+    return {
+        "seconds": statistics.median(spent.seconds for spent in asked),
+        "cpu_seconds": statistics.median(spent.cpu_seconds for spent in asked),
+    }
 
 
 CURVES: dict[str, tuple[Callable[[Server, Sequence[int]], Iterator[Point]], Sequence[int], dict[str, str]]] = {

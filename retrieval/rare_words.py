@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from retrieval.lexical_index import LexicalHits, LexicalIndex, LexicalQuery, search_lexical
 from retrieval.passages import Place
 
-# A word that stands in more chunks than these is not rare; nor is one that is joined by signs, as names of things are
-# (``blue-heron-7``), of which every place is shown.
+# A word that stands in more chunks than these is not rare. One that is joined by signs, as names of things are
+# (``blue-heron-7``), may stand in some more, and every place of it is shown.
 MAX_PLACES = 3
 MAX_PLACES_OF_JOINED = 5
 
