@@ -80,7 +80,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     policy = config.policy_for(model_config)
     _require_device(config.device)
     torch.set_num_threads(1)
-    kernels, kernels_reason = _kernels(config)
+    kernels, kernels_reason = _kernels(config, model_config)
     _require_products(config, kernels, kernels_reason)
     tokenizer = Tokenizer(directory)
     if tokenizer.vocab_size > model_config.vocab_size:
@@ -187,11 +187,11 @@ def num_usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _kernels(config: EngineConfig) -> tuple[Kernels, str]:
+def _kernels(config: EngineConfig, model: ModelConfig) -> tuple[Kernels, str]:
     if config.kernels is None:
-        return choose(config.device, config.num_threads)
+        return choose(config.device, config.num_threads, model)
     try:
-        return forced(config.kernels, config.num_threads), "as configured"
+        return forced(config.kernels, config.num_threads, config.device, model), "as configured"
     except ValueError as error:
         raise ConfigInvalid("kernels", config.kernels, "kernels that work here", str(error)) from error
 

@@ -14,6 +14,7 @@ from model.cache.held import Held, bring_back
 from model.cache.place import Place
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
+from model.decode_graphs import DecodeGraphs
 from model.engine.books import Capacity
 from model.engine.holdings import HeldBytes, Holding
 from model.engine.placement import LEAST_TOKENS
@@ -56,6 +57,7 @@ class ModelRunner:
         self.checkpoints = Checkpoints(states, blocks, checkpoint_bytes)
         self._recollection = Recollection(model, states, self.checkpoints, self._held, device, chunk_tokens)
         self.saved_bytes = 0
+        self._graphs: DecodeGraphs | None = None
 
     @property
     def slots(self) -> PoolCounts:
@@ -114,6 +116,10 @@ class ModelRunner:
             self._model(Batch.pack([chunk], self._device), self._states, self._blocks)
         finally:
             held.free(self._states)
+        if self._device != "cpu":
+            pools = self._states, self._blocks
+            self._graphs, reason = DecodeGraphs.verified(self._model, *pools, self._device, self._num_slots)
+            logger.info("decode graphs are %s: %s", "off" if self._graphs is None else "on", reason)
 
     def run(self, plan: StepPlan) -> Tensor:
         """Read the planned tokens; returns the logits [rows, V] float32 of each chunk's last ``num_logits`` tokens.
@@ -142,7 +148,11 @@ class ModelRunner:
 
     def _read(self, reading: list[PlannedChunk]) -> Tensor:
         chunks = [self._chunk(planned) for planned in reading]
-        read = self._model.read(Batch.pack(chunks, self._device), self._states, self._blocks)
+        batch = Batch.pack(chunks, self._device)
+        if self._graphs is None:
+            read = self._model.read(batch, self._states, self._blocks)
+        else:
+            read = self._graphs.read(batch)
         start = row = 0
         for planned in reading:
             self._held[planned.sequence].table.release_hidden(planned.sequence.policy, planned.end)

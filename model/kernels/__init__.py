@@ -6,12 +6,17 @@ specification. Callers hold a :class:`Kernels` and never ask which one it is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.kernels import reference
 from model.kernels.arguments import NativeModel, NativeStep
 from model.policy import AttentionPolicy
+
+if TYPE_CHECKING:
+    from model.kernels.triton.frame import DecodeFrame
 
 CausalConv = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor]
 SelectiveScan = Callable[
@@ -21,6 +26,7 @@ Attend = Callable[
     [Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Sequence[int]], Sequence[AttentionPolicy]],
     Tensor,
 ]
+StoreKV = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 Product = Callable[[Tensor, Tensor, int], Tensor]
 Step = Callable[[NativeModel, NativeStep, int, Tensor], Tensor]
 
@@ -31,7 +37,8 @@ class Kernels:
 
     ``product`` multiplies by a matrix in strips; ``step`` runs a step of any tokens through the whole model, on as many
     threads as it is told, at most ``num_threads``, in the workspace it is given, or a larger one where that is too
-    small; it returns the one it used. Without them torch and the layers do.
+    small; it returns the one it used. Without them torch and the layers do. ``frame`` makes the tables of a decode step
+    that can be recorded and replayed; without it every step is launched anew.
     """
 
     name: str
@@ -41,32 +48,42 @@ class Kernels:
     product: Product | None = None
     step: Step | None = None
     num_threads: int = 1
+    store_kv: StoreKV = reference.store_kv
+    frame: "Callable[[int, int], DecodeFrame] | None" = None
 
 
 REFERENCE = Kernels("reference", reference.causal_conv, reference.selective_scan, reference.attend)
 
 
-def choose(device: str, num_threads: int) -> tuple[Kernels, str]:
+def choose(device: str, num_threads: int, model: ModelConfig | None = None) -> tuple[Kernels, str]:
     """The fastest kernels that work on ``device`` and why it is these: ``(kernels, reason)``.
 
-    Raises nothing for a missing or broken native library: the reference twins answer then, and the reason says so.
+    On a CUDA device they are first tried beside their twins, in the geometry of ``model``. Raises nothing where they
+    are missing, broken or wrong: the reference twins answer then, and the reason says so.
     """
     twins = _reference(num_threads)
-    if device != "cpu":
-        return twins, f"there are no fast kernels for device {device!r}"
-    from model.kernels.native import load_native
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        from model.kernels.native import load_native
 
-    kernels, reason = load_native(num_threads)
+        kernels, reason = load_native(num_threads)
+    elif kind == "cuda":
+        from model.kernels.triton.loading import load_triton
+
+        kernels, reason = load_triton(device, num_threads, model)
+    else:
+        return twins, f"there are no fast kernels for device {device!r}"
     return kernels or twins, reason
 
 
-def forced(name: str, num_threads: int = 1) -> Kernels:
-    """The kernels called ``name``: ``reference`` or ``native``. Raises ValueError where they are not to be had."""
+def forced(name: str, num_threads: int = 1, device: str = "cpu", model: ModelConfig | None = None) -> Kernels:
+    """The kernels called ``name``: ``reference``, ``native`` on a CPU or ``triton`` on a CUDA device. Raises ValueError
+    where they are not to be had."""
     if name == REFERENCE.name:
         return _reference(num_threads)
-    kernels, reason = choose("cpu", num_threads)
+    kernels, reason = choose(device, num_threads, model)
     if kernels.name.split("-")[0] != name:
-        raise ValueError(f"kernels {name!r} were asked for, expected one that works on this machine: {reason}")
+        raise ValueError(f"kernels {name!r} were asked for, expected ones that work on device {device!r}: {reason}")
     return kernels
 
 

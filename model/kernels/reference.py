@@ -102,6 +102,16 @@ def selective_scan(
     return y if z is None else y.mul_(F.silu(z))
 
 
+def store_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, kv_rows: Tensor) -> None:
+    """Write a step's keys and values into one layer's pool, rounded to its dtype.
+
+    Takes k and v [T, G * E] float32 (any row stride), the pool's keys and values [num_blocks, P, G, E], and for each
+    token the row ``block * P + offset`` that is its own, kv_rows [T] int64 on the device. Mutates those rows alone.
+    """
+    for rows, pool in ((k, keys), (v, values)):
+        pool.flatten(0, 1).index_copy_(0, kv_rows, rows.to(pool.dtype).view(-1, *pool.shape[2:]))
+
+
 def attend(
     queries: Tensor,
     keys: Tensor,

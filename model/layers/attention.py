@@ -17,8 +17,7 @@ class SparseAttention(Parameterised):
     """
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_width = config.head_width
+        self.num_heads, self.head_width = config.num_heads, config.head_width
         self.split = [config.query_size, config.kv_size, config.kv_size]
         self.kernels = kernels
         self.qkv_proj = Matrix(sum(self.split), config.hidden_size, dtype, kernels)
@@ -27,13 +26,10 @@ class SparseAttention(Parameterised):
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
         """[T, D] float32 -> [T, D]. Writes the tokens' keys and values into ``keys`` and ``values`` [blocks, P, G, E]
         at the rows ``batch.kv_rows``, then attends."""
-        num_tokens = x.shape[0]
-        q, k, v = self.qkv_proj(x).to(keys.dtype).split_with_sizes(self.split, dim=1)
-        kv_shape = (num_tokens, self.num_kv_heads, self.head_width)
-        keys.flatten(0, 1).index_copy_(0, batch.kv_rows, k.view(kv_shape))
-        values.flatten(0, 1).index_copy_(0, batch.kv_rows, v.view(kv_shape))
+        q, k, v = self.qkv_proj(x).split_with_sizes(self.split, dim=1)
+        self.kernels.store_kv(k, v, keys, values, batch.kv_rows)
         mixed = self.kernels.attend(
-            q.view(num_tokens, self.num_heads, self.head_width),
+            q.to(keys.dtype).view(-1, self.num_heads, self.head_width),
             keys,
             values,
             batch.query_start,
