@@ -4,12 +4,14 @@
 
 Each curve has a server of its own, one after the other, with the embedded model; each point is asked over HTTP and told
 with the client's seconds, the server's CPU seconds and its resident set. Prompts are of words drawn anew, so that
-nothing is reused. Results are written as they come, and a run that is started again goes on where it stopped.
+nothing is reused. Results are written as they come, and a run that is started again goes on with the curve at which it
+stopped.
 """
 
 import argparse
 import json
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -30,19 +32,29 @@ SESSION_WORDS = 1_500
 DOCUMENT_ROWS = 8
 NUM_SENDERS = 4
 NUM_ASKED = 15
+# As many as a request may name.
+MAX_DOCUMENTS = 64
+DOCUMENTS_BY_STATUS = re.compile(r'^fano_documents\{status="(\w+)"\} (\S+)$', re.MULTILINE)
 WORDS = "harbour winter lantern ledger orchard captain river market signal copper meadow teacher engine".split()
 Point = dict[str, Any]
 
 
 class Server:
-    """``fano serve`` on a new data directory, with what a client sees of it."""
+    """``fano serve`` on a new data directory: what a client sees of it, and what the system sees of its process."""
 
     def __init__(self, directory: Path, environ: dict[str, str], threads: int) -> None:
         self.data = directory / "data"
         self.child = Child(directory / "fano.log")
-        command = [str(Path(sys.executable).with_name("fano")), "serve", "--data-dir", str(self.data)]
-        self.start_seconds = self.child.start(command, "/readyz", {"FANO_THREADS": str(threads), **environ})
+        self._command = [str(Path(sys.executable).with_name("fano")), "serve", "--data-dir", str(self.data)]
+        self._environ = {"FANO_THREADS": str(threads), **environ}
+        self.start()
         self.model = self.get("/v1/models")["data"][0]["id"]
+
+    def start(self) -> Spent:
+        """Begin, or begin again on the same data after a SIGKILL; what it took until ready."""
+        self.child.kill()
+        seconds = self.child.start(self._command, "/readyz", self._environ)
+        return Spent(seconds, self.child.cpu_seconds())
 
     def get(self, path: str) -> Point:
         reply: Point = self.child.client.get(path).raise_for_status().json()
@@ -60,10 +72,38 @@ class Server:
         usage: Point = reply["usage"]
         return usage
 
+    def spent_on(self, method: str, path: str, body: Point | None = None) -> tuple[Spent, Point]:
+        """What a request took, and its reply."""
+        watch = Watch(self.child)
+        reply = self.child.client.request(method, path, json=body)
+        spent = watch.spent()
+        return spent, reply.raise_for_status().json()
+
+    def num_ready(self) -> int:
+        """How many documents are ready."""
+        text = self.child.client.get("/metrics").raise_for_status().text
+        by_status = {status: int(float(count)) for status, count in DOCUMENTS_BY_STATUS.findall(text)}
+        if by_status["failed"]:
+            raise RuntimeError(f"documents failed: {by_status}")
+        return by_status["ready"]
+
+    @property
+    def process_id(self) -> int:
+        """Of the server."""
+        assert self.child.process is not None
+        return self.child.process.pid
+
     def resident_bytes(self) -> int:
         """The resident set of the process."""
-        assert self.child.process is not None
-        return round(resident_mib(self.child.process.pid) * 2**20)
+        return round(resident_mib(self.process_id) * 2**20)
+
+    def held(self) -> Point:
+        """What it holds open: descriptors, and files mapped into memory."""
+        process = Path(f"/proc/{self.process_id}")
+        return {
+            "open_files": len(list((process / "fd").iterdir())),
+            "mapped_files": len((process / "maps").read_text().splitlines()),
+        }
 
 
 def by_length(server: Server, lengths: Sequence[int]) -> Iterator[Point]:
@@ -107,8 +147,9 @@ def by_sessions(server: Server, counts: Sequence[int]) -> Iterator[Point]:
 
 
 def by_documents(server: Server, counts: Sequence[int]) -> Iterator[Point]:
-    """Small documents; ``seconds`` are those of a question by key to one of them, ``ingest_seconds`` what all the
-    new ones took until the last could be asked by meaning, too."""
+    """Small documents; ``seconds`` are those of a question by key to one of them, ``many_seconds`` of one to as many at
+    once as a request may name, ``ingest_seconds`` what all the new ones took until the last could be asked by meaning,
+    too, and ``start_seconds`` what a start on them took after a SIGKILL."""
     ids: list[str] = []
 
     def send(number: int) -> str:
@@ -120,36 +161,52 @@ def by_documents(server: Server, counts: Sequence[int]) -> Iterator[Point]:
         watch = Watch(server.child)
         with ThreadPoolExecutor(NUM_SENDERS) as senders:
             new = list(senders.map(send, range(len(ids), count)))
-        for each in new:
-            while (view := server.get(f"/v1/documents/{each}"))["status"] != "ready":
-                if view["status"] == "failed":
-                    raise RuntimeError(f"{each} failed: {view['error']}")
-                time.sleep(0.05)
+        while server.num_ready() < count:
+            time.sleep(0.05 if count <= 100 else 1.0)
         ingest = watch.spent()
         ids += new
-        asked: list[Spent] = []
-        for number in random.Random(count).choices(range(count), k=NUM_ASKED):
-            body = {"documents": [ids[number]], "question": f"Who holds berth TW-{number}-3?", "recall": "verbatim"}
-            watch = Watch(server.child)
-            answer = server.child.client.post("/v1/ask", json=body).raise_for_status().json()
-            asked.append(watch.spent())
+        resident_bytes = server.resident_bytes()
+        started = server.start()
+        dice = random.Random(count)
+
+        def ask(documents: Sequence[str], number: int) -> Spent:
+            body = {"documents": documents, "question": f"Who holds berth TW-{number}-3?", "recall": "verbatim"}
+            spent, answer = server.spent_on("POST", "/v1/ask", body)
             assert f"keeper K{number:05d}3" in json.dumps(answer), answer
+            return spent
+
+        one, many = [], []
+        for number in dice.choices(range(count), k=NUM_ASKED):
+            one.append(ask([ids[number]], number))
+            others = [ids[each] for each in dice.sample(range(count), min(count, MAX_DOCUMENTS)) if each != number]
+            many.append(ask([ids[number], *others[: MAX_DOCUMENTS - 1]], number))
+        pages = [
+            server.spent_on("GET", f"/v1/documents?limit=100&after={ids[count // 2]}")[0] for _ in range(NUM_ASKED)
+        ]
         yield {
             "num": count,
-            **medians(asked),
+            **medians(one),
+            **medians(many, "many_"),
+            **medians(pages, "list_"),
             "num_new": len(new),
             "ingest_seconds": ingest.seconds,
             "ingest_cpu_seconds": ingest.cpu_seconds,
-            "resident_bytes": server.resident_bytes(),
+            "document_seconds": ingest.seconds / len(new),
+            "document_cpu_seconds": ingest.cpu_seconds / len(new),
+            "start_seconds": started.seconds,
+            "start_cpu_seconds": started.cpu_seconds,
+            "resident_bytes": resident_bytes,
+            "asked_resident_bytes": server.resident_bytes(),
             "disk_bytes": bytes_below(server.data),
+            **server.held(),
         }
 
 
-def medians(asked: Sequence[Spent]) -> Point:
+def medians(asked: Sequence[Spent], prefix: str = "") -> Point:
     """By both clocks."""
     return {
-        "seconds": statistics.median(spent.seconds for spent in asked),
-        "cpu_seconds": statistics.median(spent.cpu_seconds for spent in asked),
+        f"{prefix}seconds": statistics.median(spent.seconds for spent in asked),
+        f"{prefix}cpu_seconds": statistics.median(spent.cpu_seconds for spent in asked),
     }
 
 
@@ -199,7 +256,12 @@ def draw(points: Sequence[Point], path: Path) -> None:
         "sessions": ("named sessions", {"seconds": "next turn of one"}),
         "documents": (
             "documents",
-            {"seconds": "question by key to one", "ingest_seconds": "until all new are indexed"},
+            {
+                "seconds": "question by key to one",
+                "many_seconds": f"to {MAX_DOCUMENTS} at once, not asked before",
+                "document_seconds": "until indexed, each",
+                "start_seconds": "start after a SIGKILL",
+            },
         ),
     }
     kinds = {"resident_bytes": "resident set", "disk_bytes": "on the disk", "state_bytes": "state of one request"}
@@ -247,10 +309,10 @@ def main() -> None:
             try:
                 for point in measure(server, nums):
                     points.append({"curve": curve, **point})
+                    arguments.out.write_text("".join(json.dumps(point) + "\n" for point in points))
                     show(curve, point)
             finally:
                 server.child.kill()
-        arguments.out.write_text("".join(json.dumps(point) + "\n" for point in points))
     print(json.dumps({"bench": "growth", "machine": describe_machine(arguments.threads), "points": points}))
     if arguments.plot is not None:
         draw(points, arguments.plot)

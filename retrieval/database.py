@@ -40,6 +40,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.lock = threading.RLock()
+        self._under_way: Transaction | None = None
         self._idle: list[sqlite3.Connection] = []
         self._idle_lock = threading.Lock()
         try:
@@ -72,15 +73,23 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """A transaction that bumps the revision. An exception inside undoes all of it."""
+        """A transaction that bumps the revision. An exception inside undoes all of it.
+
+        One inside another is a part of it: nothing of either is on the disk before the outer one ends.
+        """
         with self.lock:
+            if self._under_way is not None:  # This thread's own, for it has the lock.
+                yield self._under_way
+                return
             self._writer.execute("BEGIN IMMEDIATE")
             with ExitStack() as undo:
                 undo.callback(self._undo)
                 (revision,) = self._writer.execute("UPDATE revision SET value = value + 1 RETURNING value").fetchone()
-                yield Transaction(self._writer, revision)
+                self._under_way = Transaction(self._writer, revision)
+                yield self._under_way
                 self._writer.execute("COMMIT")
                 undo.pop_all()
+                self._under_way = None
             if self._journal.look() > MOST_FRAMES:
                 with suppress(sqlite3.OperationalError):  # The change is on the disk, and the journal may wait.
                     self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -153,6 +162,7 @@ class Database:
         return total
 
     def _undo(self) -> None:
+        self._under_way = None
         # Of some errors, a full disk among them, SQLite has undone the transaction itself.
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")

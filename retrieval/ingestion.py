@@ -4,7 +4,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from retrieval.chunker import chunk
@@ -14,7 +14,7 @@ from retrieval.embedder import Embedder
 from retrieval.errors import ParseFailed, UnknownDocument, UnsupportedMediaType
 from retrieval.fact_book import within_budget
 from retrieval.parsers import parse
-from retrieval.passage import Document, DocumentError
+from retrieval.passage import Document, DocumentError, Span
 from retrieval.recognisers import RECOGNISERS_REVISION, recognise
 from retrieval.record import UNFINISHED, Record, Stage
 from retrieval.shelves import Shelves
@@ -23,6 +23,8 @@ from retrieval.vector_rows import vector_rows
 
 # One commit, one look at ``stop`` and one chance for a question to be embedded between batches.
 EMBEDDING_BATCH = 128
+# A file of this size or less is read and indexed in one commit, for that is soon done again after an interruption.
+SHORT_BYTES = 1 << 16
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Ingestion:
     """Takes one document at a time through what is left to do; the store says what that is.
 
     An interruption at any point, ``kill -9`` included, loses at most the step under way: the text once parsed,
-    the index once made, and every batch of vectors are committed as they come.
+    the index once made, and every batch of vectors are committed as they come, those of a short file together.
     """
 
     def __init__(
@@ -103,27 +105,44 @@ class Ingestion:
             if record.stage in (Stage.QUEUED, Stage.PARSING):
                 self._parse(record)
             elif record.stage is Stage.INDEXING:
-                self._index(record)
+                self._index(record, self._store.text(record.number), self._store.pages(record.number))
             elif record.recognisers != RECOGNISERS_REVISION:
                 self._renew_facts(record)
             elif not self._embed(record, stop):
                 return
 
     def _parse(self, record: Record) -> None:
-        self._store.begin_parsing(record.number)
+        is_short = record.document.num_bytes <= SHORT_BYTES
+        if not is_short:
+            self._store.begin_parsing(record.number)
         path = self._store.blob_path(record)
         parsed = parse(path, record.document.media_type, max_characters=self._max_characters)
-        self._store.write_text(record.number, parsed.text, parsed.pages)
+        if is_short:
+            self._index(record, parsed.text, parsed.pages, is_new=True)
+        else:
+            self._store.write_text(record.number, parsed.text, parsed.pages)
 
-    def _index(self, record: Record) -> None:
-        text = self._store.text(record.number)
-        chunks = chunk(text, self._store.pages(record.number))
+    def _index(self, record: Record, text: str, pages: Sequence[Span], is_new: bool = False) -> None:
+        """Find what is to be found in the text, which is kept with it if it ``is_new``."""
+        number = record.number
+        chunks = chunk(text, pages)
+        rows = vector_rows(text, chunks)
         facts, dropped = within_budget(recognise(text), self.max_facts)
-        self._contents.write_index(record.number, chunks, vector_rows(text, chunks), facts, dropped)
-        self._shelves.open(self._store.record(record.document.id))
-        self._contents.open_for_questions(record.number, self._fingerprint)
+        is_small = self._shelves.is_small(len(rows))
+        with self._store.database.write():
+            if is_new:
+                self._store.write_text(number, text, pages)
+            self._contents.write_index(number, chunks, rows, facts, dropped)
+            if is_small:
+                self._open(number, text)
+        if not is_small:
+            self._shelves.open(self._store.record(record.document.id))
+            self._open(number, text)
+
+    def _open(self, number: int, text: str) -> None:
+        self._contents.open_for_questions(number, self._fingerprint)
         if self._count_tokens is not None:
-            self._store.count_tokens(record.number, self._count_tokens(text))
+            self._store.count_tokens(number, self._count_tokens(text))
 
     def _renew_facts(self, record: Record) -> None:
         most = max(0, self.max_facts - self._contents.num_surprising(record.number))
@@ -139,13 +158,18 @@ class Ingestion:
             if stop():
                 return False
             vectors = self._embedder.embed_passages([text[row.span.start : row.span.end] for row in batch])
-            self._contents.add_embeddings(record.number, self._fingerprint, done, vectors)
-            done += len(batch)
+            with self._store.database.write():
+                self._contents.add_embeddings(record.number, self._fingerprint, done, vectors)
+                done += len(batch)
+                if done == record.num_rows:
+                    self._contents.finish_embeddings(record.number)
             pace = (time.monotonic() - started) / (done - first)
             with self._lock:
                 self._seconds_left[record.document.id] = pace * (record.num_rows - done)
-        self._contents.finish_embeddings(record.number)
-        self._shelves.open(self._store.record(record.document.id))
+        if first == done:  # Nothing was left to embed.
+            self._contents.finish_embeddings(record.number)
+        if not self._shelves.is_small(record.num_rows):
+            self._shelves.open(self._store.record(record.document.id))
         return True
 
     def _fail(self, document_id: str, error: DocumentError) -> None:

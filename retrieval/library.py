@@ -143,9 +143,13 @@ class Library:
         record, accepted = self._store.add(tenant, name, media_type, blob_path, is_to_be_read)
         return record.document, accepted
 
-    def pending(self) -> list[str]:
-        """Ids of the documents ``process`` has work with, oldest first."""
-        return [one for one in self._store.unfinished() if one not in self._ingestion.given_up]
+    def pending(self, most: int = -1) -> list[str]:
+        """Ids of the documents ``process`` has work with, ``most`` of them unless negative: first those that cannot be
+        asked yet, each kind oldest first."""
+        given_up = self._ingestion.given_up
+        unfinished = self._store.unfinished(most if most < 0 else most + len(given_up))
+        found = [one for one in unfinished if one not in given_up]
+        return found if most < 0 else found[:most]
 
     def is_answerable(self, document_id: str) -> bool:
         """Whether the document, whoever's it is, can be asked by now."""
@@ -166,9 +170,10 @@ class Library:
                 self._at_work.discard(document_id)
                 self._work_done.notify_all()
 
-    def unread(self) -> Sequence[Document]:
-        """The documents of all tenants that wait to be read and for nothing else, oldest first."""
-        return [record.document for record in self._store.unread()]
+    def unread(self, most: int = -1) -> Sequence[Document]:
+        """The documents of all tenants that wait to be read and for nothing else, oldest first, ``most`` of them unless
+        negative."""
+        return [record.document for record in self._store.unread(most)]
 
     def tell_reading(self, document_id: str, done: int, total: int, seconds_left: float | None) -> None:
         """How far the reading of a document is, in tokens."""

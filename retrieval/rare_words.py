@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from retrieval.lexical_index import LexicalHits, LexicalIndex, LexicalQuery, search_lexical
+from retrieval.lexical_index import LexicalHits, LexicalQuery, Searchable, search_lexical
 from retrieval.passages import Place
 
 # A word that stands in more chunks than these is not rare. One that is joined by signs, as names of things are
@@ -11,7 +11,7 @@ MAX_PLACES = 3
 MAX_PLACES_OF_JOINED = 5
 
 
-def rare_places(indexes: Sequence[LexicalIndex], lexical: LexicalHits) -> dict[str, list[Place]]:
+def rare_places(indexes: Sequence[Searchable], lexical: LexicalHits) -> dict[str, list[Place]]:
     """For each stem of the question that stands in few chunks, these; the rarest stem first."""
     found: dict[str, list[Place]] = {}
     for stem in lexical.rarest_first:

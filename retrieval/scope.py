@@ -38,6 +38,7 @@ class Scope:
         spans = self.parts.get(record.document.id)
         if spans is None:
             return shelf
+        assert not isinstance(shelf.lexical, LexicalPart), "a part of a part"
         rows, whole = rows_in(shelf.row_spans, spans)
         num_inside = np.bincount(shelf.chunk_of[rows], minlength=len(shelf.lexical))
         num_whole = np.bincount(shelf.chunk_of[rows[whole]], minlength=len(shelf.lexical))

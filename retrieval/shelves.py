@@ -34,6 +34,7 @@ class Shelves:
         # One lock a document, so that one is made only once and never while it is discarded.
         self._making: dict[str, threading.Lock] = {}
         self._open: OrderedDict[str, tuple[_Revisions, Shelf]] = OrderedDict()
+        self._open_bytes = 0
         self._disk_bytes: dict[str, int] = {}
         make_directory(directory)
 
@@ -69,12 +70,17 @@ class Shelves:
             shelf = self._files.load(record)
             disk_bytes = tree_bytes(self._directory / document_id)
             with self._lock:
+                self._forget(document_id)
                 self._open[document_id] = (wanted, shelf)
-                self._open.move_to_end(document_id)
+                self._open_bytes += shelf.num_bytes
                 self._disk_bytes[document_id] = disk_bytes
-                while len(self._open) > 1 and sum(held.num_bytes for _, held in self._open.values()) > self._max_bytes:
-                    self._open.popitem(last=False)
+                while len(self._open) > 1 and self._open_bytes > self._max_bytes:
+                    self._forget(next(iter(self._open)))
         return shelf
+
+    def is_small(self, num_rows: int) -> bool:
+        """Whether the shelf of a document of so many rows is made when a question needs it."""
+        return self._files.is_small(num_rows)
 
     def discard(self, document_id: str) -> None:
         """Take a document's indexes off the disk and out of memory."""
@@ -84,7 +90,7 @@ class Shelves:
                 shutil.rmtree(path)
                 sync_directory(self._directory)
             with self._lock:
-                self._open.pop(document_id, None)
+                self._forget(document_id)
                 self._disk_bytes.pop(document_id, None)
                 self._making.pop(document_id, None)
 
@@ -92,6 +98,7 @@ class Shelves:
         """Let go of all shelves."""
         with self._lock:
             self._open.clear()
+            self._open_bytes = 0
 
     def host_bytes(self) -> dict[str, int]:
         """Memory held now: the vectors themselves, and the rest of the indexes."""
@@ -104,6 +111,12 @@ class Shelves:
         """Bytes of all index files."""
         with self._lock:
             return sum(self._disk_bytes.values())
+
+    def _forget(self, document_id: str) -> None:
+        """Let go of a shelf, if it is held. For the holder of the lock."""
+        if document_id in self._open:
+            _, shelf = self._open.pop(document_id)
+            self._open_bytes -= shelf.num_bytes
 
     def _making_lock(self, document_id: str) -> threading.Lock:
         with self._lock:

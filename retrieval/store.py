@@ -52,12 +52,17 @@ class Store:
         stage, answerable meanwhile.
         """
         with self.database.write() as (connection, _):
+            # By document, for the table of vectors is long, and a start must not read it.
             connection.execute(
-                "UPDATE documents SET stage = 'dense', vectors_revision = NULL, done = 0, total = num_rows "
-                "WHERE stage = 'ready' AND fingerprint IS NOT ?",
+                "DELETE FROM embeddings WHERE fingerprint != ?1 AND document IN "
+                "(SELECT number FROM documents WHERE fingerprint != ?1)",
                 (fingerprint,),
             )
-            connection.execute("DELETE FROM embeddings WHERE fingerprint != ?", (fingerprint,))
+            connection.execute(
+                "UPDATE documents SET fingerprint = ?1, vectors_revision = NULL, done = 0, total = num_rows, "
+                "stage = CASE stage WHEN 'ready' THEN 'dense' ELSE stage END WHERE fingerprint != ?1",
+                (fingerprint,),
+            )
             connection.execute("DELETE FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM documents)")
             wanted = [row[0] for row in connection.execute("SELECT sha256 FROM blobs")]
         self._blobs.sweep(wanted)
@@ -124,18 +129,21 @@ class Store:
             "WHERE tenant = ? AND number > ? AND stage != 'deleting' ORDER BY number LIMIT ?", (tenant, number, limit)
         )
 
-    def unfinished(self) -> list[str]:
-        """Ids of the documents with work left, oldest first."""
+    def unfinished(self, most: int = -1) -> list[str]:
+        """Ids of the documents with work left, ``most`` of them unless negative: first those that cannot be asked yet,
+        then those that lack vectors alone, oldest first."""
+        found: list[tuple[bool, int, str]] = []
         with self.database.read() as connection:
-            marks = ", ".join("?" * len(UNFINISHED))
-            rows = connection.execute(
-                f"SELECT id FROM documents WHERE stage IN ({marks}) ORDER BY number", UNFINISHED
-            ).fetchall()
-        return [row[0] for row in rows]
+            # Each stage by itself, for so the index on them gives the first few without a look at the others.
+            for stage in UNFINISHED:
+                query = "SELECT number, id FROM documents WHERE stage = ? ORDER BY number LIMIT ?"
+                found += [(stage is Stage.DENSE, *row) for row in connection.execute(query, (stage, most))]
+        ids = [document_id for _, _, document_id in sorted(found)]
+        return ids if most < 0 else ids[:most]
 
-    def unread(self) -> list[Record]:
-        """The documents that are done with but for their reading, oldest first."""
-        return self._records("WHERE reading = 'wanted' AND stage = 'ready' ORDER BY number")
+    def unread(self, most: int = -1) -> list[Record]:
+        """The documents that are done with but for their reading, oldest first, ``most`` of them unless negative."""
+        return self._records("WHERE reading = 'wanted' AND stage = 'ready' ORDER BY number LIMIT ?", (most,))
 
     def end_reading(self, number: int, note: str | None) -> None:
         """The document was read, or the reading was left out for the reason in ``note``."""

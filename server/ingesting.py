@@ -89,7 +89,8 @@ class Ingestor:
     def _next(self) -> tuple[str | None, bool]:
         """Of the documents with work left the oldest that cannot be asked yet, else the oldest; and whether there is
         another one that cannot be asked yet."""
-        pending = [each for each in self._library.pending() if each not in self._given_up]
+        most = 2 + len(self._given_up)
+        pending = [each for each in self._library.pending(most) if each not in self._given_up]
         waiting = [each for each in pending if not self._is_answerable(each)]
         return next(iter(waiting or pending), None), len(waiting) > 1
 

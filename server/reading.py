@@ -135,7 +135,8 @@ class Reader:
                 await self._leave_out(document, f"{type(trouble).__name__}: {trouble}")
 
     def _next(self) -> Document | None:
-        return next((each for each in self._library.unread() if each.id not in self._given_up), None)
+        waiting = self._library.unread(1 + len(self._given_up))
+        return next((each for each in waiting if each.id not in self._given_up), None)
 
     async def _leave_out(self, document: Document | None, note: str) -> None:
         if document is None:

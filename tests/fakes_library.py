@@ -112,8 +112,9 @@ class FakeLibrary:
             return
         self._finish(document_id)
 
-    def pending(self) -> list[str]:
-        return list(self._pending)
+    def pending(self, most: int = -1) -> list[str]:
+        waiting_first = sorted(self._pending, key=lambda each: self.documents[each].answerable)
+        return waiting_first if most < 0 else waiting_first[:most]
 
     def is_answerable(self, document_id: str) -> bool:
         if document_id not in self.documents:
@@ -253,8 +254,9 @@ class FakeLibrary:
         self._by_content[tenant, hashlib.sha256(data).hexdigest()] = document_id
         return self.documents[document_id]
 
-    def unread(self) -> Sequence[Document]:
-        return [each for each in self.documents.values() if each.id in self.to_be_read and each.answerable]
+    def unread(self, most: int = -1) -> Sequence[Document]:
+        waiting = [each for each in self.documents.values() if each.id in self.to_be_read and each.answerable]
+        return waiting if most < 0 else waiting[:most]
 
     def tell_reading(self, document_id: str, done: int, total: int, seconds_left: float | None) -> None:
         if document_id not in self.documents:

@@ -352,7 +352,7 @@ def test_a_large_document_gets_the_clustered_index_and_any_kind_is_made_anew_ali
     open_library, add_text, data_dir, monkeypatch
 ):
     flat = open_library()
-    small, large = add_text(flat, "The mill stands by the river."), add_text(flat, STORY)
+    small, large = add_text(flat, "The mill stands by the river, far from any sea. " * 80), add_text(flat, STORY)
     questions = ("Who kept lighthouse 7?", "grey sea and north wind", "the mill", "What did Keeper033 pay?")
 
     def answers(library: Library) -> list[object]:
@@ -376,7 +376,7 @@ def test_a_large_document_gets_the_clustered_index_and_any_kind_is_made_anew_ali
 
 def test_indexes_of_another_state_of_the_store_are_not_used(open_library, add_text, data_dir):
     library = open_library()
-    first, second = add_text(library, STORY), add_text(library, "Only Keeper011 is here. " * 100)
+    first, second = add_text(library, STORY), add_text(library, "Only Keeper011 is here, and nobody else is. " * 100)
     before = library.search(TENANT, "Keeper011", [first.id]).passages
     library.close()
     shutil.rmtree(data_dir / "indexes" / first.id)

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.lexical_index import LexicalIndex, LexicalQuery, search_lexical
+from retrieval.lexical_index import LexicalQuery, search_lexical
 from retrieval.rare_words import MAX_PLACES, only_places, rare_places, spread
+from retrieval.tantivy_index import TantivyIndex
 
 PLACES = st.tuples(st.integers(0, 2), st.integers(0, 30))
 SCORES = st.dictionaries(PLACES, st.floats(0, 1), min_size=1, max_size=25)
@@ -12,7 +13,7 @@ SCORES = st.dictionaries(PLACES, st.floats(0, 1), min_size=1, max_size=25)
 
 def test_places_of_words_that_stand_in_few_chunks():
     texts = ["Fenwick sold a mill."] + ["The miller sold flour."] * MAX_PLACES + ["A mill, flour and a lamp."] * 6
-    index = LexicalIndex.build(None, [(text, "") for text in texts], 1000)
+    index = TantivyIndex.build(None, [(text, "") for text in texts], 1000)
     question = LexicalQuery.of("Did Fenwick the miller sell flour to Dunmarrow?")
     found = rare_places([index], search_lexical([index], question, 10))
     assert found == {"fenwick": [(0, 0)], "miller": [(0, 1), (0, 2), (0, 3)]}
@@ -21,7 +22,7 @@ def test_places_of_words_that_stand_in_few_chunks():
 
 def test_every_place_of_a_joined_name_counts_up_to_five():
     texts = ["The blue-heron pump is on.", "A blue heron sang.", *["The blue-heron pump is off."] * 4, *["Pump."] * 9]
-    index = LexicalIndex.build(None, [(text, "") for text in texts], 1000)
+    index = TantivyIndex.build(None, [(text, "") for text in texts], 1000)
     found = rare_places([index], search_lexical([index], LexicalQuery.of("Where is blue-heron?"), 10))
     assert found == {"blue-heron": [(0, 0), (0, 2), (0, 3), (0, 4), (0, 5)]}
     scores = {(0, ordinal): ordinal / 100 for ordinal in range(15)}
