@@ -121,6 +121,22 @@ def test_an_undone_change_leaves_the_revision(store):
     assert store.database.revision() == before
 
 
+def test_changes_inside_one_are_that_change(store, contents, record):
+    before = store.database.revision()
+    with store.database.write() as (_, revision):
+        store.write_text(record.number, "text", ())
+        with store.database.write() as inner:
+            assert inner.revision == revision == before + 1
+        assert store.text(record.number) == ""  # Readers see it once it is whole.
+    assert (store.text(record.number), store.database.revision()) == ("text", before + 1)
+    with pytest.raises(UnknownDocument), store.database.write():
+        store.write_text(record.number, "other", ())
+        store.count_tokens(record.number + 1, 3)
+    assert (store.text(record.number), store.database.revision()) == ("text", before + 1)
+    store.write_text(record.number, "other", ())
+    assert (store.text(record.number), store.database.revision()) == ("other", before + 2)
+
+
 def test_another_tenants_document_is_unknown(store, record):
     with pytest.raises(UnknownDocument, match=record.document.id):
         store.record(record.document.id, "other")
