@@ -91,7 +91,7 @@ class DecodeGraphs:
         assert model.kernels.frame is not None, f"kernels {model.kernels.name} have no frames"
         self._model, self._states, self._blocks = model, states, blocks
         self._make_frame = model.kernels.frame
-        self._recorder = recorder
+        self.recorder = recorder
         # Powers of two and the most there can be.
         self.row_counts = sorted({*(1 << power for power in range(max_rows.bit_length())), max_rows})
         # None where a recording was tried and failed.
@@ -173,7 +173,7 @@ class DecodeGraphs:
                 return self._model.read(batch, self._states, self._blocks).logits
 
         with torch.inference_mode():
-            logits, replay = self._recorder.record(run)
+            logits, replay = self.recorder.record(run)
         return Recording(frame, logits, replay)
 
     def _launched(self, batch: Batch) -> Tensor:
