@@ -106,6 +106,10 @@ def test_a_few_of_many_pending_are_the_first_of_them(library, add_text):
     assert library.is_answerable(done)
     assert library.pending() == [*queued, done]
     assert [library.pending(most) for most in range(7)] == [[*queued, done][:most] for most in range(7)]
+    # Whatever is being done with those that wait, the oldest is first.
+    library._store.begin_parsing(library._store.record(queued[1]).number)
+    library._store.write_text(library._store.record(queued[0]).number, "Text", ())
+    assert library._store.unfinished() == [*queued, done] and library._store.unfinished(2) == queued[:2]
     library._ingestion.given_up.add(queued[0])
     assert library.pending(2) == queued[1:3]
 
