@@ -258,7 +258,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
             "documents",
             {
                 "seconds": "question by key to one",
-                "many_seconds": f"to {MAX_DOCUMENTS} at once, not asked before",
+                "many_seconds": f"to up to {MAX_DOCUMENTS} at once",
                 "document_seconds": "until indexed, each",
                 "start_seconds": "start after a SIGKILL",
             },
