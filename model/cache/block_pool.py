@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from model.cache.host_copies import HostCopies
 from model.cache.snapshot import BlockContent
 from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
@@ -43,6 +44,7 @@ class BlockPool:
         self.num_cached = 0
         # Host memory that holds the same as a full block, as long as somebody has it: it is copied once.
         self._copies = weakref.WeakValueDictionary[int, BlockContent]()
+        self._host = HostCopies.of(device)
 
     @property
     def num_free(self) -> int:
@@ -112,22 +114,28 @@ class BlockPool:
         self.values[:, target] = self.values[:, source]
 
     def content(self, block: int, num_tokens: int = BLOCK_TOKENS) -> BlockContent:
-        """The keys and values of the first ``num_tokens`` of ``block`` in host memory, zeros behind them.
+        """The keys and values of the first ``num_tokens`` of ``block`` in host memory, zeros behind them, from the next
+        ``settle`` on.
 
         Those of a full block, which is not written to any more, are shared by all who ask.
         """
         is_full = num_tokens >= BLOCK_TOKENS
         if is_full and (copy := self._copies.get(block)) is not None:
             return copy
-        keys, values = (tensor[:, block].to("cpu", copy=True).contiguous() for tensor in (self.keys, self.values))
-        content = BlockContent(keys, values)
-        if is_full:
-            self._copies[block] = content
-        else:
+        keys, values = (tensor[:, block] for tensor in (self.keys, self.values))
+        if not is_full:
+            keys, values = keys.clone(), values.clone()
             # What an earlier holder left behind is nobody's business any more.
             keys[:, num_tokens:] = 0
             values[:, num_tokens:] = 0
+        content = BlockContent(self._host.begin(keys), self._host.begin(values))
+        if is_full:
+            self._copies[block] = content
         return content
+
+    def settle(self) -> None:
+        """Wait for what was copied to the host. Idempotent."""
+        self._host.settle()
 
     def fill(self, block: int, content: BlockContent, is_full: bool) -> None:
         """Overwrite the keys and values of ``block`` with ``content``."""

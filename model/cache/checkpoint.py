@@ -9,6 +9,7 @@ from model.cache.held import Held
 from model.cache.place import Place
 from model.cache.prefix_tree import PrefixNode
 from model.cache.snapshot import Snapshot
+from model.cache.state_pool import StatePool
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +32,13 @@ class Checkpoint:
     def num_tokens(self) -> int:
         """Tokens that were read."""
         return self.node.depth
+
+    def copied(self, states: StatePool) -> Snapshot:
+        """As host tensors, whose contents may be on their way until the pools have settled; it stays where it is."""
+        if self.snapshot is not None:
+            return self.snapshot
+        assert self.held is not None, "a checkpoint is on the device or on the host"
+        return self.held.snapshot(states, self.num_tokens, self.hidden, self.information_bits)
 
 
 @dataclass(slots=True, eq=False)

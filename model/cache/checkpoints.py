@@ -201,13 +201,11 @@ class Checkpoints:
         return len(dropped)
 
     def snapshot(self, checkpoint: Checkpoint) -> Snapshot:
-        """The checkpoint as host tensors; it stays where it is."""
-        if checkpoint.snapshot is not None:
-            return checkpoint.snapshot
-        assert checkpoint.held is not None, "a checkpoint is on the device or on the host"
-        return checkpoint.held.snapshot(
-            self._states, checkpoint.num_tokens, checkpoint.hidden, checkpoint.information_bits
-        )
+        """The checkpoint as host tensors, which may be read anywhere; it stays where it is."""
+        snapshot = checkpoint.copied(self._states)
+        self._states.settle()
+        self._blocks.settle()
+        return snapshot
 
     def admit(self, tree: Hashable, token_ids: Sequence[int], snapshots: Iterable[Snapshot]) -> int:
         """Take snapshots of prefixes of ``token_ids`` into host memory; bytes that this takes.
@@ -278,7 +276,7 @@ class Checkpoints:
 
         oldest = sorted(candidates, key=order)
         for victim in oldest:
-            snapshot = self.snapshot(victim)
+            snapshot = victim.copied(self._states)
             if self._make_host_room(snapshot, protected):
                 assert victim.held is not None
                 victim.held.free(self._states)

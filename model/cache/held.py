@@ -46,12 +46,16 @@ class Held:
         hidden: Tensor | None = None,
         information_bits: float | None = None,
     ) -> Snapshot:
-        """A copy in host memory of what was remembered after ``num_tokens``; the pools keep what they hold."""
-        pool, slot = self.table.pool, self.slot
+        """A copy in host memory of what was remembered after ``num_tokens``; the pools keep what they hold.
+
+        Its tensors have their contents when both pools have settled.
+        """
+        pool = self.table.pool
+        ssm, conv = states.content(self.slot)
         return Snapshot(
             num_tokens=num_tokens,
-            ssm=states.ssm[:, slot].to("cpu", copy=True).contiguous(),
-            conv=states.conv[:, slot].to("cpu", copy=True).contiguous(),
+            ssm=ssm,
+            conv=conv,
             blocks={
                 place: pool.content(block, num_tokens - place * BLOCK_TOKENS)
                 for place, block in enumerate(self.table.blocks)
@@ -66,6 +70,8 @@ def bring_back(snapshot: Snapshot, states: StatePool, pool: BlockPool) -> Held:
     """What holds the same as ``snapshot``, for a sequence. Raises PoolExhausted, then nothing was taken."""
     if states.num_free == 0:
         raise PoolExhausted("state", 1, 0, states.num_slots)
+    states.settle()
+    pool.settle()
     blocks = iter(pool.allocate(len(snapshot.blocks)))
     slot = states.allocate()
     states.ssm[:, slot] = snapshot.ssm.to(states.ssm.device)

@@ -1,7 +1,9 @@
 """Recurrent states by slot: what the Mamba layers of a sequence remember, constant in its length."""
 
 import torch
+from torch import Tensor
 
+from model.cache.host_copies import HostCopies
 from model.config import ModelConfig
 from model.errors import PoolExhausted
 
@@ -23,6 +25,7 @@ class StatePool:
         self._free = list(range(num_slots - 1, -1, -1))
         self._used: set[int] = set()
         self._cached: set[int] = set()
+        self._copies = HostCopies.of(device)
 
     @property
     def num_free(self) -> int:
@@ -87,6 +90,14 @@ class StatePool:
         assert source in held and target in held, f"copy {source} -> {target} touches a free slot"
         self.ssm[:, target] = self.ssm[:, source]
         self.conv[:, target] = self.conv[:, source]
+
+    def content(self, slot: int) -> tuple[Tensor, Tensor]:
+        """The scan and the convolution state of ``slot`` in host memory, from the next ``settle`` on."""
+        return self._copies.begin(self.ssm[:, slot]), self._copies.begin(self.conv[:, slot])
+
+    def settle(self) -> None:
+        """Wait for what was copied to the host. Idempotent."""
+        self._copies.settle()
 
     def check(self) -> None:
         """Assert conservation: every slot is free, used or cached, never two of them, never none."""

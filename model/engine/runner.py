@@ -153,6 +153,9 @@ class ModelRunner:
             read = self._model.read(batch, self._states, self._blocks)
         else:
             read = self._graphs.read(batch)
+        # What moved to the host before the step arrives while the device is still at it.
+        self._states.settle()
+        self._blocks.settle()
         start = row = 0
         for planned in reading:
             self._held[planned.sequence].table.release_hidden(planned.sequence.policy, planned.end)
