@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -47,6 +46,9 @@ def resolve_checkpoint(path_or_hub_id: str | Path) -> Path:
             f"{name!r} is not a directory here; name one that holds config.json and {SINGLE_FILE}, "
             "or a hub repository as 'owner/name'"
         )
+    # Not above: the client brings an HTTP library with it, and few who start have no checkpoint at hand.
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
     # What the hub client raises for an unknown name, no network, offline mode and a full disk; all derive from these.

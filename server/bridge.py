@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from model.engine.request import GenerationRequest, TokenEvent
 from model.engine.stats import EngineStats
 from model.errors import EngineDraining, EngineStopped, ModelError
 from server.errors import ReaderStalled
-from server.mailbox import Mailbox
+from server.mailbox import Mailbox, wake
 from server.stepped import SteppedEngine
 
 logger = logging.getLogger(__name__)
@@ -203,8 +203,7 @@ class EngineThread:
     def _step(self) -> None:
         num_steps = self._engine.stats().num_steps
         events = self._engine.step()
-        for event in events:
-            self._deliver(event)
+        self._wake(list(filter(None, map(self._deliver, events))))
         stats = self._engine.stats()
         ran = stats.num_steps != num_steps  # and did not only end requests whose time was up
         self._has_room = ran or bool(events)
@@ -247,8 +246,8 @@ class EngineThread:
             command.mailbox.refuse(refusal)
         else:
             self._mailboxes[command.request.request_id] = command.mailbox
-            if not command.mailbox.accept():
-                self._abort(_Abort(command.request.request_id, command.mailbox))
+            command.mailbox.accept()
+        self._wake([command.mailbox])
 
     def _abort(self, command: "_Abort") -> None:
         # A refused duplicate leaves its context too, and must not take the first request with it.
@@ -261,19 +260,27 @@ class EngineThread:
             del self._paused[command.request_id]
             self._engine.resume(command.request_id)
 
-    def _deliver(self, event: TokenEvent) -> None:
+    def _deliver(self, event: TokenEvent) -> Mailbox | None:
+        """Where the event lies now; its reader was not told yet."""
         request_id = event.request_id
         mailbox = self._mailboxes.get(request_id)
         if mailbox is None:
-            return
+            return None
         self._on_event(event)
-        if not mailbox.put(event):
-            self._abort(_Abort(request_id, mailbox))
-        elif _is_last(event):
+        mailbox.put(event)
+        if _is_last(event):
             self._forget(request_id)
         elif mailbox.is_full and request_id not in self._paused:
             self._paused[request_id] = mailbox
             self._engine.pause(request_id)
+        return mailbox
+
+    def _wake(self, mailboxes: Collection[Mailbox]) -> None:
+        """Tell the readers; requests that have lost theirs are aborted."""
+        if unread := wake(mailboxes):
+            for request_id, mailbox in list(self._mailboxes.items()):
+                if mailbox in unread:
+                    self._abort(_Abort(request_id, mailbox))
 
     def _stalled_seconds(self) -> float | None:
         """Seconds until a reader has taken nothing for too long; None while all of them keep up."""
@@ -288,6 +295,7 @@ class EngineThread:
             if mailbox.is_full and now - mailbox.read_at >= self._stalled_reader_seconds:
                 self._abort(_Abort(request_id, mailbox))
                 mailbox.put(TokenEvent(request_id, "", error=ReaderStalled(self._stalled_reader_seconds)))
+                self._wake([mailbox])
 
     def _forget(self, request_id: str) -> None:
         del self._mailboxes[request_id]
@@ -298,14 +306,17 @@ class EngineThread:
             self._closed = reason
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(TokenEvent(request_id, "", error=EngineStopped(reason)))
+        waiting = list(self._mailboxes.values())
         self._mailboxes.clear()
         self._paused.clear()
         while not self._inbox.empty():
             command = self._inbox.get()
             if isinstance(command, _Submit):
                 command.mailbox.refuse(EngineStopped(reason))
+                waiting.append(command.mailbox)
             elif isinstance(command, _Call):
                 command.refuse(EngineStopped(reason))
+        wake(waiting)
 
 
 @dataclass(frozen=True, slots=True)

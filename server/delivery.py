@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -44,7 +44,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({working, leaving})
 
 
-async def with_error_event(events: AsyncIterator[bytes], name: str | None) -> AsyncIterator[bytes]:
+async def with_error_event(events: AsyncIterator[bytes], name: str | None) -> AsyncGenerator[bytes]:
     """The events; a failure among them becomes the last one, in the error envelope, for the status is sent."""
     try:
         async for each in events:

@@ -8,7 +8,8 @@ room again. A slow reader costs the tokens up to that mark, and holds nobody els
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 from model.engine.request import TokenEvent, TokenLogprob
 from model.errors import ModelError
@@ -21,8 +22,8 @@ LOW_WATER_TOKENS = 64
 class Mailbox:
     """The engine's thread puts, one task on ``loop`` takes. ``on_room`` is called on the loop's thread.
 
-    Events of one choice keep their order; the event that ends the request is taken last.
-    ``accept``, ``refuse`` and ``put`` say whether the loop is still there to read.
+    Events of one choice keep their order; the event that ends the request is taken last. The task learns of what
+    ``accept``, ``refuse`` and ``put`` brought by ``wake``, which is one call for all the mailboxes of a step.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, num_choices: int, on_room: Callable[[], None]) -> None:
@@ -71,17 +72,15 @@ class Mailbox:
             self._changed.clear()
         return event
 
-    def accept(self) -> bool:
+    def accept(self) -> None:
         """The engine has taken the request."""
         self._accepted = True
-        return self._wake()
 
-    def refuse(self, refusal: ModelError) -> bool:
+    def refuse(self, refusal: ModelError) -> None:
         """The engine has not taken the request."""
         self._refusal = refusal
-        return self._wake()
 
-    def put(self, event: TokenEvent) -> bool:
+    def put(self, event: TokenEvent) -> None:
         """Lay an event down. An error is not joined to the text before it, which is still worth reading."""
         with self._lock:
             if event.error is not None:
@@ -94,7 +93,6 @@ class Mailbox:
                     self._choices[event.choice] = self._choices.pop(event.choice)
                 elif self._num_unread >= self._high_water and not self._is_full:
                     self._is_full, self._read_at = True, time.monotonic()
-        return self._wake()
 
     def _next(self) -> TokenEvent | None:
         has_room = False
@@ -113,21 +111,41 @@ class Mailbox:
             self._on_room()
         return event
 
-    def _wake(self) -> bool:
+    def _owes_wake(self) -> bool:
+        """Whether the loop is to be told: not while it has not yet heard what it was told last, for one that stalls
+        must not collect callbacks."""
         with self._lock:
-            if self._wake_is_due:  # a loop that stalls must not collect callbacks
-                return True
-            try:
-                self._loop.call_soon_threadsafe(self._woken)
-            except RuntimeError:  # the loop was closed under us: nobody will read
-                return False
-            self._wake_is_due = True
-        return True
+            is_new, self._wake_is_due = not self._wake_is_due, True
+        return is_new
 
     def _woken(self) -> None:
         with self._lock:
             self._wake_is_due = False
         self._changed.set()
+
+
+def wake(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
+    """Let the readers look, with one call to each loop; the mailboxes that nobody will read, for their loop was closed.
+
+    A call wakes a thread, and the kernel may put it where the engine runs: one for each token would stop the engine as
+    often.
+    """
+    due: defaultdict[asyncio.AbstractEventLoop, list[Mailbox]] = defaultdict(list)
+    for mailbox in mailboxes:
+        if mailbox._owes_wake():
+            due[mailbox._loop].append(mailbox)
+    unread: list[Mailbox] = []
+    for loop, told in due.items():
+        try:
+            loop.call_soon_threadsafe(_wake_all, told)
+        except RuntimeError:  # the loop was closed under us
+            unread += told
+    return unread
+
+
+def _wake_all(mailboxes: list[Mailbox]) -> None:
+    for mailbox in mailboxes:
+        mailbox._woken()
 
 
 class _Joined:

@@ -38,7 +38,14 @@ def serve(settings: Settings) -> int:
     listener = bind(settings.host, settings.port)
     app = create_app(settings)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=CLOSING_SECONDS
+        app,
+        # Named, so that what is installed beside Fano does not change how it serves.
+        loop="asyncio",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=CLOSING_SECONDS,
     )
     server = DrainingServer(config, app.state.fano)
     log_event(logger, "listening", url=url_of(listener))

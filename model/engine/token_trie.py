@@ -14,7 +14,11 @@ class TokenTrie:
             if token_id not in self.eos_ids and (spelling := token_bytes(token_id)):
                 node = self._root
                 for byte in spelling:
-                    node = node.children.setdefault(byte, _Node())
+                    # Not ``setdefault``, which would make a node for every byte that has one.
+                    child = node.children.get(byte)
+                    if child is None:
+                        child = node.children[byte] = _Node()
+                    node = child
                 node.token_ids.append(token_id)
 
     def spelled_by(self, data: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:

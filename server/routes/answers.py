@@ -17,7 +17,7 @@ from server.rendering import answer_view, citation_view, source_view
 from server.replies import Answer
 from server.schemas import AnswerView, error_responses
 from server.settings import Settings
-from server.sse import EventStreamResponse, event, with_keep_alive
+from server.sse import EventStreamResponse, event
 from server.within import asked_parts, whole_start
 
 router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
@@ -108,7 +108,7 @@ async def _reply(
         done, _ = await whole_answer(request, answer)
         return JSONResponse(answer_view(done, answer.sources, model).model_dump())
     events = with_error_event(_events(answer, model), "error")
-    return EventStreamResponse(with_keep_alive(events, keepalive_seconds))
+    return EventStreamResponse(events, keepalive_seconds)
 
 
 async def _events(answer: Answer, model: ServedModel) -> AsyncIterator[bytes]:

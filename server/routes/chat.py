@@ -16,7 +16,7 @@ from server.errors import UnknownModel
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone
 from server.replies import Answer
 from server.schemas import error_responses
-from server.sse import DONE, EventStreamResponse, event, with_keep_alive
+from server.sse import DONE, EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 
@@ -60,7 +60,7 @@ async def create_chat_completion(
         return JSONResponse(shape.completion(done, logprobs))
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     events = with_error_event(_events(answer, shape, body.num_choices, include_usage), None)
-    return EventStreamResponse(with_keep_alive(events, state.settings.keepalive_seconds))
+    return EventStreamResponse(events, state.settings.keepalive_seconds)
 
 
 async def _events(answer: Answer, shape: ChatShape, num_choices: int, include_usage: bool) -> AsyncIterator[bytes]:

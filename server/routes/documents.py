@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.to_thread
@@ -27,7 +27,7 @@ from server.schemas import (
     error_responses,
 )
 from server.services import Services
-from server.sse import EventStreamResponse, event, with_keep_alive
+from server.sse import EventStreamResponse, event
 from server.uploads import SizeLimit, Upload, clean_name, read_body, spooled_file, spooled_text
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ async def watch_document(document_id: str, services: ServicesDep, tenant: Tenant
     """The document as `progress` events whenever it changes, until a last one named `ready` or `failed`."""
     document = await _get(services, tenant, document_id)
 
-    async def changes() -> AsyncIterator[bytes]:
+    async def changes() -> AsyncGenerator[bytes]:
         shown: Document | None = None
         current = document
         while True:
@@ -166,7 +166,7 @@ async def watch_document(document_id: str, services: ServicesDep, tenant: Tenant
                 yield event(envelope(deleted), "error")
                 return
 
-    return EventStreamResponse(with_keep_alive(changes(), state.settings.keepalive_seconds))
+    return EventStreamResponse(changes(), state.settings.keepalive_seconds)
 
 
 @router.get("/{document_id}/text", response_model=DocumentText, responses=error_responses(409))

@@ -179,7 +179,7 @@ def test_a_hub_id_without_a_network_is_refused_with_the_remedy(monkeypatch, tmp_
 def test_a_hub_id_is_fetched_with_weights_config_and_tokenizer(monkeypatch, tmp_path) -> None:
     asked = []
     monkeypatch.setattr(
-        "model.weights.snapshot_download",
+        "huggingface_hub.snapshot_download",
         lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path),
     )
     assert resolve_checkpoint("owner/name") == tmp_path

@@ -1,7 +1,9 @@
 import asyncio
 import contextlib
 import threading
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fakes_bridge import collect, request, until
@@ -142,6 +144,51 @@ async def test_a_blocked_loop_collects_no_callbacks(engine: FakeEngine, bridge: 
             wait.wait(0.002)
         assert calls <= 2
         assert len("".join([event.text async for event in events])) == 200
+
+
+async def test_a_step_calls_a_loop_once_for_all_its_readers(engine: FakeEngine, bridge: EngineThread) -> None:
+    loop = asyncio.get_running_loop()
+    calls = 0
+    threadsafe = loop.call_soon_threadsafe
+
+    def counting(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        return threadsafe(*args, **kwargs)  # type: ignore[arg-type]
+
+    engine.stall()
+    async with contextlib.AsyncExitStack() as stack:
+        streams = []
+        for number in range(6):
+            engine.enqueue(f"answer {number}")
+            streams.append(await stack.enter_async_context(bridge.generate(request(f"r{number}"))))
+        loop.call_soon_threadsafe = counting  # type: ignore[method-assign,assignment]
+        engine.go_on()
+        texts = ["".join(event.text for event in got) for got in await asyncio.gather(*map(collect, streams))]
+    assert texts == [f"answer {number}" for number in range(6)]
+    assert 1 <= calls <= 3  # the steps: two pieces, and the end
+
+
+async def test_readers_of_a_closed_loop_are_given_up_and_others_read_on(
+    engine: FakeEngine, bridge: EngineThread
+) -> None:
+    engine.stall()
+    engine.enqueue("", pieces=["x"] * 200)
+    left_open = bridge.generate(request("gone"))
+    entered = threading.Thread(target=lambda: _run_and_close(left_open.__aenter__()))
+    entered.start()
+    await until(lambda: not entered.is_alive())
+    async with bridge.generate(request("here")) as events:
+        engine.go_on()
+        assert "".join(event.text for event in await collect(events)) == "ok"
+    await until(lambda: engine.aborted == ["gone"])
+
+
+def _run_and_close(coroutine: Coroutine[Any, Any, object]) -> None:
+    """As asyncio.run, but what was begun is neither cancelled nor closed: the loop is gone under it."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(coroutine)
+    loop.close()
 
 
 async def test_a_failed_request_raises_its_error_and_others_go_on(engine: FakeEngine, bridge: EngineThread) -> None:

@@ -1,6 +1,7 @@
 """What the settings make of the engine, loading while answering, and what a start cleans up."""
 
 import asyncio
+import gc
 import logging
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import faiss
 import httpx
 import pytest
+from fakes_bridge import until
 from fakes_server import World, WorldMaker, open_client
 
 import server.app
@@ -95,6 +97,25 @@ async def test_it_answers_while_it_loads(monkeypatch: pytest.MonkeyPatch, world:
             await asyncio.sleep(0.005)
         failed = (await client.get("/readyz")).json()
         assert failed == {"status": "failed", "reason": "no checkpoint at 'x'; name one that is there"}
+
+
+async def test_what_is_loaded_is_left_alone_by_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looked = []
+
+    def load(settings: Settings, metrics: Any) -> Any:
+        looked.append(gc.isenabled())
+        raise CheckpointNotFound("no weights here")
+
+    monkeypatch.setattr(server.app, "load_services", load)
+    app = create_app(Settings(data_dir=tmp_path))
+    try:
+        async with app.router.lifespan_context(app):
+            await until(lambda: app.state.fano.readiness.stage is Stage.FAILED)
+        assert looked == [False] and gc.isenabled() and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 async def test_an_engine_that_stopped_is_not_ready(
