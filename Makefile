@@ -61,9 +61,11 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.retrieval --short
 	$(BIN)/python -m bench.recall --short
 	$(BIN)/python -m bench.precision --short
+	$(BIN)/python -m bench.gpu --short
 
 # The tables of speed and memory in bench/RESULTS.md, into $(FIGURES). Hours, on a machine that does nothing else;
-# bench.peers goes on where it was stopped. Without cmake and ninja, llama.cpp is told as missing. What needs texts
+# bench.peers goes on where it was stopped. Without cmake and ninja, llama.cpp is told as missing, and without a CUDA
+# device what is measured on one. What needs texts
 # (bench.recall, bench.warm, bench.needles, ...) takes their paths: the command stands above its table.
 bench-speed: $(NATIVE)
 	mkdir -p $(FIGURES)
@@ -75,6 +77,7 @@ bench-speed: $(NATIVE)
 	$(BIN)/python -m bench.throughput > $(FIGURES)/throughput.txt
 	$(BIN)/python -m bench.peers --out $(FIGURES)/peers.jsonl --depths 0 512 1024 8192 > $(FIGURES)/peers-both.txt
 	$(BIN)/python -m bench.restore > $(FIGURES)/restore.txt
+	-$(BIN)/python -m bench.gpu > $(FIGURES)/gpu.txt
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -116,9 +116,9 @@ class ModelRunner:
             self._model(Batch.pack([chunk], self._device), self._states, self._blocks)
         finally:
             held.free(self._states)
+        pools = self._states, self._blocks
+        self._graphs, reason = DecodeGraphs.verified(self._model, *pools, self._device, self._num_slots)
         if self._device != "cpu":
-            pools = self._states, self._blocks
-            self._graphs, reason = DecodeGraphs.verified(self._model, *pools, self._device, self._num_slots)
             logger.info("decode graphs are %s: %s", "off" if self._graphs is None else "on", reason)
 
     def run(self, plan: StepPlan) -> Tensor:

@@ -1,19 +1,26 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from fakes_engine import write_tokenizer
 from fakes_model import TINY_CONFIG
+from fakes_triton import CallingRecorder, TabledReference
 from safetensors.torch import save_file
 
+from model.cache.block_pool import BlockPool
 from model.cache.plan import MemoryPlan
+from model.cache.state_pool import StatePool
 from model.config import Dtype, EngineConfig, ModelConfig
+from model.decode_graphs import DecodeGraphs
 from model.engine import loader
+from model.engine.engine import Engine
 from model.engine.loader import load_engine
 from model.engine.request import FinishReason, GenerationRequest, SamplingParams
 from model.errors import CheckpointNotFound, ConfigInvalid
+from model.hybrid import HybridLM
 from model.kernels.build import build
 from model.policy import AttentionPolicy, PolicyName
 
@@ -87,6 +94,53 @@ def test_a_checkpoint_becomes_an_engine_that_answers(checkpoint: Path, dtype: Dt
     assert stats.build.kernels.split("-")[0] == kernels
     assert stats.build.policy == "window, sinks 64, window 128"
     assert stats.max_context_tokens == 5000
+
+
+def greedy_tokens(directory: Path, config: EngineConfig) -> tuple[list[list[int]], Engine]:
+    """What three requests are answered that are there at once, two of them with the same beginning."""
+    engine, _ = load_engine(directory, config)
+    prompts = [list(range(5, 5 + length)) for length in (3, 150, 70)]
+    tokens: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
+    for name, prompt in zip(tokens, prompts, strict=True):
+        engine.submit(GenerationRequest(name, prompt, SamplingParams(max_tokens=9, temperature=0.0)))
+    while engine.has_work():
+        for event in engine.step():
+            tokens[event.request_id] += event.token_ids
+    engine.check()
+    return list(tokens.values()), engine
+
+
+def test_an_engine_replays_its_decode_steps_where_that_was_verified(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngineConfig(num_slots=3, max_context_tokens=640, kernels="reference")
+    expected, _ = greedy_tokens(checkpoint, config)
+    made: list[DecodeGraphs] = []
+
+    def verified(
+        model: HybridLM, states: StatePool, blocks: BlockPool, device: str, max_rows: int
+    ) -> tuple[DecodeGraphs, str]:
+        assert (device, max_rows) == ("cpu", 3)
+        made.append(DecodeGraphs(model, states, blocks, CallingRecorder(), max_rows))
+        assert made[0].disagreement() is None
+        return made[0], "as in a test"
+
+    monkeypatch.setattr(DecodeGraphs, "verified", verified)
+    monkeypatch.setattr(loader, "forced", lambda *_: TabledReference().kernels())
+    replayed, engine = greedy_tokens(checkpoint, config)
+    assert replayed == expected
+    assert engine.stats().build.kernels == "tabled"
+    assert made[0].num_replayed >= 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_engine_on_a_device_says_what_one_on_the_cpu_says(checkpoint: Path) -> None:
+    config = EngineConfig(num_slots=3, max_context_tokens=640, kernels="reference")
+    expected, _ = greedy_tokens(checkpoint, config)
+    found, engine = greedy_tokens(checkpoint, replace(config, device="cuda", kernels="triton"))
+    assert found == expected
+    assert engine.stats().build.kernels.startswith("triton-sm")
 
 
 def test_the_report_says_what_was_chosen_and_why(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
