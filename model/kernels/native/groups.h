@@ -96,7 +96,6 @@ FANO_INLINE void sum_group(const int8* weight, int64_t strip, const int8_t* x, i
     __m512i held[STRIPS];
     for (int n = 0; n < STRIPS; n++) {
       const int8* from = weight + n * strip + k * STRIP;
-      if (TOKENS <= 2) __builtin_prefetch(from + PREFETCH_BYTES);
       held[n] = _mm512_loadu_si512(from);
       // Else gcc loads it again for every token, and loads become the bound.
       __asm__("" : "+v"(held[n]));
@@ -125,7 +124,6 @@ FANO_INLINE void sum_group(const int8* weight, int64_t strip, const int8_t* x, i
     __m256i held[STRIPS * LANES];
     for (int n = 0; n < STRIPS * LANES; n++) {
       const int8* from = weight + n / LANES * strip + k * STRIP + n % LANES * 4 * WIDTH;
-      if (TOKENS <= 2 && n % LANES == 0) __builtin_prefetch(from + PREFETCH_BYTES);
       held[n] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)from), offset);
     }
     for (int t = 0; t < TOKENS; t++) {

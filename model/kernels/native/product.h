@@ -107,9 +107,6 @@ FANO_INLINE void arrange(const float* row, int64_t size, int64_t depth, bf16* to
   for (; i < depth; i++) to[i] = 0;
 }
 
-// How far ahead of the weights in work the next are asked for, where a product is bound by fetching them.
-constexpr int64_t PREFETCH_BYTES = 1024;
-
 // The sums of TOKENS rows of activations, `stride` apart, with STRIPS strips, `strip` weights apart.
 template <int TOKENS, int STRIPS>
 FANO_INLINE void sum_strips(const float* weight, int64_t strip, const float* x, int64_t stride, int64_t depth,
@@ -118,7 +115,6 @@ FANO_INLINE void sum_strips(const float* weight, int64_t strip, const float* x, 
     vec held[STRIPS * LANES];
     for (int n = 0; n < STRIPS * LANES; n++) {
       const float* from = weight + n / LANES * strip + n % LANES * WIDTH;
-      if (TOKENS <= 2 && n % LANES == 0) __builtin_prefetch(from + PREFETCH_BYTES / sizeof(float));
       held[n] = load<false>(from, WIDTH);
     }
     for (int t = 0; t < TOKENS; t++) {
@@ -135,7 +131,6 @@ FANO_INLINE void sum_strips(const bf16* weight, int64_t strip, const bf16* x, in
   for (int64_t k = 0; k < depth; k += 2, weight += 2 * STRIP) {
     __m512bh held[STRIPS];
     for (int n = 0; n < STRIPS; n++) {
-      if (TOKENS <= 2) __builtin_prefetch(weight + n * strip + PREFETCH_BYTES / sizeof(bf16));
       __builtin_memcpy(&held[n], weight + n * strip, sizeof held[n]);
     }
     for (int t = 0; t < TOKENS; t++) {
@@ -158,7 +153,6 @@ FANO_INLINE void sum_strips(const bf16* weight, int64_t strip, const float* x, i
   for (int64_t k = 0; k < depth; k += 2, weight += 2 * STRIP) {
     for (int n = 0; n < STRIPS * LANES; n++) {
       const bf16* from = weight + n / LANES * strip + n % LANES * 2 * WIDTH;
-      if (TOKENS <= 2 && n % LANES == 0) __builtin_prefetch(from + PREFETCH_BYTES / sizeof(bf16));
       uvec pairs;
       __builtin_memcpy(&pairs, from, sizeof pairs);
       const vec first = (vec)(pairs << 16), second = (vec)(pairs & 0xffff0000u);
@@ -199,76 +193,60 @@ FANO_TARGET static void multiply_strips(const Weight* weight, int64_t strip, con
   }
 }
 
-// Tokens and strips whose sums the registers hold beside what is being multiplied: of many tokens, and of few.
+// Tokens and strips whose sums the registers hold beside what is being multiplied. Fewer tokens are bound by fetching the
+// weights and pass one strip at a time: memory is fastest as a single stream, and without being asked for ahead.
 template <class Weight>
 struct Tile {
-  static constexpr int ROWS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 6 : 2, STRIPS = WIDTH >= 16 ? 4 : 1;
-  static constexpr int FEW_STRIPS = WIDTH >= 16 ? 4 : WIDTH >= 8 ? 2 : 1;
+  static constexpr int ROWS = WIDTH >= 16 ? 8 : WIDTH >= 8 ? 6 : 2, STRIPS = WIDTH >= 16 ? 3 : 1;
 };
 
 // Beside the sums of all groups, the registers hold those of one.
 template <>
 struct Tile<int8> {
-  static constexpr int ROWS = WIDTH >= 16 ? 4 : 2, STRIPS = WIDTH >= 16 ? 3 : 1;
-  static constexpr int FEW_STRIPS = WIDTH >= 16 ? 4 : 1;
+  static constexpr int ROWS = WIDTH >= 16 ? 4 : 2, STRIPS = 1;
 };
 
-template <bool ADD, bool TAIL, int STRIPS, class Weight>
-FANO_INLINE void multiply_rows_of(const Weight* weight, int64_t strip, const typename Met<Weight>::type* x,
-                                  int64_t stride, int64_t depth, float* out, int64_t out_stride, int64_t num_tokens,
-                                  int64_t count) {
-  constexpr int ROWS = Tile<Weight>::ROWS;
-  constexpr bool IS_TILE = STRIPS <= Tile<Weight>::STRIPS;
-  int64_t t = 0;
-  if (IS_TILE) {
-    for (; t + ROWS <= num_tokens; t += ROWS) {
-      multiply_strips<ADD, TAIL, IS_TILE ? ROWS : 1, STRIPS>(
-          weight, strip, x + t * stride, stride, depth, out + t * out_stride, out_stride, count);
-    }
+// Tokens from `t` on, ROWS at a time, then half as many and so on.
+template <bool ADD, bool TAIL, int ROWS, int STRIPS, class Weight>
+FANO_INLINE void multiply_rows(const Weight* weight, int64_t strip, const typename Met<Weight>::type* x, int64_t stride,
+                               int64_t depth, float* out, int64_t out_stride, int64_t t, int64_t num_tokens,
+                               int64_t count) {
+  for (; t + ROWS <= num_tokens; t += ROWS) {
+    multiply_strips<ADD, TAIL, ROWS, STRIPS>(weight, strip, x + t * stride, stride, depth, out + t * out_stride,
+                                             out_stride, count);
   }
-  for (; t + 2 <= num_tokens; t += 2) {
-    multiply_strips<ADD, TAIL, 2, STRIPS>(weight, strip, x + t * stride, stride, depth, out + t * out_stride,
-                                          out_stride, count);
-  }
-  if (t < num_tokens) {
-    multiply_strips<ADD, TAIL, 1, STRIPS>(weight, strip, x + t * stride, stride, depth, out + t * out_stride,
-                                          out_stride, count);
+  if constexpr (ROWS > 1) {
+    multiply_rows<ADD, TAIL, ROWS / 2, STRIPS>(weight, strip, x, stride, depth, out, out_stride, t, num_tokens, count);
   }
 }
 
 // The part of `count` that is `part`'s of `num_parts`.
 FANO_INLINE int64_t share(int64_t count, int64_t part, int64_t num_parts) { return count * part / num_parts; }
 
-// out[t, n] (+)= sum over k of matrix[n, k] * x[t, k], for `part`'s strips of `num_parts`; all tokens pass a few strips
-// while they are in the cache. `x` is arranged, `stride` elements from row to row; several strips at a time are as many
-// streams through memory, which fetch faster than one.
+// out[t, n] (+)= sum over k of matrix[n, k] * x[t, k], for `part`'s strips of `num_parts`; all tokens pass a strip, or a
+// few, while it is in the cache. `x` is arranged, `stride` elements from row to row.
 template <bool ADD, class Weight>
 FANO_TARGET static void product(const Weight* weight, const typename Met<Weight>::type* x, int64_t stride,
                                 int64_t num_tokens, int64_t num_rows, int64_t size, float* out, int64_t out_stride,
                                 int64_t part, int64_t num_parts) {
-  constexpr int TILE_STRIPS = Tile<Weight>::STRIPS, FEW_STRIPS = Tile<Weight>::FEW_STRIPS;
+  constexpr int ROWS = Tile<Weight>::ROWS, STRIPS = Tile<Weight>::STRIPS;
   const int64_t depth = depth_of<Weight>(size), strip = strip_of<Weight>(depth);
   const int64_t num_strips = (num_rows + STRIP - 1) / STRIP, whole = num_rows / STRIP;
   const int64_t last = share(num_strips, part + 1, num_parts), last_whole = last < whole ? last : whole;
   int64_t j = share(num_strips, part, num_parts);
-  const auto at = [&](int64_t index) { return weight + index * strip; };
-  if (num_tokens >= Tile<Weight>::ROWS) {
-    for (; j + TILE_STRIPS <= last_whole; j += TILE_STRIPS) {
-      multiply_rows_of<ADD, false, TILE_STRIPS>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride,
-                                                num_tokens, 0);
-    }
-  } else {
-    for (; j + FEW_STRIPS <= last_whole; j += FEW_STRIPS) {
-      multiply_rows_of<ADD, false, FEW_STRIPS>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride, num_tokens,
-                                               0);
+  if (num_tokens >= ROWS) {
+    for (; j + STRIPS <= last_whole; j += STRIPS) {
+      multiply_rows<ADD, false, ROWS, STRIPS>(weight + j * strip, strip, x, stride, depth, out + j * STRIP, out_stride,
+                                              0, num_tokens, 0);
     }
   }
   for (; j < last_whole; j++) {
-    multiply_rows_of<ADD, false, 1>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride, num_tokens, 0);
+    multiply_rows<ADD, false, ROWS, 1>(weight + j * strip, strip, x, stride, depth, out + j * STRIP, out_stride, 0,
+                                       num_tokens, 0);
   }
   if (j < last) {
-    multiply_rows_of<ADD, true, 1>(at(j), strip, x, stride, depth, out + j * STRIP, out_stride, num_tokens,
-                                   num_rows - j * STRIP);
+    multiply_rows<ADD, true, ROWS, 1>(weight + j * strip, strip, x, stride, depth, out + j * STRIP, out_stride, 0,
+                                      num_tokens, num_rows - j * STRIP);
   }
 }
 
