@@ -11,6 +11,7 @@ from model.batch import Batch
 from model.cache.block_pool import TORCH_DTYPES, BlockPool
 from model.cache.state_pool import StatePool
 from model.config import Dtype, LayerKind, ModelConfig
+from model.huge_pages import empty_in_huge_pages
 from model.kernels import Kernels
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
@@ -20,6 +21,9 @@ from model.layers.parameters import Parameterised
 from model.layers.projection import RMSNorm
 from model.tiles import PROMPT_LOGPROB_ROWS
 from model.whole_step import WholeStep
+
+# Matrices begin on a cache line, so that no register of weights lies across two.
+CACHE_LINE_BYTES = 64
 
 
 class Reading(NamedTuple):
@@ -59,9 +63,10 @@ class HybridLM(Parameterised):
             self.head = (
                 None if config.tie_word_embeddings else Matrix(config.vocab_size, config.hidden_size, held, kernels)
             )
+        if device == "cpu":
+            self._gather()
         self.nbytes = sum(tensor.nbytes for tensor in self.parameters())
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Tensor:
         """The logits of :meth:`read`."""
         return self.read(batch, states, blocks).logits
@@ -103,6 +108,14 @@ class HybridLM(Parameterised):
             waiting += [each for _, each in part.parts()]
             if isinstance(part, Matrix):
                 yield part
+
+    def _gather(self) -> None:
+        """Give all matrices one piece of memory."""
+        matrices = list(self.matrices())
+        sizes = [-(-matrix.weight.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES for matrix in matrices]
+        memory = empty_in_huge_pages(sum(sizes))
+        for matrix, piece in zip(matrices, memory.split(sizes), strict=True):
+            matrix.move_to(piece[: matrix.weight.nbytes])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from model.kernels.arguments import (
     NativeLayer,
     NativeModel,
     NativeStep,
+    array_of,
     as_array,
     native_span,
 )
@@ -94,8 +95,8 @@ class WholeStep:
         x = torch.empty((num_tokens, config.hidden_size))
         tables = [as_array(table) for table in batch.block_tables]
         places = list(zip(batch.first_positions, batch.policies, tables, strict=True))
-        sequences = (DecodedSequence * num_decodes)(*(_sequence(*place) for place in places[:num_decodes]))
-        spans = (AttendedSpan * len(places))(*map(native_span, tables, batch.first_positions, batch.policies))
+        sequences = array_of(DecodedSequence, num_decodes)(*(_sequence(*place) for place in places[:num_decodes]))
+        spans = array_of(AttendedSpan, len(places))(*map(native_span, tables, batch.first_positions, batch.policies))
         step = NativeStep(
             num_tokens=num_tokens,
             num_sequences=len(places),
@@ -166,5 +167,5 @@ def _layer(layer: "HybridLayer") -> NativeLayer:
 
 
 def _address(tensor: Tensor) -> int:
-    assert tensor.is_contiguous() and tensor.device.type == "cpu", f"{tensor.stride()} on {tensor.device}"
+    assert tensor.is_contiguous() and tensor.is_cpu, f"{tensor.stride()} on {tensor.device}"
     return tensor.data_ptr()

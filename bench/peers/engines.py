@@ -124,7 +124,8 @@ class FanoEngine:
             self.tables.append(table)
 
     def step(self, tokens: Sequence[int]) -> list[int]:
-        chosen: list[int] = self._run([[token] for token in tokens], num_logits=1, is_decode=True).argmax(-1).tolist()
+        logits = self._run([[token] for token in tokens], num_logits=1, is_decode=True)
+        chosen: list[int] = logits.numpy().argmax(-1).tolist()
         return chosen
 
     def all_logits(self, ids: Sequence[int]) -> Floats:

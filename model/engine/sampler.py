@@ -137,7 +137,7 @@ def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) ->
     # Rows of one kind go through the same operations, so a row's bits do not depend on who else is there.
     greedy = [row for row in rows if draws[row].allowed is None and draws[row].sampler.is_greedy]
     if greedy:
-        places = _of(logits, greedy).argmax(dim=1).tolist()
+        places = _places_of_peaks(_of(logits, greedy))
         for row, place in zip(greedy, places, strict=True):
             chosen[row] = place
     for truncates in (False, True):
@@ -163,6 +163,13 @@ def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) ->
             (place,) = _sample(among, [sampler], sampler.truncates)
         chosen[row] = allowed[place]
     return chosen
+
+
+def _places_of_peaks(logits: Tensor) -> list[int]:
+    # On a CPU numpy's takes a tenth of the time of torch's; both give the first of equals.
+    places = logits.numpy().argmax(axis=1) if logits.is_cpu else logits.argmax(dim=1)
+    found: list[int] = places.tolist()
+    return found
 
 
 def _of(logits: Tensor, rows: list[int]) -> Tensor:

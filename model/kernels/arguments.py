@@ -6,9 +6,12 @@ Addresses are those of contiguous tensors that outlive the structure.
 import ctypes
 from array import array
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import lru_cache
+from typing import ClassVar, TypeVar
 
 from model.policy import AttentionPolicy, PolicyName
+
+Record = TypeVar("Record", bound=ctypes.Structure)
 
 ADDRESS, INT64 = ctypes.c_void_p, ctypes.c_int64
 
@@ -22,6 +25,12 @@ LAYER_VECTORS = ("dt_proj", "conv_weight", "conv_bias", "dt_norm", "b_norm", "c_
 def as_array(table: Sequence[int]) -> "array[int]":
     """A block table that a native kernel can read: the table itself where it is one already."""
     return table if isinstance(table, array) else array("q", table)
+
+
+@lru_cache(maxsize=256)
+def array_of(structure: type[Record], count: int) -> "type[ctypes.Array[Record]]":
+    """The type of ``count`` of them in a row. ctypes forgets one that is not held, and making it anew is slow."""
+    return structure * count
 
 
 class NativeLayer(ctypes.Structure):

@@ -21,6 +21,7 @@ from model.kernels.arguments import (
     NativeModel,
     NativeProduct,
     NativeStep,
+    array_of,
     as_array,
     native_span,
 )
@@ -186,7 +187,7 @@ class NativeKernels:
         wide = queries.float()
         out = torch.empty(queries.shape)
         tables = [as_array(table) for table in block_tables]
-        spans = (AttendedSpan * num_sequences)(*map(native_span, tables, first_positions, policies))
+        spans = array_of(AttendedSpan, num_sequences)(*map(native_span, tables, first_positions, policies))
         workspace = torch.empty(
             self.library.fano_attend_workspace(num_heads, num_kv_heads, width, self.num_threads), dtype=torch.float32
         )

@@ -59,6 +59,12 @@ class Matrix(Parameterised):
         target[:, :depth].copy_(numbers)
         target[:, depth:].copy_(scales.view(torch.int8))
 
+    def move_to(self, memory: Tensor) -> None:
+        """Hold the weights in ``memory`` [bytes] int8 from now on; they are not filled yet."""
+        assert not self.is_packed, "a packed matrix is known by its address"
+        self.weight = memory.view(self.weight.dtype).view(self.weight.shape)
+        self._clear_padding()
+
     def holds(self, tensor: Tensor) -> bool:
         """Whether it is what :meth:`fill` makes of ``tensor`` [out, in]."""
         if self._is_grouped:
