@@ -11,7 +11,7 @@ from model.batch import Batch
 from model.cache.block_pool import TORCH_DTYPES, BlockPool
 from model.cache.state_pool import StatePool
 from model.config import Dtype, LayerKind, ModelConfig
-from model.huge_pages import empty_in_huge_pages
+from model.huge_pages import zeros
 from model.kernels import Kernels
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
@@ -113,7 +113,7 @@ class HybridLM(Parameterised):
         """Give all matrices one piece of memory."""
         matrices = list(self.matrices())
         sizes = [-(-matrix.weight.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES for matrix in matrices]
-        memory = empty_in_huge_pages(sum(sizes))
+        memory = zeros((sum(sizes),), torch.int8)
         for matrix, piece in zip(matrices, memory.split(sizes), strict=True):
             matrix.move_to(piece[: matrix.weight.nbytes])
 

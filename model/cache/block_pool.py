@@ -11,6 +11,7 @@ from model.cache.host_copies import HostCopies
 from model.cache.snapshot import BlockContent
 from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
+from model.huge_pages import zeros
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 TORCH_DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16, Dtype.INT8: torch.int8}
@@ -33,8 +34,8 @@ class BlockPool:
         # Zeros, not uninitialised memory: the unused tail of a block must not hold NaN. Written and not only promised:
         # pages that are touched later could be refused later.
         held = TORCH_DTYPES[dtype.kept]
-        self.keys = torch.empty(shape, dtype=held, device=device).zero_()
-        self.values = torch.empty(shape, dtype=held, device=device).zero_()
+        self.keys = zeros(shape, held, device).zero_()
+        self.values = zeros(shape, held, device).zero_()
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks))
         self._references = [0] * num_blocks

@@ -6,6 +6,7 @@ from torch import Tensor
 from model.cache.host_copies import HostCopies
 from model.config import ModelConfig
 from model.errors import PoolExhausted
+from model.huge_pages import zeros
 
 
 class StatePool:
@@ -19,8 +20,8 @@ class StatePool:
     def __init__(self, config: ModelConfig, num_slots: int, device: str = "cpu") -> None:
         layers, inner = config.num_mamba_layers, config.inner_size
         # Written and not only promised zeros: pages that are touched later could be refused later.
-        self.ssm = torch.empty(layers, num_slots, config.state_size, inner, device=device).zero_()
-        self.conv = torch.empty(layers, num_slots, config.conv_width - 1, inner, device=device).zero_()
+        self.ssm = zeros((layers, num_slots, config.state_size, inner), torch.float32, device).zero_()
+        self.conv = zeros((layers, num_slots, config.conv_width - 1, inner), torch.float32, device).zero_()
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._used: set[int] = set()
