@@ -114,8 +114,10 @@ class HybridLM(Parameterised):
         matrices = list(self.matrices())
         sizes = [-(-matrix.weight.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES for matrix in matrices]
         memory = zeros((sum(sizes),), torch.int8)
-        for matrix, piece in zip(matrices, memory.split(sizes), strict=True):
-            matrix.move_to(piece[: matrix.weight.nbytes])
+        start = 0
+        for matrix, size in zip(matrices, sizes, strict=True):
+            matrix.move_to(memory[start : start + matrix.weight.nbytes])
+            start += size
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -23,11 +23,10 @@ def key_tile_blocks(num_score_rows: int, block_tokens: int) -> int:
 # Most prompt tokens of a step when the logits of each are wanted: a row of them is as long as the vocabulary.
 PROMPT_LOGPROB_ROWS = 64
 
-# The native step: tokens of a tile of attention, tokens from which on threads share what is narrow, rows of scores that
-# a thread holds, and the floats between two pieces of its workspace. As in kernels/native/arguments.h and fit.h.
+# The native step: tokens of a tile of attention, tokens from which on threads share what is narrow, and the floats
+# between two pieces of a thread's workspace. As in kernels/native/arguments.h and fit.h.
 ATTENTION_TILE_TOKENS = 32
 SHARED_TOKENS = 16
-DECODE_SCORE_ROWS = 3
 DECODE_GAP_FLOATS = 16
 
 # With fewer rows than this a float32 product on the CPU adds up in another order: measured with torch 2.13 below 4 rows

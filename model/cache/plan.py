@@ -9,7 +9,6 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import (
     ATTENTION_TILE_TOKENS,
     DECODE_GAP_FLOATS,
-    DECODE_SCORE_ROWS,
     PROMPT_LOGPROB_ROWS,
     QUERY_TILE_TOKENS,
     SCAN_TILE_TOKENS,
@@ -61,7 +60,7 @@ class MemoryPlan:
             ssm_state_bytes=num_states * model.ssm_state_bytes,
             conv_state_bytes=num_states * model.conv_state_bytes,
             kv_bytes=num_blocks * block_bytes,
-            workspace_bytes=_workspace_bytes(model, engine, num_blocks),
+            workspace_bytes=_workspace_bytes(model, engine),
             saved_bytes=engine.saved_bytes,
             session_bytes=engine.session_bytes,
             bytes_per_sequence=model.state_bytes + per_sequence * block_bytes,
@@ -115,7 +114,7 @@ def num_resident_blocks(policy: AttentionPolicy, num_tokens: int, chunk_tokens: 
     return -(-policy.max_resident_tokens(num_tokens, chunk_tokens) // BLOCK_TOKENS)
 
 
-def _workspace_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) -> int:
+def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     """The residual stream, the widest of the layers' parts with all its temporaries, and the logits; or a step of the
     streams, if that takes more."""
     num_tokens = engine.prefill_chunk_tokens + engine.num_slots
@@ -134,22 +133,21 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig, num_blocks: int) 
         parts.append(_attention_bytes(model, engine, num_tokens))
     if model.num_expert_layers:
         parts.append(_expert_bytes(model, num_tokens))
-    return max(stream + max(*parts, logits), logits + _step_bytes(model, engine, num_tokens, num_blocks))
+    return max(stream + max(*parts, logits), logits + _step_bytes(model, engine, num_tokens))
 
 
-def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int, num_blocks: int) -> int:
-    """Workspace of the native step: rows of all tokens, and for each thread a row, scores, and a tile of attention; of
+def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> int:
+    """Workspace of the native step: rows of all tokens, and for each thread a row and a tile of attention; of
     few tokens, each thread has the narrow rows to itself."""
     inner, ffn, queries, width = model.inner_size, model.intermediate_size, model.query_size, model.hidden_size
     wide = max(queries + 2 * model.kv_size, 2 * inner, 2 * ffn) + 2 * inner + max(queries, inner) + width
     arranged = arranged_floats(width) + arranged_floats(ffn) + arranged_floats(max(queries, inner))
     narrow = arranged + model.dt_rank + 2 * model.state_size
-    num_visible = min(engine.max_context_tokens, num_blocks * BLOCK_TOKENS)
     head = -(-model.head_width // STRIP_ROWS) * STRIP_ROWS
     tile = ATTENTION_TILE_TOKENS * model.num_heads // model.num_kv_heads
     attention = tile * (2 * head + BLOCK_TOKENS + 2) + 2 * head * BLOCK_TOKENS
     few = min(num_tokens, SHARED_TOKENS) * narrow
-    own = max(width, ffn) + DECODE_SCORE_ROWS * num_visible + attention + few + 32 * DECODE_GAP_FLOATS
+    own = max(width, ffn) + 2 * model.num_heads + attention + few + 32 * DECODE_GAP_FLOATS
     return FLOAT32_BYTES * (num_tokens * (wide + narrow) + engine.num_threads * own)
 
 

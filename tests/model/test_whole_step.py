@@ -209,7 +209,7 @@ def test_the_plan_bounds_the_workspace_of_a_step(geometry: str, dtype: Dtype, nu
     chunk = reader.open().chunk([1] * num_tokens, is_decode=False)
     reader.model(Batch.pack([chunk]), reader.states, reader.blocks)
     engine = EngineConfig(num_slots=1, max_context_tokens=64, dtype=dtype)
-    assert 0 < model.workspace_bytes <= _step_bytes(model.config, engine, num_tokens, num_blocks=1)
+    assert 0 < model.workspace_bytes <= _step_bytes(model.config, engine, num_tokens)
 
 
 @pytest.mark.parametrize(

@@ -97,13 +97,12 @@ struct Step {
 };
 
 // Parts of a step's workspace, with one row per token. All threads share the first line, and of many tokens the second
-// too; of few, each has it to itself. The third is each one's own: `row` is one row, `scores` are those of one head
-// tile over the longest context that is visible to a decoding sequence. `normed`, `gated` and `arranged` hold rows as
-// product() reads them.
+// too; of few, each has it to itself. The third is each one's own: `row` is one row; `peaks` and `totals` have a number
+// for each head. `normed`, `gated` and `arranged` hold rows as product() reads them.
 struct Workspace {
   float *wide, *inner, *delta, *mixed;
   float *normed, *selected, *gated, *arranged;
-  float *row, *scores;
+  float *row, *peaks, *totals;
   AttendSpace attend;
 };
 

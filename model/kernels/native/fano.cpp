@@ -293,7 +293,7 @@ int fano_attend(const Attend* args, float* workspace, int num_threads, int isa) 
 
 int64_t fano_step_workspace(const Model* model, const Step* step, int num_threads) {
   Workspace w;
-  return lay_out(*model, *step, most_visible(*step), num_threads, 0, nullptr, &w);
+  return lay_out(*model, *step, num_threads, 0, nullptr, &w);
 }
 
 // Returns 0, or 1 where the step does not fit model and pools; nothing was touched then.
@@ -301,12 +301,11 @@ int fano_step(const Model* model, const Step* step, int num_threads, int isa) {
   if (!are_valid(*model, *step)) return 1;
   const int64_t size = crew_size(*model, step->num_tokens, num_threads);
   Crew crew{0, 0, 0, 0};
-  const int64_t visible = most_visible(*step);
   Member members[MAX_THREADS];
   pthread_t threads[MAX_THREADS];
   for (int64_t part = 0; part < size; part++) {
     members[part] = {model, step, &crew, {}, part, isa};
-    lay_out(*model, *step, visible, num_threads, part, step->workspace, &members[part].workspace);
+    lay_out(*model, *step, num_threads, part, step->workspace, &members[part].workspace);
   }
   int64_t num_started = 1;
   for (; num_started < size; num_started++) {

@@ -15,8 +15,6 @@ static bool are_valid(const int64_t* query_start, const int64_t* state_slots, in
   return true;
 }
 
-constexpr int64_t MOST_HEADS = 3;  // of any instruction set's HEAD_TILE
-
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Tokens of a query tile, and floats to which a head's width is rounded up.
@@ -43,8 +41,7 @@ static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
 }
 
 // Lay the workspace of `part` out from `start`, where there is one; returns the size in floats of that of all.
-static int64_t lay_out(const Model& m, const Step& s, int64_t num_visible, int64_t num_parts, int64_t part,
-                       float* start, Workspace* w) {
+static int64_t lay_out(const Model& m, const Step& s, int64_t num_parts, int64_t part, float* start, Workspace* w) {
   const int64_t queries = m.num_heads * m.head_width, keys = m.num_kv_heads * m.head_width, rows = s.num_tokens;
   int64_t taken = 0;
   const auto take = [&taken, start](int64_t size) {
@@ -72,7 +69,8 @@ static int64_t lay_out(const Model& m, const Step& s, int64_t num_visible, int64
   const auto take_own = [&] {
     if (few) take_narrow();
     w->row = take(largest(m.width, m.ffn));
-    w->scores = take(num_visible * MOST_HEADS);
+    w->peaks = take(m.num_heads);
+    w->totals = take(m.num_heads);
     taken += lay_out(a, start ? start + taken : nullptr, &w->attend);
     taken += CHANNEL_GRAIN;  // a cache line between the parts
   };
@@ -104,15 +102,6 @@ static bool are_valid(const Span* spans, const int64_t* query_start, int64_t num
 static bool are_valid(const Attend& a) {
   if (a.query_start[0] != 0 || a.num_heads % a.num_kv_heads) return false;
   return are_valid(a.spans, a.query_start, a.num_sequences, a.num_blocks);
-}
-
-static int64_t most_visible(const Step& s) {
-  int64_t most = 0;
-  for (int64_t i = 0; i < s.num_decodes; i++) {
-    const Sequence& q = s.sequences[i];
-    most = largest(most, q.range_end[0] - q.range_start[0] + q.range_end[1] - q.range_start[1]);
-  }
-  return most;
 }
 
 static bool are_valid(const Model& m, const Step& s) {

@@ -7,21 +7,20 @@
 
 namespace FANO_SET {
 
-// Keys that are scored together, and how far ahead of them the next are asked for.
+// Keys that are scored together.
 constexpr int KEY_TILE = 4;
-constexpr int64_t AHEAD = 16;
 
-// The scores of HEADS query heads that share a key head with KEYS keys, `row` elements apart; `scores` of one head
-// lie `count` apart.
+// The scores of HEADS query heads that share a key head with KEYS keys, `row` elements apart; `scores` of one head lie a
+// block apart. What lies `ahead` elements further is asked for.
 template <int HEADS, int KEYS, class Weight>
-FANO_INLINE void score_keys(const Weight* key, int64_t row, const float* query, int64_t width, float* scores,
-                            int64_t count) {
+FANO_INLINE void score_keys(const Weight* key, int64_t row, int64_t ahead, const float* query, int64_t width,
+                            float* scores) {
   vec sums[HEADS][KEYS] = {};
   int64_t e = 0;
   for (; e + WIDTH <= width; e += WIDTH) {
     vec held[KEYS];
     for (int k = 0; k < KEYS; k++) {
-      __builtin_prefetch(key + (k + AHEAD) * row + e);
+      __builtin_prefetch(key + k * row + ahead + e);
       held[k] = widen(key + k * row + e);
     }
     for (int h = 0; h < HEADS; h++) {
@@ -30,34 +29,17 @@ FANO_INLINE void score_keys(const Weight* key, int64_t row, const float* query, 
     }
   }
   for (int h = 0; h < HEADS; h++) {
+    float* mine = scores + h * BLOCK_TOKENS;
     for (int k = 0; k < KEYS; k++) {
       float rest = 0;
       for (int64_t i = e; i < width; i++) rest += widen_one(key[k * row + i]) * query[h * width + i];
-      scores[h * count + k] = rest;
+      mine[k] = rest;
     }
     if (KEYS == 4) {
       const quad found = sums_of(sums[h]);
-      for (int k = 0; k < KEYS; k++) scores[h * count + k] += found[k];
+      for (int k = 0; k < KEYS; k++) mine[k] += found[k];
     } else {
-      for (int k = 0; k < KEYS; k++) scores[h * count + k] += sum_of(sums[h][k]);
-    }
-  }
-}
-
-// All scores over the visible ranges: `scores` [HEADS, count].
-template <int HEADS, class Weight>
-FANO_INLINE void score_heads(const Model& m, const Sequence& q, const Weight* keys, const float* query, float* scores,
-                             int64_t count) {
-  const int64_t width = m.head_width, row = m.num_kv_heads * width;
-  for (int range = 0; range < 2; range++) {
-    for (int64_t p = q.range_start[range]; p < q.range_end[range];) {
-      const Weight* key = keys + (q.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS) * row;
-      const int64_t border = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
-      const int64_t end = border < q.range_end[range] ? border : q.range_end[range];
-      for (; p + KEY_TILE <= end; p += KEY_TILE, key += KEY_TILE * row, scores += KEY_TILE) {
-        score_keys<HEADS, KEY_TILE>(key, row, query, width, scores, count);
-      }
-      for (; p < end; p++, key += row, scores++) score_keys<HEADS, 1>(key, row, query, width, scores, count);
+      for (int k = 0; k < KEYS; k++) mine[k] += sum_of(sums[h][k]);
     }
   }
 }
@@ -65,25 +47,19 @@ FANO_INLINE void score_heads(const Model& m, const Sequence& q, const Weight* ke
 // Registers of a head's output that are summed up at once.
 constexpr int MIXED = WIDTH >= 16 ? 4 : 2;
 
-// The weighted sums of PIECES registers of the values from `values` on for HEADS heads: `weights` [HEADS, count].
+// out[h] = out[h] * kept[h] + the weighted sum of `count` values, of PIECES registers each, for HEADS heads.
 template <int HEADS, int PIECES, class Weight>
-FANO_INLINE void mix_pieces(const Model& m, const Sequence& q, const Weight* values, const float* weights,
-                            int64_t count, float* out) {
-  const int64_t width = m.head_width, row = m.num_kv_heads * width;
-  vec sums[HEADS][PIECES] = {};
-  int64_t index = 0;
-  for (int range = 0; range < 2; range++) {
-    for (int64_t p = q.range_start[range]; p < q.range_end[range];) {
-      const Weight* value = values + (q.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS) * row;
-      const int64_t border = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
-      const int64_t end = border < q.range_end[range] ? border : q.range_end[range];
-      for (; p < end; p++, value += row, index++) {
-        for (int i = 0; i < PIECES; i++) {
-          __builtin_prefetch(value + AHEAD * row + i * WIDTH);
-          const vec held = widen(value + i * WIDTH);
-          for (int h = 0; h < HEADS; h++) sums[h][i] = held * weights[h * count + index] + sums[h][i];
-        }
-      }
+FANO_INLINE void mix_pieces(const Weight* value, int64_t row, int64_t ahead, int64_t count, const float* weights,
+                            const float* kept, float* out, int64_t width) {
+  vec sums[HEADS][PIECES];
+  for (int h = 0; h < HEADS; h++) {
+    for (int i = 0; i < PIECES; i++) sums[h][i] = load<false>(out + h * width + i * WIDTH, WIDTH) * kept[h];
+  }
+  for (int64_t k = 0; k < count; k++, value += row) {
+    for (int i = 0; i < PIECES; i++) {
+      __builtin_prefetch(value + ahead + i * WIDTH);
+      const vec held = widen(value + i * WIDTH);
+      for (int h = 0; h < HEADS; h++) sums[h][i] = held * weights[h * BLOCK_TOKENS + k] + sums[h][i];
     }
   }
   for (int h = 0; h < HEADS; h++) {
@@ -91,62 +67,91 @@ FANO_INLINE void mix_pieces(const Model& m, const Sequence& q, const Weight* val
   }
 }
 
-// The whole weighted sums: `out` [HEADS, head width].
+// What one key head of a block is to HEADS heads: the keys and values at `key` and `value`, `row` elements from one to
+// the next, as many of them as are seen; and how far away those of the block that is next lie.
+template <class Weight>
+struct Seen {
+  const Weight *key, *value;
+  int64_t row, count, ahead;
+};
+
+// Attention of HEADS heads goes on over one block (arXiv 2205.14135): `out` [HEADS, head width] is the sum so far,
+// weighted as if `peaks` were the highest score there is, `totals` the sum of its weights.
 template <int HEADS, class Weight>
-FANO_INLINE void mix_heads(const Model& m, const Sequence& q, const Weight* values, const float* weights, int64_t count,
-                           float* out) {
-  const int64_t width = m.head_width, row = m.num_kv_heads * width;
+FANO_INLINE void attend_block(const Seen<Weight>& seen, const float* query, int64_t width, float scale, float* peaks,
+                              float* totals, float* out) {
+  float scores[HEADS * BLOCK_TOKENS], kept[HEADS];
+  int64_t k = 0;
+  for (; k + KEY_TILE <= seen.count; k += KEY_TILE) {
+    score_keys<HEADS, KEY_TILE>(seen.key + k * seen.row, seen.row, seen.ahead, query, width, scores + k);
+  }
+  for (; k < seen.count; k++) {
+    score_keys<HEADS, 1>(seen.key + k * seen.row, seen.row, seen.ahead, query, width, scores + k);
+  }
+  for (int h = 0; h < HEADS; h++) {
+    float* mine = scores + h * BLOCK_TOKENS;
+    const float found = peak_of(mine, seen.count), peak = found > peaks[h] ? found : peaks[h];
+    for (int64_t i = 0; i < seen.count; i++) mine[i] = (mine[i] - peak) * scale;
+    exp_all(mine, mine, seen.count);
+    kept[h] = exp_of(splat((peaks[h] - peak) * scale))[0];
+    totals[h] = totals[h] * kept[h] + total_of(mine, seen.count);
+    peaks[h] = peak;
+  }
   int64_t e = 0;
   for (; e + MIXED * WIDTH <= width; e += MIXED * WIDTH) {
-    mix_pieces<HEADS, MIXED>(m, q, values + e, weights, count, out + e);
+    mix_pieces<HEADS, MIXED>(seen.value + e, seen.row, seen.ahead, seen.count, scores, kept, out + e, width);
   }
-  for (; e + WIDTH <= width; e += WIDTH) mix_pieces<HEADS, 1>(m, q, values + e, weights, count, out + e);
+  for (; e + WIDTH <= width; e += WIDTH) {
+    mix_pieces<HEADS, 1>(seen.value + e, seen.row, seen.ahead, seen.count, scores, kept, out + e, width);
+  }
   for (; e < width; e++) {
     for (int h = 0; h < HEADS; h++) {
-      float sum = 0;
-      int64_t index = 0;
-      for (int range = 0; range < 2; range++) {
-        for (int64_t p = q.range_start[range]; p < q.range_end[range]; p++, index++) {
-          const int64_t place = q.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS;
-          sum += widen_one(values[place * row + e]) * weights[h * count + index];
-        }
+      float sum = out[h * width + e] * kept[h];
+      for (int64_t i = 0; i < seen.count; i++) {
+        sum += widen_one(seen.value[i * seen.row + e]) * scores[h * BLOCK_TOKENS + i];
       }
       out[h * width + e] = sum;
     }
   }
 }
 
-template <int HEADS, class Weight>
-FANO_INLINE void attend_heads(const Model& m, const Sequence& q, const Weight* keys, const Weight* values,
-                              const float* query, float* scores, float* out) {
-  const int64_t count = q.range_end[0] - q.range_start[0] + q.range_end[1] - q.range_start[1];
-  const float scale = 1.0f / __builtin_sqrtf((float)m.head_width);
-  score_heads<HEADS>(m, q, keys, query, scores, count);
-  float totals[HEADS];
-  for (int h = 0; h < HEADS; h++) {
-    float* mine = scores + h * count;
-    const float peak = peak_of(mine, count);
-    for (int64_t i = 0; i < count; i++) mine[i] = (mine[i] - peak) * scale;
-    exp_all(mine, mine, count);
-    totals[h] = total_of(mine, count);
-  }
-  mix_heads<HEADS>(m, q, values, scores, count, out);
-  for (int h = 0; h < HEADS; h++) {
-    for (int64_t e = 0; e < m.head_width; e++) out[h * m.head_width + e] /= totals[h];
-  }
-}
-
-// One key head of one sequence with all the query heads that share it, as many as registers hold at once.
+// Key heads `first` to `last` of one sequence with the query heads that share them. Block by block, so that memory is
+// passed once and in its order; all `query`, `out` [heads, head width], `peaks` and `totals` [heads] begin with the
+// first head.
 template <class Weight>
-FANO_TARGET static void attend_group(const Model& m, const Sequence& q, const Weight* keys, const Weight* values,
-                                     const float* query, float* scores, float* out) {
-  const int64_t num_heads = m.num_heads / m.num_kv_heads;
-  int64_t h = 0;
-  for (; h + HEAD_TILE <= num_heads; h += HEAD_TILE) {
-    attend_heads<HEAD_TILE>(m, q, keys, values, query + h * m.head_width, scores, out + h * m.head_width);
+FANO_TARGET static void attend_sequence(const Model& m, const Sequence& q, const Weight* keys, const Weight* values,
+                                        int64_t first, int64_t last, const float* query, float* peaks, float* totals,
+                                        float* out) {
+  const int64_t width = m.head_width, row = m.num_kv_heads * width, sharing = m.num_heads / m.num_kv_heads;
+  const float scale = 1.0f / __builtin_sqrtf((float)width);
+  for (int64_t h = first * sharing; h < last * sharing; h++) {
+    peaks[h] = -__builtin_inff();
+    totals[h] = 0;
+    for (int64_t e = 0; e < width; e++) out[h * width + e] = 0;
   }
-  for (; h < num_heads; h++) {
-    attend_heads<1>(m, q, keys, values, query + h * m.head_width, scores, out + h * m.head_width);
+  for (int range = 0; range < 2; range++) {
+    const int64_t range_end = q.range_end[range];
+    for (int64_t p = q.range_start[range], end; p < range_end; p = end) {
+      end = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+      const int64_t block = q.blocks[p / BLOCK_TOKENS];
+      const int64_t next = end < range_end ? q.blocks[end / BLOCK_TOKENS] : block;
+      end = end < range_end ? end : range_end;
+      const int64_t from = (block * BLOCK_TOKENS + p % BLOCK_TOKENS) * row, ahead = (next - block) * BLOCK_TOKENS * row;
+      for (int64_t group = first; group < last; group++) {
+        const int64_t at = from + group * width;
+        const Seen<Weight> seen{keys + at, values + at, row, end - p, ahead};
+        int64_t h = group * sharing;
+        for (; h + HEAD_TILE <= (group + 1) * sharing; h += HEAD_TILE) {
+          attend_block<HEAD_TILE>(seen, query + h * width, width, scale, peaks + h, totals + h, out + h * width);
+        }
+        for (; h < (group + 1) * sharing; h++) {
+          attend_block<1>(seen, query + h * width, width, scale, peaks + h, totals + h, out + h * width);
+        }
+      }
+    }
+  }
+  for (int64_t h = first * sharing; h < last * sharing; h++) {
+    for (int64_t e = 0; e < width; e++) out[h * width + e] /= totals[h];
   }
 }
 
@@ -207,7 +212,6 @@ template <class Weight>
 FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step& s, int64_t index, const Workspace& w,
                                   Crew& crew, int64_t part) {
   const int64_t queries = m.num_heads * m.head_width, row = m.num_kv_heads * m.head_width, all = queries + 2 * row;
-  const int64_t per_group = queries / m.num_kv_heads;
   typedef typename Kept<Weight>::type Held;
   Held* keys = (Held*)s.keys + index * s.num_blocks * BLOCK_TOKENS * row;
   Held* values = (Held*)s.values + index * s.num_blocks * BLOCK_TOKENS * row;
@@ -216,13 +220,15 @@ FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step
   product<false>((const Weight*)layer.in_proj, normed, row_of<Weight>(m.width), s.num_tokens, all, m.width, w.wide,
                  all, part, crew.size);
   meet(crew);
-  // A sequence that decodes reads what it wrote itself; a prompt's tokens read each other's.
-  for (int64_t unit = part; unit < s.num_decodes * m.num_kv_heads; unit += crew.size) {
-    const int64_t i = unit / m.num_kv_heads, group = unit % m.num_kv_heads, at = group * m.head_width;
+  // A sequence that decodes reads what it wrote itself; a prompt's tokens read each other's. Key heads go together where
+  // that leaves nobody without work.
+  const int64_t together = s.num_decodes < crew.size ? 1 : m.num_kv_heads;
+  for (int64_t unit = part; unit < s.num_decodes * m.num_kv_heads / together; unit += crew.size) {
+    const int64_t i = unit * together / m.num_kv_heads, first = unit * together % m.num_kv_heads;
     const float* mine = w.wide + i * all;
-    write_keys(s, mine, queries, row, i, at, at + m.head_width, keys, values);
-    attend_group(m, s.sequences[i], keys + at, values + at, mine + group * per_group, w.scores,
-                 w.mixed + i * queries + group * per_group);
+    write_keys(s, mine, queries, row, i, first * m.head_width, (first + together) * m.head_width, keys, values);
+    attend_sequence(m, s.sequences[i], keys, values, first, first + together, mine, w.peaks, w.totals,
+                    w.mixed + i * queries);
   }
   if (s.num_tokens > s.num_decodes) {
     const int64_t count = s.num_tokens - s.num_decodes;
