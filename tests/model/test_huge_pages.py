@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes_model import TINY_CONFIG
 
 from model import huge_pages
 from model.cache.block_pool import BlockPool
@@ -15,7 +16,6 @@ from model.config import Dtype, ModelConfig
 from model.huge_pages import HUGE_PAGE_BYTES, zeros
 from model.hybrid import CACHE_LINE_BYTES, HybridLM
 from model.kernels import REFERENCE
-from tests.fakes_model import TINY_CONFIG
 
 
 def test_begins_on_a_huge_page_and_is_zero() -> None:
