@@ -76,7 +76,7 @@ def _ends(
             bs = _channels(b, t, end, b_stride, n, num_states, UNROLLED)
             for k in tl.static_range(UNROLLED):
                 delta = _softplus(dts[k] + shift)
-                h = tl.exp2(delta[None, :] * A) * h + (delta * us[k])[None, :] * bs[k][:, None]
+                h = tl.fma(tl.exp2(delta[None, :] * A), h, (delta * us[k])[None, :] * bs[k][:, None])
                 total += delta
         place = tile.to(tl.int64) * inner
         tl.store(totals + place + i, total, mask=i < inner)
@@ -143,7 +143,7 @@ def _outputs(
             zs = _channels(z, t, end, z_stride, i, inner, UNROLLED)
         for k in tl.static_range(UNROLLED):
             delta = tl.where(t + k < end, _softplus(dts[k] + shift), 0.0)
-            h = tl.exp2(delta[None, :] * A) * h + (delta * us[k])[None, :] * bs[k][:, None]
+            h = tl.fma(tl.exp2(delta[None, :] * A), h, (delta * us[k])[None, :] * bs[k][:, None])
             out = tl.sum(h * cs[k][:, None], axis=0) + skip * us[k]
             if GATED:
                 out *= silu(zs[k])
@@ -177,7 +177,7 @@ def _step(
         )
         inflow = tl.load(b + row * b_stride + n, mask=rows, other=0.0)
         h = tl.load(place, mask=held, other=0.0)
-        h = tl.exp2(delta[None, :] * A) * h + (delta * x)[None, :] * inflow[:, None]
+        h = tl.fma(tl.exp2(delta[None, :] * A), h, (delta * x)[None, :] * inflow[:, None])
         tl.store(place, h, mask=held)
         reads = tl.load(c + row * c_stride + n, mask=rows, other=0.0)
         out = tl.sum(h * reads[:, None], axis=0) + tl.load(d + i, mask=lanes, other=0.0) * x
@@ -204,7 +204,13 @@ def selective_scan(
     y = torch.empty((num_tokens, inner), dtype=torch.float32, device=u.device)
     parts, num_tiles, longest = tables.parts, tables.sizes["num_tiles"], tables.sizes["longest"]
     bounds, slots = parts["bounds"], parts["slots"]
-    given = {"BLOCK": BLOCK, "STATES": triton.next_power_of_2(num_states), "num_warps": WARPS}
+    # Contracted by the compiler, a step and a tile of one token might be rounded at different places.
+    given = {
+        "BLOCK": BLOCK,
+        "STATES": triton.next_power_of_2(num_states),
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
     num_blocks = triton.cdiv(inner, BLOCK)
     strides = u.stride(0), dt.stride(0), b.stride(0)
     read_strides = c.stride(0), 0 if z is None else z.stride(0)
