@@ -20,7 +20,7 @@ from model.cache.state_pool import StatePool
 from model.hybrid import HybridLM, Reading
 from model.kernels.triton.tables import num_visible_blocks
 from model.layers.feed_forward import GatedFeedForward
-from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.policy import AttentionPolicy
 
 if TYPE_CHECKING:
     from model.kernels.triton.frame import DecodeFrame
@@ -196,9 +196,9 @@ class DecodeGraphs:
             token %= self._model.config.vocab_size
             chunk = SequenceChunk([token], position, slot, taken, AttentionPolicy(), is_decode=True)
             logits.append(read(Batch.pack([chunk], str(self._states.ssm.device))))
-        rows = slice(0, min(len(PROBED_TOKENS), BLOCK_TOKENS))
+        rows = slice(0, len(PROBED_TOKENS))
         pools = {"keys": self._blocks.keys, "values": self._blocks.values}
-        memory = {name: pool[:, taken[0], rows].float() for name, pool in pools.items()}
+        memory = {name: pool[:, taken[0], rows].clone() for name, pool in pools.items()}
         states = {"ssm": self._states.ssm[:, slot].clone(), "conv": self._states.conv[:, slot].clone()}
         return {"logits": torch.cat(logits)} | states | memory
 

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -28,16 +28,10 @@ def run_suite(**environment):
     assert "skipped" not in done.stdout
 
 
-def triton_version():
-    try:
-        return tuple(int(part) for part in version("triton").split(".")[:2])
-    except PackageNotFoundError:
-        return (0, 0)
-
-
 @needs_triton
-@pytest.mark.skipif(triton_version() < (3, 7), reason="older interpreters cannot loop over a loaded number (NumPy 2.4)")
 def test_interpreted():
+    if version("triton").startswith("3.6."):
+        pytest.skip("the interpreter of Triton 3.6 cannot loop over a loaded number under NumPy 2.4")
     run_suite(TRITON_INTERPRET="1")
 
 
