@@ -142,7 +142,6 @@ class DecodeGraphs:
         """
         slot, taken = self._states.allocate(), self._blocks.allocate(1)
         try:
-            self._states.zero(slot)
             expected = self._probe(slot, taken, self._launched)
             for num_rows in self.row_counts:
                 self._states.zero(slot)
