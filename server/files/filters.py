@@ -1,0 +1,119 @@
+"""Filters on the attributes of files: what they look like, and which files pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, ValidationError, model_validator
+
+from server.errors import RequestInvalid, invalid_fields
+from server.files.nouns import Attributes, AttributeValue
+from server.schemas import Text, WireModel
+
+# Nested deeper, or wider, a filter is no question about sixteen attributes any more.
+MOST_DEPTH = 8
+MOST_FILTERS = 64
+
+Scalar = StrictBool | int | float | Text
+
+
+class Comparison(WireModel):
+    """An attribute compared with a value, or for ``in`` and ``nin`` with several.
+
+    Numbers, texts and booleans are never equal to each other, and only two numbers or two texts (by code point) have
+    an order. A file without the attribute passes ``ne`` and ``nin`` alone.
+    """
+
+    type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
+    key: Annotated[Text, Field(min_length=1, max_length=64)]
+    value: Scalar | list[Scalar]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        is_list = isinstance(self.value, list)
+        if is_list != (self.type in ("in", "nin")):
+            raise ValueError(f"value must {'not ' if is_list else ''}be an array where the type is {self.type!r}")
+        if isinstance(self.value, bool) and self.type in ("gt", "gte", "lt", "lte"):
+            raise ValueError(
+                f"value must be a number or a text where the type is {self.type!r}: booleans have no order"
+            )
+        return self
+
+    def passes(self, attributes: Attributes) -> bool:
+        """Whether a file with these attributes passes."""
+        present = self.key in attributes
+        own = attributes.get(self.key, "")
+        if isinstance(self.value, list):
+            is_among = present and any(_equal(own, each) for each in self.value)
+            return is_among == (self.type == "in")
+        if self.type in ("eq", "ne"):
+            return (present and _equal(own, self.value)) == (self.type == "eq")
+        return present and _ordered(self.type, own, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Compound:
+    """Several filters of which all (``and``) or at least one (``or``) must let a file pass."""
+
+    type: Literal["and", "or"]
+    filters: "tuple[Filter, ...]"
+
+    def passes(self, attributes: Attributes) -> bool:
+        """Whether a file with these attributes passes."""
+        passed = (each.passes(attributes) for each in self.filters)
+        return all(passed) if self.type == "and" else any(passed)
+
+
+Filter = Comparison | Compound
+
+
+def parse_filter(value: object, path: str = "filters", depth: int = 1) -> Filter:
+    """The filter that ``value``, as parsed from JSON, spells. Raises ``RequestInvalid`` with the path of the field to
+    blame."""
+    if not isinstance(value, Mapping):
+        raise RequestInvalid(f"{path} must be an object with type, and key and value or filters", path)
+    kind = value.get("type")
+    if kind not in ("and", "or"):
+        return _comparison(value, path)
+    if depth > MOST_DEPTH:
+        raise RequestInvalid(f"{path} is nested deeper than {MOST_DEPTH} filters; spell it flatter", path)
+    others = sorted(map(str, set(value) - {"type", "filters"}))
+    if others:
+        raise RequestInvalid(f"{path}.{others[0]} is not a field of a filter {kind!r}; leave it out",
+                             f"{path}.{others[0]}", "unknown_field")  # fmt: skip
+    inner = value.get("filters")
+    if not isinstance(inner, list) or not 1 <= len(inner) <= MOST_FILTERS:
+        raise RequestInvalid(f"{path}.filters must be an array of 1 to {MOST_FILTERS} filters", f"{path}.filters")
+    return Compound(kind, tuple(parse_filter(each, f"{path}.filters.{n}", depth + 1) for n, each in enumerate(inner)))
+
+
+def _comparison(value: Mapping[Any, Any], path: str) -> Comparison:
+    try:
+        return Comparison.model_validate(dict(value))
+    except ValidationError as error:
+        where = ("body", *path.split("."))
+        # A value may be of several types, and how each of them failed to fit helps nobody.
+        located = [{**each, "loc": (*where, *(part for part in each["loc"][:1]))} for each in error.errors()]
+        raise invalid_fields(located, "application/json") from None
+
+
+def passes(filter_: Filter | None, attributes: Attributes) -> bool:
+    """Whether a file with these attributes passes the filter, if there is one."""
+    return filter_ is None or filter_.passes(attributes)
+
+
+def _equal(own: AttributeValue, value: AttributeValue) -> bool:
+    # Python takes True for 1.
+    return _kind(own) is _kind(value) and own == value
+
+
+def _ordered(kind: str, own: AttributeValue, value: AttributeValue) -> bool:
+    if _kind(own) is not _kind(value) or isinstance(own, bool):
+        return False
+    # Of one kind, which is what the comparison cannot see.
+    is_less, is_equal = own < value, own == value  # type: ignore[operator]
+    return {"lt": is_less, "lte": is_less or is_equal, "gt": not is_less and not is_equal, "gte": not is_less}[kind]
+
+
+def _kind(value: AttributeValue) -> type:
+    return bool if isinstance(value, bool) else str if isinstance(value, str) else float
