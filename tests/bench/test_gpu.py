@@ -55,6 +55,16 @@ def test_a_chunk_takes_the_products_that_torch_counts() -> None:
     assert counter.get_total_flops() == chunk_flops(CONFIG, case) + rows + masked + scan
 
 
+@pytest.mark.parametrize("length", [60, 200, 700])
+def test_attention_is_counted_for_the_keys_that_a_token_sees(length: int) -> None:
+    seen = sum(NARROW.sees(position, key) for position in range(length - 40, length) for key in range(length))
+    narrow, full = (
+        chunk_flops(CONFIG, Case("prefill", policy, 1, length, 40)) for policy in (NARROW, AttentionPolicy())
+    )
+    everything = sum(position + 1 for position in range(length - 40, length))
+    assert full - narrow == 4 * CONFIG.num_attention_layers * CONFIG.query_size * (everything - seen)
+
+
 def test_under_a_window_a_chunk_costs_the_same_at_every_length() -> None:
     flops = [chunk_flops(CONFIG, Case("prefill", WINDOW, 1, length, 128)) for length in (1 << 13, 1 << 20)]
     assert flops[0] == flops[1] < chunk_flops(CONFIG, Case("prefill", AttentionPolicy(), 1, 1 << 20, 128))
