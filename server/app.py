@@ -17,7 +17,7 @@ from server.logs import log_event
 from server.metrics import Metrics
 from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
-from server.routes import answers, bill, chat, documents, facts, models, operations, sessions
+from server.routes import answers, bill, chat, documents, embeddings, facts, models, operations, sessions
 from server.services import Services, load_services
 from server.settings import Settings
 from server.tenants import Tenants
@@ -54,7 +54,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     )
     app.state.fano = state
     install_error_handlers(app, state.metrics.refused)
-    for routes in (documents, facts, answers, chat, sessions, models, bill, operations):
+    for routes in (documents, facts, answers, chat, embeddings, sessions, models, bill, operations):
         app.include_router(routes.router)
     app.add_middleware(
         BodyLimit,
