@@ -17,10 +17,10 @@ from server.logs import log_event
 from server.metrics import Metrics
 from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
-from server.routes import answers, bill, chat, documents, embeddings, facts, models, operations, sessions
+from server.routes import answers, bill, chat, documents, facts, models, operations, sessions
 from server.services import Services, load_services
 from server.settings import Settings
-from server.tenants import Tenants
+from server.tenants import open_tenants
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,10 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     """An app of its own, sharing nothing with another. ``services`` that are given are used, started and stopped.
 
     Without them they are loaded once the lifespan begins; until they stand, /healthz answers, /readyz
-    and everything that needs them is a 503. ``metrics`` are those that given services count into.
+    and everything that needs them is a 503. ``metrics`` are those that given services count into. Raises
+    ``SettingsInvalid`` where no key protects what other machines can reach, and ``KeysUnreadable``.
     """
-    state = AppState(settings, Tenants(settings.api_key), metrics or Metrics(), Readiness())
+    state = AppState(settings, open_tenants(settings), metrics or Metrics(), Readiness())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +45,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
             await asyncio.wait({loading})
             if state.services is not None:
                 await state.services.aclose()
+            state.tenants.close()
 
     app = FastAPI(
         title="Fano",
@@ -54,7 +56,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     )
     app.state.fano = state
     install_error_handlers(app, state.metrics.refused)
-    for routes in (documents, facts, answers, chat, embeddings, sessions, models, bill, operations):
+    for routes in (documents, facts, answers, chat, sessions, models, bill, operations):
         app.include_router(routes.router)
     app.add_middleware(
         BodyLimit,
@@ -62,8 +64,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         setting="FANO_MAX_REQUEST_BYTES",
         own_limit_path=documents.UPLOAD_PATH,
     )
-    if settings.api_key is None:
-        app.add_middleware(LocalOnly)
+    app.add_middleware(LocalOnly, tenants=state.tenants)
     app.add_middleware(RequestScope, readiness=state.readiness)
     return app
 

@@ -1,18 +1,16 @@
 """The command line: serve, and ask without a server."""
 
 import asyncio
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from server.keys_cli import keys
+from server.one_line import errors_as_one_line
 from server.settings import SettingsInvalid, load_settings
 
-FAILED = 1
 NOTHING_FOUND = 3
 
 app = typer.Typer(
@@ -22,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys, name="keys")
 
 Model = Annotated[str | None, typer.Option(help="Checkpoint directory or hub id [default: the embedded model].")]
 DataDir = Annotated[Path | None, typer.Option(help="Where documents and indexes are kept.")]
@@ -44,11 +43,12 @@ def serve(
     data_dir: DataDir = None,
 ) -> None:
     """Start the server. Every setting is also a variable FANO_*, and an option wins over it."""
+    from server.keys import KeysError
     from server.logs import configure_logging
     from server.serving import AddressUnavailable
     from server.serving import serve as run
 
-    with errors_as_one_line(SettingsInvalid, AddressUnavailable):
+    with errors_as_one_line(SettingsInvalid, AddressUnavailable, KeysError):
         settings = load_settings({"model": model, "host": host, "port": port, "data_dir": data_dir})
         configure_logging(settings.log_level)
         status = run(settings)
@@ -134,14 +134,3 @@ def plan(
         typer.echo(json.dumps(bill.as_json(), indent=2))
     else:
         print_bill(bill, path.name, Console())
-
-
-@contextmanager
-def errors_as_one_line(*expected: type[Exception]) -> Iterator[None]:
-    """Print an expected error as one line on standard error and exit with 1."""
-    try:
-        yield
-    except expected as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        typer.echo(f"fano: {line}", err=True)
-        sys.exit(FAILED)

@@ -44,6 +44,13 @@ async def tenant(request: Request, state: StateDep) -> str:
 TenantDep = Annotated[str, Depends(tenant)]
 
 
+async def watcher(request: Request, state: StateDep) -> None:
+    """Who may see the numbers of the whole process: anyone where only this machine can ask or the operator opened
+    them, else whoever has a key. Raises ``KeyRefused``."""
+    if not (state.settings.on_loopback or state.settings.open_metrics):
+        state.tenants.tenant_of(request.headers.get("authorization"))
+
+
 async def services(state: StateDep, _: TenantDep) -> Services:
     """The services, for one who may use them and while new requests are taken. Raises ``NotReady`` and the like."""
     state.readiness.check()

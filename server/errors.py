@@ -65,6 +65,13 @@ class KeyRefused(Exception):
         super().__init__("a valid key is needed: send the header Authorization: Bearer KEY")
 
 
+class KeysUnknown(Exception):
+    """Nobody can tell which keys are good: what the server keeps of them cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__("the server cannot read its keys at the moment; its log says why")
+
+
 class UnknownModel(Exception):
     """The request names a model that is not served here."""
 
@@ -103,7 +110,7 @@ class HostRefused(Exception):
     def __init__(self, header: str, value: str) -> None:
         super().__init__(
             f"the header {header} is {value!r}, but without an API key only localhost is served, so that no web page "
-            "can reach the documents; use http://127.0.0.1 or set FANO_API_KEY"
+            "can reach the documents; use http://127.0.0.1, or make a key with `fano keys add NAME`"
         )
 
 
@@ -210,6 +217,7 @@ TABLE: Mapping[type[Exception], Row] = {
     GenerationFailed: Row(500, "server_error", "generation_failed"),
     SessionStorageDenied: Row(500, "server_error", "session_storage_denied"),
     SessionStorageFailed: Row(500, "server_error", "session_storage_failed"),
+    KeysUnknown: Row(503, "server_error", "keys_unknown"),
     NotReady: Row(503, "server_error", "not_ready"),
     EngineDraining: Row(503, "server_error", "draining"),
     EngineStopped: Row(503, "server_error", "engine_stopped"),

@@ -15,6 +15,7 @@ from server.errors import BodyTooLarge, HostRefused, respond
 from server.logs import log_event
 from server.readiness import Readiness
 from server.settings import is_loopback
+from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
 
@@ -68,18 +69,19 @@ class RequestScope:
 
 
 class LocalOnly:
-    """Serves only requests that name this machine, from no web page of another site.
+    """While there are no keys, serves only requests that name this machine, from no web page of another site.
 
     A server without a key trusts whoever can connect. A browser on this machine can, on behalf of any page:
     by a name of the page's own that resolves to 127.0.0.1, or by a form that posts across origins.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
         self.app = app
+        self.tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
-        if scope["type"] == "http":
+        if scope["type"] == "http" and not self.tenants.needs_key:
             headers = Headers(scope=scope)
             for header, value in (("Host", f"//{headers.get('host', '')}"), ("Origin", headers.get("origin", ""))):
                 if value not in ("", "//") and not _is_local(value):

@@ -9,13 +9,13 @@ from retrieval.parsers import supported_media_type
 from retrieval.passage import Document, DocumentStatus
 from server.errors import EvidenceTooLong
 from server.inquiry import AnswerDone, Inquiry, Sampling
+from server.keys import DEFAULT_TENANT
 from server.metrics import Metrics
 from server.prompt import Turn
 from server.rendering import answer_view
 from server.schemas import AnswerView, DocumentRecall
 from server.services import Services, load_services
 from server.settings import Settings
-from server.tenants import DEFAULT_TENANT
 from server.terminal import ReadingProgress
 from server.uploads import HEAD_BYTES, Upload
 

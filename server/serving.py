@@ -34,9 +34,9 @@ class AddressUnavailable(Exception):
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal comes; the exit status. Raises ``AddressUnavailable``."""
-    listener = bind(settings.host, settings.port)
+    """Serve until a signal comes; the exit status. Raises ``AddressUnavailable`` and what ``create_app`` raises."""
     app = create_app(settings)
+    listener = bind(settings.host, settings.port)
     config = uvicorn.Config(
         app,
         # Named, so that what is installed beside Fano does not change how it serves.

@@ -5,10 +5,10 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from platformdirs import user_data_dir
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.policy import BLOCK_TOKENS
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with an API key.")
+    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with a key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(
         default_factory=lambda: Path(user_data_dir("fano", appauthor=False)),
@@ -34,8 +34,8 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(None, description="Checkpoint directory or hub id; default is the embedded model.")
 
-    api_key: SecretStr | None = Field(None, description="Bearer key of the tenant `default`.")
-    open_metrics: bool = Field(False, description="Serve /metrics without a key.")
+    api_key: SecretStr | None = Field(None, description="A key of tenant `default`, beside those of `fano keys`.")
+    open_metrics: bool = Field(False, description="Serve /metrics, /v1/memory and the console without a key.")
 
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto", description="Type of weights and keys/values; int8 (weights, keys/values bfloat16) on a CPU only."
@@ -124,15 +124,6 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
-
-    @model_validator(mode="after")
-    def _guarded(self) -> Self:
-        if self.api_key is None and not self.on_loopback:
-            raise ValueError(
-                f"host {self.host!r} can be reached from other machines and no key protects the documents; "
-                "set FANO_API_KEY to a long random string, or keep host 127.0.0.1"
-            )
-        return self
 
     @property
     def on_loopback(self) -> bool:

@@ -4,14 +4,14 @@ from array import array
 from contextlib import suppress
 
 import anyio.to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends
 
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import EngineStopped
 from server.bill_schema import BillView, ForecastView, PlanRequest, bill_view, forecast_view
 from server.chat_inquiry import chat_inquiry
 from server.chat_schema import ChatMessage, ChatRequest
-from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
+from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep, watcher
 from server.errors import NotReady, UnknownModel
 from server.schemas import error_responses
 from server.services import Services
@@ -22,14 +22,12 @@ from server.stepped import SteppedEngine
 router = APIRouter(prefix="/v1", tags=["bill"])
 
 
-@router.get("/memory", responses=error_responses(401, 503))
-async def read_memory(request: Request, state: StateDep) -> BillView:
+@router.get("/memory", dependencies=[Depends(watcher)], responses=error_responses(401, 503))
+async def read_memory(state: StateDep) -> BillView:
     """Every byte of state by pool and tier, and what of the process is in no pool.
 
     Needs a key as `/metrics` does, whose numbers are the same.
     """
-    if not (state.settings.on_loopback or state.settings.open_metrics):
-        state.tenants.tenant_of(request.headers.get("authorization"))
     if state.services is None:
         raise NotReady(state.readiness.reason)
     with suppress(EngineStopped):

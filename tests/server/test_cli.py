@@ -67,6 +67,7 @@ def test_only_the_commands_that_work_exist() -> None:
         "plan",
         "serve",
     ]
+    assert [group.name for group in app.registered_groups] == ["keys"]
 
 
 def test_an_answer_with_its_quoted_source(fakes: tuple[FakeEngine, FakeLibrary], book: Path, tmp_path: Path) -> None:
