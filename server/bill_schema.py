@@ -5,11 +5,12 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, model_validator
 
 from server.bill import MemoryBill
-from server.chat_schema import MAX_CHOICES, ChatMessage, FanoOptions
+from server.chat_schema import ChatMessage, FanoOptions
 from server.errors import RequestInvalid, row_of
 from server.forecast import Forecast
 from server.inquiry import ServedModel
 from server.rendering import policy_view
+from server.sampling_schema import MAX_CHOICES
 from server.schemas import MAX_DOCUMENTS, DocumentId, ErrorView, ResidentBytes, Text, WireModel
 
 MAX_PROMPT_TOKENS = 10_000_000

@@ -1,6 +1,5 @@
 """The chat completion request of OpenAI's schema, with the extension object ``fano``."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
@@ -10,6 +9,7 @@ from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, without_idle_fields
 from server.errors import RequestInvalid
 from server.inquiry import Sampling
 from server.question_schema import FactKinds, Within
+from server.sampling_schema import NumLogprobs, NumTokens, SamplingRequest
 from server.schemas import (
     MAX_DOCUMENTS,
     MAX_PASSAGES,
@@ -40,42 +40,12 @@ def _as_parts(content: object) -> object:
     return content
 
 
-def _as_list(stop: object) -> object:
-    if stop == "":
-        raise ValueError("must not be empty")
-    return [stop] if isinstance(stop, str) else stop
-
-
 # Validated as lists, so that an error's path is the path in the request and names no member of a union.
 Content = Annotated[
     list[TextPart],
     BeforeValidator(_as_parts),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": TextPart.model_json_schema()}]}),
 ]
-StopStrings = Annotated[
-    list[Annotated[Text, StringConstraints(min_length=1)]],
-    Field(max_length=4),
-    BeforeValidator(_as_list),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]}),
-]
-
-
-MAX_CHOICES = 128
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-NumLogprobs = Annotated[int, Field(ge=0, le=20)]
-
-
-TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
-
-
-def _by_token_id(biases: object) -> object:
-    if isinstance(biases, dict) and not all(isinstance(key, str) and TOKEN_ID.fullmatch(key) for key in biases):
-        raise ValueError("should have token ids in digits as its keys")
-    return biases
-
-
-# The keys are looked at first: a key stands in the path of an error about its value.
-TokenBiases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_by_token_id)]
 
 
 class ChatMessage(WireModel):
@@ -88,13 +58,6 @@ class ChatMessage(WireModel):
     def text(self) -> str:
         """The content as one text."""
         return "".join(part.text for part in self.content)
-
-
-class StreamOptions(WireModel):
-    """``include_obfuscation`` is accepted and does nothing: there is no padding to leave out."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
 
 
 class PolicyOptions(WireModel):
@@ -135,29 +98,15 @@ class FanoOptions(WireModel):
     session: Annotated[str, StringConstraints(pattern=rf"^document:.|{SESSION_NAME}")] | None = None
 
 
-class ChatRequest(WireModel):
+class ChatRequest(SamplingRequest):
     """A request with the fields that ``chat_fields.CHAT_FIELDS`` calls honoured."""
 
     model: Text
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopStrings | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: TokenBiases | None = None
+    max_completion_tokens: NumTokens | None = None
+    max_tokens: NumTokens | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
-    top_k: Annotated[int, Field(ge=-1, le=100_000_000)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    # Beyond these bounds logits leave the range of their type, whatever the model.
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     prompt_logprobs: NumLogprobs | None = None
     fano: FanoOptions = FanoOptions()
 
@@ -182,8 +131,6 @@ class ChatRequest(WireModel):
     def _consistent(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens exclude each other; send one of them")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed when stream is true")
         if self.top_logprobs and not self.logprobs:
             raise RequestInvalid("top_logprobs needs logprobs: true", "top_logprobs")
         if self.stream and self.prompt_logprobs is not None:
@@ -196,11 +143,6 @@ class ChatRequest(WireModel):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def num_choices(self) -> int:
-        """How many replies are wanted."""
-        return self.n or 1
-
-    @property
     def num_logprobs(self) -> int | None:
         """How many of the most probable tokens are told beside each token; None when not even its own is."""
         return (self.top_logprobs or 0) if self.logprobs else None
@@ -208,24 +150,4 @@ class ChatRequest(WireModel):
     @property
     def sampling(self) -> Sampling:
         """How the tokens are drawn."""
-        return Sampling(
-            max_tokens=self.answer_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=self.stop_strings,
-            num_choices=self.num_choices,
-            top_k=max(0, self.top_k or 0),
-            min_p=self.min_p or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
-            logit_bias=tuple((int(token_id), bias) for token_id, bias in (self.logit_bias or {}).items()),
-            logprobs=self.num_logprobs,
-            prompt_logprobs=self.prompt_logprobs,
-        )
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings, however many."""
-        return tuple(self.stop or ())
+        return self.sampling_of(self.answer_tokens, self.num_logprobs, self.prompt_logprobs)
