@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes_attention import Attention, Wide
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool
@@ -186,40 +187,6 @@ def test_a_row_without_a_slot_reads_none_and_writes_none(lengths):
         assert torch.equal(state[kept], other[kept])
 
 
-class Attention:
-    """Sequences that have read something, each under a policy, over a pool whose blocks are in no order."""
-
-    def __init__(self, parts, heads, groups, width, dtype=torch.float32, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.parts = parts
-        counts = [-(-(first + count) // 64) for first, count, _ in parts]
-        free = torch.randperm(sum(counts) + 2, generator=generator).tolist()
-        self.tables = [[free.pop() for _ in range(count)] for count in counts]
-        for table, (first, _, policy) in zip(self.tables, parts, strict=True):
-            hidden = range(policy.sinks // 64, policy.window_start(first) // 64)
-            for place in hidden if policy.name is PolicyName.WINDOW else ():
-                table[place] = -1
-        shape = sum(counts) + 2, 64, groups, width
-        self.keys, self.values = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(2))
-        num_tokens = sum(count for _, count, _ in parts)
-        wide = torch.randn(num_tokens, heads * width + 5, generator=generator).to(DEVICE, dtype)
-        self.queries = wide[:, : heads * width].view(num_tokens, heads, width)
-
-    def attend(self, kernels, chosen=None, cut=0):
-        """Of all sequences, or of the chosen one from its token ``cut`` on, or of its first ``-cut`` tokens."""
-        counts = [count for _, count, _ in self.parts]
-        starts = torch.tensor([0, *counts]).cumsum(0)
-        if chosen is None:
-            firsts = [first for first, _, _ in self.parts]
-            step = starts, firsts, self.tables, [policy for _, _, policy in self.parts]
-            return kernels.attend(self.queries, self.keys, self.values, *step)
-        first, count, policy = self.parts[chosen]
-        low, high = (cut, count) if cut >= 0 else (0, -cut)
-        rows = self.queries[int(starts[chosen]) + low : int(starts[chosen]) + high]
-        step = torch.tensor([0, high - low]), [first + low], [self.tables[chosen]], [policy]
-        return kernels.attend(rows, self.keys, self.values, *step)
-
-
 DECODES = [(0, 1, FULL), (63, 1, window(0, 64)), (64, 1, window(64, 64)), (300, 1, window(64, 128)), (700, 1, FULL)]
 # The window of (250, 20) begins at another block in the midst of a tile.
 PROMPTS = [(0, 2, FULL), (62, 3, window(64, 64)), (250, 20, window(64, 64)), (257, 33, window(0, 64)), (100, 9, FULL)]
@@ -229,7 +196,7 @@ PROMPTS = [(0, 2, FULL), (62, 3, window(64, 64)), (250, 20, window(64, 64)), (25
 @pytest.mark.parametrize(("heads", "groups", "width"), [(4, 4, 16), (6, 2, 24), (5, 1, 40)])
 @pytest.mark.parametrize("parts", [DECODES, PROMPTS, [PROMPTS[2], DECODES[3], PROMPTS[0]]], ids=["one", "many", "mix"])
 def test_attention_is_that_of_its_twin(parts, heads, groups, width, dtype):
-    problem = Attention(parts, heads, groups, width, dtype)
+    problem = Attention(parts, heads, groups, width, DEVICE, dtype)
     found = problem.attend(triton_kernels())
     assert found.dtype == dtype and found.is_contiguous()
     wide = problem.queries, problem.keys, problem.values
@@ -238,26 +205,9 @@ def test_attention_is_that_of_its_twin(parts, heads, groups, width, dtype):
     assert_close(found, expected, TOLERANCE if dtype == torch.float32 else BF16_TOLERANCE)
 
 
-class Wide:
-    """Attention by its definition, in float64."""
-
-    def attend(self, queries, keys, values, starts, firsts, block_tables, policies):
-        out = torch.empty_like(queries)
-        heads, groups = queries.shape[1], keys.shape[2]
-        for index, (first, table, policy) in enumerate(zip(firsts, block_tables, policies, strict=True)):
-            for row in range(int(starts[index]), int(starts[index + 1])):
-                position = first + row - int(starts[index])
-                seen = [key for key in range(position + 1) if policy.sees(position, key)]
-                rows = torch.tensor([table[key // 64] * 64 + key % 64 for key in seen], device=queries.device)
-                key, value = (pool.flatten(0, 1)[rows].repeat_interleave(heads // groups, 1) for pool in (keys, values))
-                scores = (queries[row] * key).sum(-1) * queries.shape[2] ** -0.5
-                out[row] = (scores.softmax(0)[..., None] * value).sum(0)
-        return out
-
-
 @pytest.mark.parametrize("chosen", range(len(PROMPTS)))
 def test_where_a_prompt_is_cut_changes_nothing_that_it_attends_to(chosen):
-    problem = Attention(PROMPTS, 6, 2, 24)
+    problem = Attention(PROMPTS, 6, 2, 24, DEVICE)
     whole = problem.attend(triton_kernels(), chosen)
     for cut in {1, PROMPTS[chosen][1] // 2}:
         parts = [problem.attend(triton_kernels(), chosen, -cut), problem.attend(triton_kernels(), chosen, cut)]
@@ -267,7 +217,7 @@ def test_where_a_prompt_is_cut_changes_nothing_that_it_attends_to(chosen):
 def test_neighbours_change_no_bit_of_what_a_sequence_attends_to(monkeypatch):
     monkeypatch.setattr(tables, "MAX_SPLITS", 4)
     parts = [*DECODES, PROMPTS[2], PROMPTS[0]]
-    problem = Attention(parts, 6, 2, 24)
+    problem = Attention(parts, 6, 2, 24, DEVICE)
     together = problem.attend(triton_kernels())
     starts = torch.tensor([0, *(count for _, count, _ in parts)]).cumsum(0).tolist()
     for index in range(len(parts)):
