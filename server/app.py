@@ -11,13 +11,14 @@ from importlib.metadata import version
 import anyio.to_thread
 from fastapi import FastAPI
 
+from server.api_document import DocumentedApp
 from server.dependencies import AppState
 from server.errors import install_error_handlers
 from server.logs import log_event
 from server.metrics import Metrics
 from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
-from server.routes import answers, bill, chat, documents, facts, models, operations, sessions
+from server.routes import answers, bill, chat, documents, embeddings, facts, models, operations, sessions
 from server.services import Services, load_services
 from server.settings import Settings
 from server.tenants import open_tenants
@@ -47,7 +48,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
                 await state.services.aclose()
             state.tenants.close()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="Fano",
         version=version("fano"),
         summary="A long-context inference server whose memory bill is fixed, printed and true",
@@ -56,7 +57,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     )
     app.state.fano = state
     install_error_handlers(app, state.metrics.refused)
-    for routes in (documents, facts, answers, chat, sessions, models, bill, operations):
+    for routes in (documents, facts, answers, chat, embeddings, sessions, models, bill, operations):
         app.include_router(routes.router)
     app.add_middleware(
         BodyLimit,

@@ -1,0 +1,31 @@
+"""What an app serves, as it is routed, hidden routes among them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+# The framework's own pages.
+PAGES = ("/openapi.json", "/docs", "/docs/oauth2-redirect")
+
+
+def routes_of(app: FastAPI) -> list[tuple[str, str]]:
+    """(method, path template without converters) of every route, but the framework's pages."""
+    return sorted({each for each in _walked(app.routes) if each[1] not in PAGES})
+
+
+def parameters_of(path: str) -> list[str]:
+    return PARAMETER.findall(path)
+
+
+def _walked(routes: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if hasattr(route, "effective_candidates"):
+            yield from _walked(route.effective_candidates())
+            continue
+        # A mount serves what nobody has listed; whoever adds one has to say here what it is.
+        assert route.methods, f"{route} has no methods"
+        for method in route.methods - {"HEAD", "OPTIONS"}:
+            yield method, PARAMETER.sub(r"{\1}", route.path)
