@@ -132,15 +132,22 @@ class Library:
         self._file_lock.release()
 
     def add(
-        self, tenant: str, name: str, media_type: str, blob_path: Path, is_to_be_read: bool = False
+        self,
+        tenant: str,
+        name: str,
+        media_type: str,
+        blob_path: Path,
+        is_to_be_read: bool = False,
+        document_id: str | None = None,
     ) -> tuple[Document, bool]:
         """Keep the file ``blob_path``, which stays where it is, as a document; it is on the disk on return.
 
         The flag says whether there is work to do: False for content this tenant has sent before as this media
         type, which is the document there is. One that failed is queued again under its id (True). That a document
-        is to be read is as durable as the document; it can be asked for later, but not taken back.
+        is to be read is as durable as the document; it can be asked for later, but not taken back. A new document
+        gets ``document_id``, if one is given, which must be of no other.
         """
-        record, accepted = self._store.add(tenant, name, media_type, blob_path, is_to_be_read)
+        record, accepted = self._store.add(tenant, name, media_type, blob_path, is_to_be_read, document_id)
         return record.document, accepted
 
     def pending(self, most: int = -1) -> list[str]:

@@ -80,12 +80,19 @@ class Store:
             )
 
     def add(
-        self, tenant: str, name: str, media_type: str, source: Path, is_to_be_read: bool = False
+        self,
+        tenant: str,
+        name: str,
+        media_type: str,
+        source: Path,
+        is_to_be_read: bool = False,
+        document_id: str | None = None,
     ) -> tuple[Record, bool]:
         """Keep the bytes of ``source`` as a document of ``tenant``; the flag says whether there is work to do.
 
         The same bytes of the same kind by the same tenant are the document there is already (False), unless
-        that one failed: then it is queued again (True). Once it is wanted, it is to be read.
+        that one failed: then it is queued again (True). Once it is wanted, it is to be read. A new one gets
+        ``document_id``, if one is given, which nobody else may have.
         """
         reading = Reading.WANTED if is_to_be_read else None
         staged = self._blobs.stage(source)
@@ -103,7 +110,7 @@ class Store:
                     self._requeue(known[0].number)
                     return self.record(known[0].document.id), True
                 self._blobs.keep(staged)
-                document_id = f"doc_{uuid.uuid4().hex}"
+                document_id = document_id or f"doc_{uuid.uuid4().hex}"
                 with self.database.write() as (connection, _):
                     connection.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (staged.sha256, staged.num_bytes))
                     connection.execute(

@@ -35,13 +35,18 @@ class Ingestor:
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    def accept(self, tenant: str, upload: Upload, media_type: str, is_to_be_read: bool) -> tuple[Document, bool]:
-        """Make the upload durable and line it up; (document, whether it is new). Blocks for the disk.
+    def accept(
+        self, tenant: str, upload: Upload, media_type: str, is_to_be_read: bool, document_id: str | None = None
+    ) -> tuple[Document, bool]:
+        """Make the upload durable and line it up, a new one under the id given; (document, whether it is new). Blocks
+        for the disk.
 
         Raises ``StorageFull``, and then nothing of it was kept.
         """
         try:
-            document, is_new = self._library.add(tenant, upload.name, media_type, upload.path, is_to_be_read)
+            document, is_new = self._library.add(
+                tenant, upload.name, media_type, upload.path, is_to_be_read, document_id
+            )
         except (OSError, sqlite3.OperationalError) as error:
             if is_full(error):
                 raise StorageFull from error
@@ -55,6 +60,10 @@ class Ingestor:
         elif is_to_be_read:
             self._on_done()
         return document, is_new
+
+    def has_given_up(self, document_id: str) -> bool:
+        """Whether the document's failure could not even be told; the next start tries it again."""
+        return document_id in self._given_up
 
     def start(self) -> None:
         """Start the worker, first on what an earlier run left unfinished."""

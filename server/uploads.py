@@ -67,7 +67,7 @@ class SizeLimit:
 
 async def read_body(request: Request, limit: SizeLimit) -> bytes:
     """The whole body. Raises ``BodyTooLarge`` at the piece that passes the limit, or at once if that is announced."""
-    limit.check(_announced_bytes(request))
+    limit.check(announced_bytes(request))
     pieces: list[bytes] = []
     num_bytes = 0
     async for piece in request.stream():
@@ -80,7 +80,7 @@ async def read_body(request: Request, limit: SizeLimit) -> bytes:
 @asynccontextmanager
 async def spooled_text(name: str, text: str, directory: Path) -> AsyncIterator[Upload]:
     """A text sent as JSON, as an upload. The spool file is gone afterwards unless somebody took it."""
-    async with _spool(directory) as spool:
+    async with open_spool(directory) as spool:
         data = text.encode()
         await spool.write(data)
         await spool.flush()
@@ -102,8 +102,8 @@ async def spooled_file(
     boundary = options.get(b"boundary")
     if not boundary:
         raise RequestInvalid("the Content-Type multipart/form-data names no boundary", None, "invalid_body")
-    limit.check(_announced_bytes(request) - MAX_HEADER_BYTES)
-    async with _spool(directory) as spool:
+    limit.check(announced_bytes(request) - MAX_HEADER_BYTES)
+    async with open_spool(directory) as spool:
         form = _Form(spool)
         try:
             parser = MultipartParser(boundary, form.callbacks(), max_size=float("inf"))
@@ -133,13 +133,14 @@ def clean_name(raw: str) -> str:
     return " ".join(printable.split())[:255] or "document"
 
 
-def _announced_bytes(request: Request) -> int:
+def announced_bytes(request: Request) -> int:
+    """How long the client says the body is; 0 if it does not."""
     announced = request.headers.get("content-length", "0")
     return int(announced) if announced.isascii() and announced.isdigit() else 0
 
 
-class _Spool:
-    """A temporary file that is written in large pieces on a worker thread."""
+class Spool:
+    """A temporary file that is written in large pieces on a worker thread; ``head`` are its first bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.path = Path(file.name)
@@ -179,12 +180,13 @@ class _Spool:
 
 
 @asynccontextmanager
-async def _spool(directory: Path) -> AsyncIterator[_Spool]:
+async def open_spool(directory: Path) -> AsyncIterator[Spool]:
+    """A spool file in the directory, which is gone afterwards unless somebody took it."""
     directory.mkdir(parents=True, exist_ok=True)
     # Beside the store, so that taking the file over is a rename.
     with tempfile.NamedTemporaryFile(dir=directory, prefix=SPOOL_PREFIX, delete=False) as file:
         try:
-            yield _Spool(file)
+            yield Spool(file)
         finally:
             Path(file.name).unlink(missing_ok=True)
 
@@ -193,7 +195,7 @@ async def _spool(directory: Path) -> AsyncIterator[_Spool]:
 class _Form:
     """A multipart form of one file, and perhaps the field ``read``; the parser calls it back."""
 
-    spool: _Spool
+    spool: Spool
     name: str | None = None
     declared_type: str | None = None
     num_bytes: int = 0
@@ -228,7 +230,7 @@ class _Form:
 
     def _begin(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        part = _text(options.get(b"name", b""))
+        part = text_of(options.get(b"name", b""))
         if part == "read":
             self._read = bytearray()
             return
@@ -237,8 +239,8 @@ class _Form:
                                  "unknown_field")  # fmt: skip
         if self.name is not None:
             raise RequestInvalid("file was sent twice; send one document per request", "file")
-        self.name = clean_name(_text(options.get(b"filename", b"")))
-        declared = _text(self._headers.get(b"content-type", b"")).strip()
+        self.name = clean_name(text_of(options.get(b"filename", b"")))
+        declared = text_of(self._headers.get(b"content-type", b"")).strip()
         self.declared_type = declared or None
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -257,13 +259,14 @@ class _Form:
         if self._read is None:
             self.complete = True
             return
-        said = _text(bytes(self._read)).strip().lower()
+        said = text_of(bytes(self._read)).strip().lower()
         if said not in WISHES:
             raise RequestInvalid(f"read is {said!r}, which is neither true nor false", "read")
         self.wish, self._read = WISHES[said], None
 
 
-def _text(raw: bytes) -> str:
+def text_of(raw: bytes) -> str:
+    """A value of a form or a header of it: UTF-8, or else Latin-1, in which anything can be read."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

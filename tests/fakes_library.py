@@ -87,13 +87,19 @@ class FakeLibrary:
         return document.id
 
     def add(
-        self, tenant: str, name: str, media_type: str, blob_path: Path, is_to_be_read: bool = False
+        self,
+        tenant: str,
+        name: str,
+        media_type: str,
+        blob_path: Path,
+        is_to_be_read: bool = False,
+        document_id: str | None = None,
     ) -> tuple[Document, bool]:
         data = blob_path.read_bytes()
         known = self._by_content.get((tenant, hashlib.sha256(data).hexdigest()))
         if known is not None:
             return self.documents[known], False
-        document = self._new(tenant, name, media_type, data.decode())
+        document = self._new(tenant, name, media_type, data.decode(), document_id)
         self._pending.append(document.id)
         if is_to_be_read:
             self.to_be_read.append(document.id)
@@ -233,9 +239,9 @@ class FakeLibrary:
             for match in re.finditer(r"\S[^.]*\.?", self.texts[document.id])
         ]
 
-    def _new(self, tenant: str, name: str, media_type: str, text: str) -> Document:
+    def _new(self, tenant: str, name: str, media_type: str, text: str, document_id: str | None = None) -> Document:
         data = text.encode()
-        document_id = f"doc_{len(self.documents)}{hashlib.sha256(data).hexdigest()[:12]}"
+        document_id = document_id or f"doc_{len(self.documents)}{hashlib.sha256(data).hexdigest()[:12]}"
         self.texts[document_id] = text
         self.documents[document_id] = Document(
             id=document_id,

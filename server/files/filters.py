@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, ValidationError, model_validator
+from pydantic import Field, StrictBool, ValidationError
 
 from server.errors import RequestInvalid, invalid_fields
 from server.files.nouns import Attributes, AttributeValue
@@ -13,6 +13,7 @@ from server.schemas import Text, WireModel
 # Nested deeper, or wider, a filter is no question about sixteen attributes any more.
 MOST_DEPTH = 8
 MOST_FILTERS = 64
+MOST_VALUES = 1000
 
 Scalar = StrictBool | int | float | Text
 
@@ -27,17 +28,6 @@ class Comparison(WireModel):
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
     key: Annotated[Text, Field(min_length=1, max_length=64)]
     value: Scalar | list[Scalar]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        is_list = isinstance(self.value, list)
-        if is_list != (self.type in ("in", "nin")):
-            raise ValueError(f"value must {'not ' if is_list else ''}be an array where the type is {self.type!r}")
-        if isinstance(self.value, bool) and self.type in ("gt", "gte", "lt", "lte"):
-            raise ValueError(
-                f"value must be a number or a text where the type is {self.type!r}: booleans have no order"
-            )
-        return self
 
     def passes(self, attributes: Attributes) -> bool:
         """Whether a file with these attributes passes."""
@@ -88,13 +78,29 @@ def parse_filter(value: object, path: str = "filters", depth: int = 1) -> Filter
 
 
 def _comparison(value: Mapping[Any, Any], path: str) -> Comparison:
+    if "value" in value and (wrong := _wrong(value.get("type"), value["value"])) is not None:
+        raise RequestInvalid(f"{path}.value {wrong}", f"{path}.value")
     try:
         return Comparison.model_validate(dict(value))
     except ValidationError as error:
-        where = ("body", *path.split("."))
-        # A value may be of several types, and how each of them failed to fit helps nobody.
-        located = [{**each, "loc": (*where, *(part for part in each["loc"][:1]))} for each in error.errors()]
+        located = [{**each, "loc": ("body", *path.split("."), *each["loc"][:1])} for each in error.errors()]
         raise invalid_fields(located, "application/json") from None
+
+
+def _wrong(kind: object, value: object) -> str | None:
+    """What is wrong with the value of a comparison; None if nothing is."""
+    if kind in ("in", "nin"):
+        if not isinstance(value, list) or len(value) > MOST_VALUES or not all(map(_is_scalar, value)):
+            return f"must be an array of at most {MOST_VALUES} texts, numbers and booleans where the type is {kind!r}"
+    elif not _is_scalar(value):
+        return "must be a text, a number or a boolean; for several values use the type 'in'"
+    elif isinstance(value, bool) and kind not in ("eq", "ne"):
+        return f"must be a text or a number where the type is {kind!r}: booleans have no order"
+    return None
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)
 
 
 def passes(filter_: Filter | None, attributes: Attributes) -> bool:

@@ -1,0 +1,244 @@
+"""Files, uploads and vector stores of all tenants over one library, from ``start`` to ``stop``."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from retrieval.errors import DocumentNotReady, UnknownDocument
+from retrieval.passage import DocumentStatus, Passage
+from server.erasing import Eraser
+from server.errors import DeletionUnfinished
+from server.files.database import FilesDatabase
+from server.files.errors import FileUnanswerable
+from server.files.file_table import FileTable
+from server.files.filters import Comparison, Compound, Filter, parse_filter
+from server.files.making import DocumentMaker, fault_of
+from server.files.membership import Membership
+from server.files.nouns import Hit, RankingOptions, StoreDocument
+from server.files.store_table import StoreTable
+from server.files.upload_table import UploadTable
+from server.ingesting import Ingestor
+from server.sessions.refusals import DocumentInUse, SessionBusy
+
+if TYPE_CHECKING:
+    from retrieval.library import Library
+
+logger = logging.getLogger(__name__)
+
+UPKEEP_SECONDS = 30.0
+POLL_SECONDS = 0.05
+
+
+class Files:
+    """What the routes and whoever answers from files work with. ``table``, ``uploads``, ``stores`` and ``membership``
+    block for the disk and are for worker threads; the methods here are for the event loop.
+
+    A document lives as long as one of its files, unless somebody also sent it as a document.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        spool_dir: Path,
+        library: "Library",
+        ingestor: Ingestor,
+        eraser: Eraser,
+        is_to_be_read: bool,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = FilesDatabase(data_dir / "files.sqlite3", now)
+        self.table = FileTable(self._database, data_dir / "files")
+        self.uploads = UploadTable(self._database, self.table, spool_dir)
+        self.stores = StoreTable(self._database)
+        self.membership = Membership(self._database, self.table, self.stores)
+        self._library = library
+        self._eraser = eraser
+        self._maker = DocumentMaker(library, ingestor, self.table, self.membership, is_to_be_read)
+        self._collecting = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Set right what a crash left and begin, on the running event loop. Blocks for the disk."""
+        self.table.recover()
+        self._maker.recover()
+        loop = asyncio.get_running_loop()
+        for work in (self._maker.run(), self._keep_up()):
+            task = loop.create_task(work)
+            task.add_done_callback(_tell_failure)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """End after what is being written. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def wake(self) -> None:
+        """Something was put into a store, or became answerable. From any thread."""
+        self._maker.wake()
+
+    async def delete_file(self, tenant: str, file_id: str) -> None:
+        """Delete a file for good, and the document made of it with its last file. Sessions that contain the document
+        keep it.
+
+        Raises ``UnknownFile``; ``DeletionUnfinished`` where the disk has no room for deleting, which is tried again.
+        """
+        await anyio.to_thread.run_sync(self.table.delete, tenant, file_id)
+        await self._collect()
+
+    async def keep_posted(self, tenant: str, document_id: str) -> bool:
+        """Somebody sent as a document what was one already. False if it is just being deleted: send it again."""
+        return await anyio.to_thread.run_sync(self._maker.keep_posted, tenant, document_id)
+
+    async def document_deleted(self, tenant: str, document_id: str) -> None:
+        """A document was deleted; the stores do not have it any more."""
+        await anyio.to_thread.run_sync(self.table.forget_document, tenant, document_id)
+
+    async def documents_of_stores(
+        self, tenant: str, vector_store_ids: Sequence[str], filters: Mapping[str, Any] | Filter | None = None
+    ) -> list[StoreDocument]:
+        """See ``FileDocuments``."""
+        filter_ = _parsed(filters)
+        return await anyio.to_thread.run_sync(self._documents_of_stores, tenant, vector_store_ids, filter_)
+
+    async def document_of_file(self, tenant: str, file_id: str) -> StoreDocument:
+        """See ``FileDocuments``."""
+        file = await anyio.to_thread.run_sync(self.table.get, tenant, file_id)
+        if file.media_type is None:
+            raise FileUnanswerable(file_id, "unsupported_file", file.refusal or "it is of an unknown kind")
+        document = await anyio.to_thread.run_sync(self._maker.make, file)
+        while not document.answerable:
+            if document.status is DocumentStatus.FAILED:
+                raise FileUnanswerable(file_id, *(fault_of(document) or ("server_error", "its document failed")))
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                document = await anyio.to_thread.run_sync(self._library.get, tenant, document.id)
+            except UnknownDocument:
+                raise FileUnanswerable(file_id, "server_error", "its document was deleted meanwhile") from None
+        return StoreDocument(document.id, file.id, file.filename)
+
+    async def search(
+        self,
+        tenant: str,
+        vector_store_ids: Sequence[str],
+        query: str | Sequence[str],
+        max_num_results: int = 10,
+        filters: Mapping[str, Any] | Filter | None = None,
+        ranking_options: RankingOptions | None = None,
+    ) -> list[Hit]:
+        """See ``FileDocuments``."""
+        documents = await self.documents_of_stores(tenant, vector_store_ids, filters)
+        queries = [query] if isinstance(query, str) else list(dict.fromkeys(query))
+        threshold = (ranking_options or RankingOptions()).score_threshold
+        return await anyio.to_thread.run_sync(self._search, tenant, documents, queries, max_num_results, threshold)
+
+    def _documents_of_stores(
+        self, tenant: str, vector_store_ids: Sequence[str], filter_: Filter | None
+    ) -> list[StoreDocument]:
+        self.stores.use(tenant, vector_store_ids, "vector_store_ids")
+        found: list[StoreDocument] = []
+        for store_id in dict.fromkeys(vector_store_ids):
+            found += self.membership.documents(tenant, store_id, filter_)
+        return found
+
+    def _search(
+        self, tenant: str, documents: Sequence[StoreDocument], queries: Sequence[str], most: int, threshold: float
+    ) -> list[Hit]:
+        files: dict[str, dict[str, StoreDocument]] = {}
+        for document in documents:
+            files.setdefault(document.document_id, {}).setdefault(document.file_id, document)
+        best: dict[tuple[str, int, int], Passage] = {}
+        for query in queries:
+            for passage in self._passages(tenant, query, list(files), most):
+                place = (passage.document_id, passage.span.start, passage.span.end)
+                if place not in best or best[place].score < passage.score:
+                    best[place] = passage
+        hits = [
+            Hit(
+                file_id=file.file_id,
+                filename=file.filename,
+                document_id=passage.document_id,
+                attributes=file.attributes,
+                score=passage.score,
+                text=passage.text,
+                start=passage.span.start,
+                end=passage.span.end,
+                page=passage.page,
+            )
+            # Sorting keeps the order of one search among equals.
+            for passage in sorted(best.values(), key=lambda each: -each.score)
+            if passage.score >= threshold
+            for file in files[passage.document_id].values()
+        ]
+        return hits[:most]
+
+    def _passages(self, tenant: str, query: str, document_ids: list[str], most: int) -> Sequence[Passage]:
+        left = list(document_ids)
+        while left:
+            try:
+                return self._library.search(tenant, query, left, most).passages
+            except UnknownDocument as gone:  # deleted since the stores were looked at
+                left.remove(gone.document_id)
+            except DocumentNotReady as unready:  # being read anew
+                left.remove(unready.document.id)
+        return ()
+
+    async def _collect(self) -> None:
+        """Delete the documents that no file has any more."""
+        async with self._collecting:
+            unfinished: DeletionUnfinished | None = None
+            for tenant, document_id, is_owned in await anyio.to_thread.run_sync(self.table.without_file):
+                try:
+                    await self._collect_one(tenant, document_id, is_owned)
+                except (DocumentInUse, SessionBusy):
+                    continue  # It goes with the session.
+                except DeletionUnfinished as error:
+                    unfinished = error
+            if unfinished is not None:
+                raise unfinished
+
+    async def _collect_one(self, tenant: str, document_id: str, is_owned: bool) -> None:
+        await anyio.to_thread.run_sync(self._maker.begin_leaving, document_id)
+        try:
+            # Its file may have come back before that.
+            if (tenant, document_id, is_owned) not in await anyio.to_thread.run_sync(self.table.without_file):
+                return
+            if is_owned:
+                try:
+                    await self._eraser.erase(tenant, document_id, cascade=False)
+                except UnknownDocument:
+                    pass
+            await anyio.to_thread.run_sync(self.table.forget_document, tenant, document_id)
+        finally:
+            self._maker.end_leaving(document_id)
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await anyio.to_thread.run_sync(self.table.forget_places)
+                await anyio.to_thread.run_sync(self.table.discard_unwanted)
+                await self._collect()
+            except Exception:
+                # A full disk, say: the next round tries it again.
+                logger.exception("the upkeep of files did not come to its end")
+            await asyncio.sleep(UPKEEP_SECONDS)
+
+
+def _parsed(filters: Mapping[str, Any] | Filter | None) -> Filter | None:
+    return filters if filters is None or isinstance(filters, Comparison | Compound) else parse_filter(filters)
+
+
+def _tell_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("the work on files has ended: %s", error, exc_info=error)
