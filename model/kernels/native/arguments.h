@@ -53,8 +53,8 @@ struct Attend {
   int64_t is_bf16, query_stride, num_sequences, num_blocks, num_heads, num_kv_heads, head_width, padded_width;
 };
 
-// A thread's workspace: `queries` and `mixed` [rows, padded width], `scores` [rows, BLOCK_TOKENS], `keys`
-// [padded width, BLOCK_TOKENS], `values` [BLOCK_TOKENS, padded width], `peaks` and `totals` [rows].
+// A thread's workspace: `queries` and `mixed` [rows, padded width], `scores` [rows, BLOCK_TOKENS], `keys` and `values`
+// [padded width * BLOCK_TOKENS] in strips, `peaks` and `totals` [rows].
 struct AttendSpace {
   float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
 };

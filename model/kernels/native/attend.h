@@ -4,62 +4,78 @@
 // A tile of query rows (tokens times the heads that share a key head) walks through the blocks of keys from the first
 // position on, with the softmax carried along (Milakov and Gimelshein 2018). Each row adds up what it sees in the same
 // order, block by block at absolute positions: where a prompt is cut, which blocks hold it and who shares the step
-// change no bit. A block that a row does not see leaves the row as it is.
+// change no bit. A block that a row does not see leaves the row as it is. Beside bfloat16 keys and values, scaled queries and
+// weights of the softmax are rounded to it where the instruction set multiplies pairs of them (see product.h).
 
 namespace FANO_SET {
 
-// Rows whose sums are held in registers at once, and registers of each.
-constexpr int ROW_TILE = WIDTH >= 16 ? 4 : 2;
-constexpr int PIECES = WIDTH >= 16 ? 4 : 2;
+// Numbers of a type that lie together in a strip: see product.h.
+template <class Weight>
+constexpr int64_t TOGETHER = sizeof(float) / sizeof(Weight);
 
-// out[r, n] (+)= sum_k left[r, k] * right[k, n], for ROWS rows of `left`, `left_stride` apart. Each sum is taken in the
-// order of k.
-template <bool ADD, int ROWS, int COUNT>
-FANO_INLINE void multiply_tile(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
-                               int64_t size, float* out, int64_t out_stride) {
-  vec sums[ROWS][COUNT] = {};
-  if (ADD) {
-    for (int r = 0; r < ROWS; r++) {
-      for (int n = 0; n < COUNT; n++) sums[r][n] = load<false>(out + r * out_stride + n * WIDTH, WIDTH);
+// Keys of a block as a matrix in strips, whose outputs are the keys; zeros up to whole strips and whole pairs.
+template <class Weight>
+FANO_INLINE void arrange_keys(const Weight* keys, int64_t row, int64_t count, int64_t width, Weight* strips) {
+  constexpr int64_t G = TOGETHER<Weight>;
+  const int64_t depth = depth_of<Weight>(width), whole = width / G * G, last = (count + STRIP - 1) / STRIP * STRIP;
+  for (int64_t j = 0; j < last; j++) {
+    Weight* lane = strips + j / STRIP * strip_of<Weight>(depth) + j % STRIP * G;
+    if (j < count) {
+      const Weight* key = keys + j * row;
+      for (int64_t e = 0; e < whole; e += G) __builtin_memcpy(lane + e * STRIP, key + e, sizeof(float));
+      for (int64_t e = whole; e < depth; e++) lane[whole * STRIP + e % G] = e < width ? key[e] : Weight{};
+    } else {
+      for (int64_t e = 0; e < depth; e += G) __builtin_memset(lane + e * STRIP, 0, sizeof(float));
     }
-  }
-  for (int64_t k = 0; k < size; k++) {
-    vec held[COUNT];
-    for (int n = 0; n < COUNT; n++) held[n] = load<false>(right + k * right_stride + n * WIDTH, WIDTH);
-    for (int r = 0; r < ROWS; r++) {
-      const float factor = left[r * left_stride + k];
-      for (int n = 0; n < COUNT; n++) sums[r][n] = held[n] * factor + sums[r][n];
-    }
-  }
-  for (int r = 0; r < ROWS; r++) {
-    for (int n = 0; n < COUNT; n++) store<false>(out + r * out_stride + n * WIDTH, sums[r][n], WIDTH);
   }
 }
 
-template <bool ADD, int COUNT>
-FANO_INLINE void multiply_rows(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
-                               int64_t num_rows, int64_t size, float* out, int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + ROW_TILE <= num_rows; r += ROW_TILE) {
-    multiply_tile<ADD, ROW_TILE, COUNT>(left + r * left_stride, left_stride, right, right_stride, size,
-                                        out + r * out_stride, out_stride);
-  }
-  for (; r < num_rows; r++) {
-    multiply_tile<ADD, 1, COUNT>(left + r * left_stride, left_stride, right, right_stride, size, out + r * out_stride,
-                                 out_stride);
+// Sixteen floats, or sixteen pairs of the same place in two rows.
+FANO_INLINE void interleave(const float* from, int64_t, float* to) {
+  __builtin_memcpy(to, from, STRIP * sizeof(float));
+}
+
+FANO_INLINE void interleave(const bf16* from, int64_t row, bf16* to) {
+  uint32_t pairs[STRIP];
+  for (int64_t e = 0; e < STRIP; e++) pairs[e] = from[e] | (uint32_t)from[row + e] << 16;
+  __builtin_memcpy(to, pairs, sizeof pairs);
+}
+
+// Values of a block as a matrix in strips, whose inputs are the keys; zeros likewise.
+template <class Weight>
+FANO_INLINE void arrange_values(const Weight* values, int64_t row, int64_t count, int64_t width, Weight* strips) {
+  constexpr int64_t G = TOGETHER<Weight>;
+  const int64_t depth = depth_of<Weight>(count);
+  for (int64_t first = 0; first < width; first += STRIP, strips += strip_of<Weight>(depth)) {
+    const int64_t lanes = width - first < STRIP ? width - first : STRIP;
+    int64_t j = 0;
+    if (lanes == STRIP) {
+      for (; j + G <= count; j += G) interleave(values + j * row + first, row, strips + j * STRIP);
+    }
+    for (; j < depth; j++) {
+      for (int64_t e = 0; e < STRIP; e++) {
+        strips[(j / G * STRIP + e) * G + j % G] = j < count && e < lanes ? values[j * row + first + e] : Weight{};
+      }
+    }
   }
 }
 
-// `width` is a multiple of WIDTH.
-template <bool ADD>
-FANO_TARGET static void multiply(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
-                                 int64_t num_rows, int64_t size, int64_t width, float* out, int64_t out_stride) {
+// out[r, n] (+)= sum over k of strips[n, k] * rows[r, k]; `rows` lie `stride` elements apart.
+template <bool ADD, class Weight>
+FANO_TARGET static void multiply_by(const Weight* strips, int64_t num_strips, int64_t depth,
+                                    const typename Met<Weight>::type* rows, int64_t stride, int64_t num_rows,
+                                    float* out, int64_t out_stride) {
+  // A block's keys, and the heads of most models, are four strips.
+  constexpr int ROWS = WIDTH >= 16 ? 4 : Tile<Weight>::ROWS, STRIPS = WIDTH >= 16 ? 4 : 1;
+  const int64_t strip = strip_of<Weight>(depth);
   int64_t n = 0;
-  for (; n + PIECES * WIDTH <= width; n += PIECES * WIDTH) {
-    multiply_rows<ADD, PIECES>(left, left_stride, right + n, right_stride, num_rows, size, out + n, out_stride);
+  for (; n + STRIPS <= num_strips; n += STRIPS) {
+    multiply_rows<ADD, false, ROWS, STRIPS>(strips + n * strip, strip, rows, stride, depth, out + n * STRIP, out_stride,
+                                            0, num_rows, 0);
   }
-  for (; n < width; n += WIDTH) {
-    multiply_rows<ADD, 1>(left, left_stride, right + n, right_stride, num_rows, size, out + n, out_stride);
+  for (; n < num_strips; n++) {
+    multiply_rows<ADD, false, Tile<Weight>::ROWS, 1>(strips + n * strip, strip, rows, stride, depth, out + n * STRIP,
+                                                     out_stride, 0, num_rows, 0);
   }
 }
 
@@ -86,17 +102,15 @@ FANO_TARGET static void attend_block(const Attend& a, const Span& s, const Weigh
   const int64_t last_seen = seen_of(s, first + num_tokens - 1, low);
   // The first token may see the end of a window that the last has left behind.
   const int64_t most = seen_of(s, first, low) > last_seen ? seen_of(s, first, low) : last_seen;
+  typedef typename Met<Weight>::type Factor;
+  constexpr int64_t LARGER = sizeof(float) / sizeof(Factor);
+  Weight *key_strips = (Weight*)w.keys, *value_strips = (Weight*)w.values;
   // Only rows that some token sees are read: others may hold anything.
-  for (int64_t j = 0; j < most; j++) {
-    const Weight *key = keys + j * row, *value = values + j * row;
-    for (int64_t e = 0; e < a.head_width; e++) w.keys[e * BLOCK_TOKENS + j] = widen_one(key[e]);
-    for (int64_t e = 0; e < a.head_width; e++) w.values[j * padded + e] = widen_one(value[e]);
-  }
-  const int64_t scored = (most + WIDTH - 1) / WIDTH * WIDTH;
-  for (int64_t e = 0; e < a.head_width; e++) {
-    for (int64_t j = most; j < scored; j++) w.keys[e * BLOCK_TOKENS + j] = 0;
-  }
-  multiply<false>(w.queries, padded, w.keys, BLOCK_TOKENS, rows, a.head_width, scored, w.scores, BLOCK_TOKENS);
+  arrange_keys(keys, row, most, a.head_width, key_strips);
+  arrange_values(values, row, most, a.head_width, value_strips);
+  const int64_t depth = depth_of<Weight>(most);
+  multiply_by<false>(key_strips, (most + STRIP - 1) / STRIP, depth_of<Weight>(a.head_width), (const Factor*)w.queries,
+                     padded * LARGER, rows, w.scores, BLOCK_TOKENS);
   for (int64_t t = 0; t < num_tokens; t++) {
     const int64_t seen = seen_of(s, first + t, low);
     for (int64_t r = t * per_group; r < (t + 1) * per_group; r++) {
@@ -115,10 +129,13 @@ FANO_TARGET static void attend_block(const Attend& a, const Span& s, const Weigh
           }
         }
       }
-      for (int64_t j = seen; j < most; j++) mine[j] = 0;
+      for (int64_t j = seen; j < depth; j++) mine[j] = 0;
+      // In its own place: what is written is never longer than what was read.
+      if (LARGER > 1) arrange(mine, depth, depth, (Factor*)mine);
     }
   }
-  multiply<true>(w.scores, BLOCK_TOKENS, w.values, padded, rows, most, padded, w.mixed, padded);
+  multiply_by<true>(value_strips, padded / STRIP, depth, (const Factor*)w.scores, BLOCK_TOKENS * LARGER, rows, w.mixed,
+                    padded);
 }
 
 // One tile of tokens of one sequence with the query heads of one key head.
@@ -131,10 +148,10 @@ FANO_TARGET static void attend_tile(const Attend& a, const Span& s, int64_t grou
   for (int64_t r = 0; r < rows; r++) {
     const int64_t t = start + r / per_group, head = group * per_group + r % per_group;
     const float* query = a.queries + t * a.query_stride + head * width;
-    for (int64_t e = 0; e < padded; e++) {
-      w.queries[r * padded + e] = e < width ? query[e] * scale : 0;
-      w.mixed[r * padded + e] = 0;
-    }
+    float *scaled = w.mixed + r * padded, *arranged = w.queries + r * padded;
+    for (int64_t e = 0; e < width; e++) scaled[e] = query[e] * scale;
+    arrange(scaled, width, depth_of<Weight>(width), (typename Met<Weight>::type*)arranged);
+    for (int64_t e = 0; e < padded; e++) scaled[e] = 0;
     w.peaks[r] = -1e30f;
     w.totals[r] = 0;
   }
