@@ -55,6 +55,14 @@ class NeverFits(RequestRefused):
         self.capacity = capacity
 
 
+class ConstraintFailed(ModelError):
+    """What says which tokens may come next cannot say it any more. ``param`` is what the client asked for."""
+
+    def __init__(self, reason: str, param: str) -> None:
+        super().__init__(reason)
+        self.param = param
+
+
 class QueueFull(RequestRefused):
     """The waiting line is at its bound; try again after ``retry_after_seconds``."""
 

@@ -198,6 +198,7 @@ class Answering:
             num_choices=inquiry.sampling.num_choices,
             tenant=inquiry.tenant,
             max_seconds=self.limits.max_request_seconds,
+            constraint=inquiry.constraint,
             measure_information=self.limits.measure_information,
             keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and not inquiry.documents),
         )

@@ -56,6 +56,7 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "logprobs": HONOURED,
     "n": HONOURED,
     "presence_penalty": HONOURED,
+    "response_format": HONOURED,
     "top_logprobs": HONOURED,
     # Not OpenAI's, but sent by many clients: as vLLM names them.
     "min_p": HONOURED,
@@ -77,7 +78,6 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "moderation": _refused("nothing is moderated"),
     "prediction": _refused("predicted output is not used"),
     "reasoning_effort": _refused("this model does not reason in steps", "none"),
-    "response_format": _refused("the output's form is not constrained", {"type": "text"}),
     "store": _refused("completions are not stored", False),
     "tool_choice": _refused("tools are not called", "none", "auto"),
     "tools": _refused("tools are not called", []),

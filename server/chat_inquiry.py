@@ -49,6 +49,12 @@ def _recall(body: ChatRequest) -> Recall:
             if getattr(body.fano, key) is not None:
                 raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
         return recall
+    if body.response_format is not None and body.response_format.schema_asked is not None:
+        raise RequestInvalid(
+            "response_format cannot be used with documents: an answer from them is a quotation, or says what was "
+            "searched where nothing was found; ask for the form in a second request with the answer in its messages",
+            "response_format",
+        )
     whole_start(body.fano.start, body.fano.within, "fano.start")
     if recall == "free":
         raise RequestInvalid("fano.recall is 'free', which uses no documents; leave out one of them", "fano.recall")

@@ -9,6 +9,7 @@ from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, without_idle_fields
 from server.errors import RequestInvalid
 from server.inquiry import Sampling
 from server.question_schema import FactKinds, Within
+from server.response_format import ResponseFormat
 from server.sampling_schema import NumLogprobs, NumTokens, SamplingRequest
 from server.schemas import (
     MAX_DOCUMENTS,
@@ -108,6 +109,7 @@ class ChatRequest(SamplingRequest):
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
     prompt_logprobs: NumLogprobs | None = None
+    response_format: ResponseFormat | None = None
     fano: FanoOptions = FanoOptions()
 
     @model_validator(mode="before")

@@ -26,7 +26,7 @@ class PartTokenizer(Protocol):
     ) -> Sequence[int | str]:
         """Control tokens and the texts between them, ready for the assistant's turn if that is wanted."""
 
-    def encode_ids(self, text: str) -> Sequence[int]:
+    def encode_ids(self, text: str) -> list[int]:
         """Ids of a text. Raises ``InvalidRequest`` for half a surrogate pair."""
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from model.errors import (
     ChatTemplateMissing,
     ChatTemplateRejected,
+    ConstraintFailed,
     DeadlineExceeded,
     EngineDraining,
     EngineStopped,
@@ -188,6 +189,7 @@ TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(400, INVALID, "invalid_value"),
     ChatTemplateMissing: Row(400, INVALID, "no_chat_template"),
     ChatTemplateRejected: Row(400, INVALID, "invalid_value"),
+    ConstraintFailed: Row(400, INVALID, "invalid_value"),
     PromptTooLong: Row(400, INVALID, "context_length_exceeded"),
     NeverFits: Row(400, INVALID, "never_fits"),
     EvidenceTooLong: Row(400, INVALID, "context_length_exceeded"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from model.config import ReadingUnit
+from model.engine.constraint import ConstraintMaker
 from model.engine.request import FinishReason, RequestUsage, TokenLogprob
 from model.policy import AttentionPolicy
 from retrieval.passage import FactKind
@@ -82,7 +83,7 @@ class Inquiry:
     ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
     ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone;
     ``decision`` is what it decided. Of a document that ``within`` names only the part is searched, and keys lead to
-    facts of ``fact_kinds`` alone, if there are any.
+    facts of ``fact_kinds`` alone, if there are any. ``constraint`` says of each reply which tokens may come.
     """
 
     request_id: str
@@ -101,6 +102,7 @@ class Inquiry:
     facts: tuple[GivenFact, ...] = ()
     within: tuple[AskedPart, ...] = ()
     fact_kinds: tuple[FactKind, ...] = ()
+    constraint: ConstraintMaker | None = None
 
 
 @dataclass(frozen=True, slots=True)

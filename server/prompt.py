@@ -22,6 +22,10 @@ NEAR_TOKENS = 32
 class ChatTokenizer(PartTokenizer, Protocol):
     """What prompts and replies need of a tokenizer."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text; empty for a control token."""
 

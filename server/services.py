@@ -19,6 +19,7 @@ from server.bill import Bookkeeper
 from server.bridge import EngineThread
 from server.embeddings import Embeddings
 from server.forecast import Forecaster
+from server.grammar import Grammars
 from server.ingesting import Ingestor
 from server.inquiry import Limits, ServedModel
 from server.logs import log_event
@@ -61,6 +62,7 @@ class Services:
         """Without an ``embedder`` clients get the vectors of the one that comes with the installation."""
         from retrieval.embedder import MiniLMEmbedder
 
+        self.grammars = Grammars(tokenizer)
         self.embeddings = Embeddings(embedder or MiniLMEmbedder())
         self.library = library
         self.model = model

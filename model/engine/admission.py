@@ -121,6 +121,8 @@ def _check_evidence(request: GenerationRequest) -> None:
         raise InvalidRequest("max_spans", request.max_spans, "at least 1")
     if request.evidence is None:
         return
+    if request.constraint is not None:
+        raise InvalidRequest("constraint", "given", "no constraint beside evidence, which is one itself")
     if request.sampling.stop:
         # A stop string would cut a quotation at a place that is no border of a word.
         raise InvalidRequest("stop", request.sampling.stop, "no stop strings in a verbatim answer")

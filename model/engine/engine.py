@@ -29,9 +29,16 @@ from model.engine.sequence import Sequence, SequenceGroup, Status
 from model.engine.stats import EngineStats, StepRecord
 from model.engine.step import StepPlan
 from model.engine.token_trie import TokenTrie
-from model.engine.transcript import FreeTranscript, Transcript, VerbatimTranscript
+from model.engine.transcript import ConstrainedTranscript, FreeTranscript, Transcript, VerbatimTranscript
 from model.engine.verbatim import VerbatimConstraint
-from model.errors import DeadlineExceeded, EngineDraining, GenerationFailed, InvalidRequest, ModelError
+from model.errors import (
+    ConstraintFailed,
+    DeadlineExceeded,
+    EngineDraining,
+    GenerationFailed,
+    InvalidRequest,
+    ModelError,
+)
 from model.fingerprint import ARITHMETIC, Fingerprint
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
@@ -321,6 +328,8 @@ class Engine:
         return [self._fail(group, failure)] if group.request_id in self._running else []
 
     def _fail(self, group: SequenceGroup, failure: BaseException) -> TokenEvent:
+        if isinstance(failure, ConstraintFailed):  # nothing of the step went wrong
+            return self._end(group, failure)
         # The exception's message may quote what a user sent, so only its kind and place are logged.
         place = "".join(traceback.format_tb(failure.__traceback__))
         logger.error("request %s failed with %s\n%s", group.request_id, type(failure).__name__, place)
@@ -359,9 +368,10 @@ class Engine:
     def _transcript(self, request: GenerationRequest) -> Transcript:
         eos_ids = self.tokenizer.eos_ids
         if request.evidence is None:
-            return FreeTranscript(request.sampling, self.tokenizer.stream_decoder(), eos_ids)
-        constraint = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans, request.whole_evidence)
-        return VerbatimTranscript(request.sampling, constraint, eos_ids)
+            free = FreeTranscript(request.sampling, self.tokenizer.stream_decoder(), eos_ids)
+            return free if request.constraint is None else ConstrainedTranscript(free, request.constraint())
+        quoted = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans, request.whole_evidence)
+        return VerbatimTranscript(request.sampling, quoted, eos_ids)
 
     def _publish(self) -> None:
         # One assignment of a frozen object: a reader on another thread sees all of it or none.

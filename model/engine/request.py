@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from model.engine.constraint import ConstraintMaker
 from model.errors import ModelError
 from model.policy import AttentionPolicy
 
@@ -77,7 +78,8 @@ class GenerationRequest:
     of its beginning is there. A long prompt is best given as ``array("i")``, which is not copied token by token.
 
     ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
-    or up to ``max_spans`` of them; with ``whole_evidence`` each span is one whole text. ``policy`` of None takes the
+    or up to ``max_spans`` of them; with ``whole_evidence`` each span is one whole text. ``constraint`` makes for each
+    choice what says which tokens may come; it does not go together with evidence. ``policy`` of None takes the
     engine's own. ``tenant`` is whose share of the engine it uses. After ``max_seconds`` from its submission it ends
     with ``DeadlineExceeded``. With ``measure_information`` the surprisal of the prompt is summed up. With
     ``surprisals_from`` the usage has that of each token of the prompt from this place on, which is at least 1; no
@@ -100,6 +102,7 @@ class GenerationRequest:
     measure_information: bool = False
     surprisals_from: int | None = None
     is_background: bool = False
+    constraint: ConstraintMaker | None = None
 
 
 @dataclass(frozen=True, slots=True)

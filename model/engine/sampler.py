@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.engine.logprobs import token_logprobs
@@ -93,7 +94,7 @@ class Draw:
     """One row to draw from: with which sampler, and among which ids (ascending, not empty; None for all)."""
 
     sampler: SequenceSampler
-    allowed: Sequence[int] | None = None
+    allowed: Sequence[int] | NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +157,12 @@ def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) ->
         allowed, sampler = draws[row].allowed, draws[row].sampler
         if allowed is None:
             continue
-        among = logits[row : row + 1, torch.tensor(allowed, dtype=torch.int64, device=logits.device)]
+        among = logits[row : row + 1, torch.as_tensor(allowed, dtype=torch.int64, device=logits.device)]
         if sampler.is_greedy or len(allowed) == 1:
             place = int(among.argmax())
         else:
             (place,) = _sample(among, [sampler], sampler.truncates)
-        chosen[row] = allowed[place]
+        chosen[row] = int(allowed[place])
     return chosen
 
 

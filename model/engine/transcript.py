@@ -1,7 +1,12 @@
 """What one sequence says: token ids in, text that is safe to show out, and when it is over. No torch."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model.engine.constraint import TokenConstraint
 from model.engine.request import EvidenceSpan, FinishReason, SamplingParams
 from model.engine.stopping import StopMatcher
 from model.engine.verbatim import VerbatimConstraint
@@ -10,7 +15,7 @@ from model.engine.verbatim import VerbatimConstraint
 class Transcript(Protocol):
     """The text side of a sequence. The pieces that ``push`` returns, one after another, are the answer."""
 
-    def allowed(self) -> list[int] | None:
+    def allowed(self) -> Sequence[int] | NDArray[np.int64] | None:
         """Ids that may be drawn next, ascending; None for all."""
 
     def push(self, token_id: int) -> tuple[str, FinishReason | None]:
@@ -54,6 +59,34 @@ class FreeTranscript:
         if self._num_left == 0:
             return text + self._stops.flush(), FinishReason.LENGTH
         return text, None
+
+    def flush(self) -> str:
+        """What was held back because it might have become a stop string."""
+        return self._stops.flush()
+
+    def spans(self) -> tuple[EvidenceSpan, ...]:
+        """None."""
+        return ()
+
+
+class ConstrainedTranscript:
+    """Free text of which a constraint says what may come next. It is over as soon as nothing but its end may come."""
+
+    def __init__(self, free: FreeTranscript, constraint: TokenConstraint) -> None:
+        self._free = free
+        self._constraint = constraint
+
+    def allowed(self) -> NDArray[np.int64]:
+        """What the constraint allows."""
+        return self._constraint.allowed()
+
+    def push(self, token_id: int) -> tuple[str, FinishReason | None]:
+        """As free text; what is complete has not been cut by the limit."""
+        self._constraint.advance(token_id)
+        text, reason = self._free.push(token_id)
+        if reason is not FinishReason.STOP and self._constraint.is_complete:
+            return text + self._free.flush(), FinishReason.STOP
+        return text, reason
 
     def spans(self) -> tuple[EvidenceSpan, ...]:
         """None."""

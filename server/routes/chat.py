@@ -1,8 +1,10 @@
 """Chat completions as OpenAI has them, with documents as an extension."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
@@ -34,6 +36,9 @@ async def admit_chat(
     if body.model != services.model.name:
         raise UnknownModel(body.model, services.model.name)
     inquiry = chat_inquiry(body, tenant, request_id, arrival, state.settings, services.model)
+    if asked := body.response_format and body.response_format.schema_asked:
+        constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *asked)
+        inquiry = replace(inquiry, constraint=constraint)
     inquiry = services.answering.decided(inquiry)
     if services.answering.is_in_doubt(inquiry):
         inquiry = await while_connected(request, services.answering.weighed(inquiry))
