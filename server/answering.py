@@ -246,7 +246,8 @@ class Answering:
         result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages, scope)
         seconds = time.monotonic() - begun
         given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query, scope)
-        passages = (*given, *(result.passages if result.found else ()))
+        found = tuple(each for each in result.passages if each.score >= inquiry.min_score) if result.found else ()
+        passages = (*given, *found)
         decision = "retrieved" if passages else "nothing"
         has_key = any(passage.evidence is not None for passage in passages)
         reason = Reason.KEY_HIT if has_key else chosen.reason

@@ -29,6 +29,7 @@ from model.errors import (
 )
 from retrieval.errors import DocumentNotReady, FactNotPinned, UnknownDocument, UnknownFact, UnsupportedMediaType
 from retrieval.passage import DocumentStatus
+from server.responses.errors import NotCancellable, ResponseFailed, ResponseNotStored, UnknownResponse
 from server.sessions.errors import (
     SessionChanged,
     SessionDamaged,
@@ -200,6 +201,10 @@ TABLE: Mapping[type[Exception], Row] = {
     FactNotPinned: Row(409, INVALID, "fact_not_pinned"),
     UnknownModel: Row(404, INVALID, "model_not_found"),
     UnknownSession: Row(404, INVALID, "session_not_found"),
+    UnknownResponse: Row(404, INVALID, "response_not_found"),
+    ResponseFailed: Row(400, INVALID, "response_failed"),
+    NotCancellable: Row(400, INVALID, "not_cancellable"),
+    ResponseNotStored: Row(507, "server_error", "storage_full"),
     SessionOfDocument: Row(400, INVALID, "session_of_document"),
     SessionExists: Row(409, INVALID, "session_exists"),
     SessionChanged: Row(409, INVALID, "session_changed"),

@@ -83,7 +83,8 @@ class Inquiry:
     ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
     ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone;
     ``decision`` is what it decided. Of a document that ``within`` names only the part is searched, and keys lead to
-    facts of ``fact_kinds`` alone, if there are any. ``constraint`` says of each reply which tokens may come.
+    facts of ``fact_kinds`` alone, if there are any. Passages that score less than ``min_score`` are left out.
+    ``constraint`` says of each reply which tokens may come.
     """
 
     request_id: str
@@ -102,6 +103,7 @@ class Inquiry:
     facts: tuple[GivenFact, ...] = ()
     within: tuple[AskedPart, ...] = ()
     fact_kinds: tuple[FactKind, ...] = ()
+    min_score: float = 0.0
     constraint: ConstraintMaker | None = None
 
 

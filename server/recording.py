@@ -1,11 +1,16 @@
 """What an answer adds to the session that it belongs to."""
 
+import logging
 from collections.abc import Sequence
 
 import anyio.to_thread
 
 from server.conversation import Conversation, PartTokenizer
 from server.sessions.book import SessionTurn
+from server.sessions.errors import SessionError
+from server.sessions.register import RESPONSE_PREFIX
+
+logger = logging.getLogger(__name__)
 
 
 class Recording:
@@ -40,4 +45,10 @@ class Recording:
         conversation, tokenizer = self._conversation, self._tokenizer
         drawn_ids = tokenizer.encode_ids(text) if self._documents else self._drawn_ids
         history = await anyio.to_thread.run_sync(conversation.answered, tokenizer, drawn_ids)
-        await self._turn.commit(history, self._documents)
+        try:
+            await self._turn.commit(history, self._documents)
+        except SessionError as error:
+            # A conversation of stored responses is read again where it is not remembered.
+            if not self._turn.name.startswith(RESPONSE_PREFIX):
+                raise
+            logger.warning("a response is not remembered: %s", error)

@@ -26,6 +26,8 @@ from server.logs import log_event
 from server.metrics import MemoryCollector, Metrics
 from server.prompt import ChatTokenizer
 from server.reading import Reader
+from server.responses.conversations import Conversations
+from server.responses.store import ResponseStore
 from server.sessions.book import open_book
 from server.sessions.traces import Traces
 from server.sessions.vault import Vault
@@ -95,6 +97,7 @@ class Services:
         self.answering = Answering(
             library, self.bridge, tokenizer, model, metrics, limits, self.book, self.readings, self.traces
         )
+        self.conversations = Conversations(ResponseStore(settings.data_dir / "responses.sqlite3"), self.book)
         self.spool_dir = settings.data_dir / "uploads"
         self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats)
         metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
@@ -117,6 +120,7 @@ class Services:
     def _stop(self) -> None:
         at_rest = self.ingestor.stop(INGEST_STOP_SECONDS)
         self.bridge.stop()
+        self.conversations.close()
         # A library that is in use must not be closed; the end of the process lets go of it just as well.
         if at_rest:
             self.library.close()

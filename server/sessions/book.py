@@ -19,7 +19,7 @@ from server.bill import SessionStats
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
 from server.logs import log_event
-from server.sessions.errors import SessionError
+from server.sessions.errors import SessionError, UnknownSession
 from server.sessions.manifest import SavedCheckpoint
 from server.sessions.readings import Readings
 from server.sessions.refusals import SessionBusy, SessionNotSaved, SessionOfDocument, SessionPolicy, SessionReading
@@ -160,6 +160,22 @@ class Book:
         """Remove the session: its files, damaged ones too, and what the engine keeps of its text."""
         async with self._register.taken(tenant, name):
             await self._writer.delete(tenant, name)
+
+    async def trim(self, prefix: str, most: int, disk_share: float) -> None:
+        """Delete sessions whose names begin with ``prefix``, of those that nobody uses the ones not used for longest
+        first, until there are at most ``most`` and all sessions take at most that share of the disk's budget.
+
+        Raises what the vault raises.
+        """
+        sessions = [each for each in self._register.all() if each.name.startswith(prefix)]
+        sessions.sort(key=lambda each: (each.used, each.manifest.updated_at))
+        num_left, max_bytes = len(sessions), disk_share * self._vault.max_bytes
+        for session in sessions:
+            if num_left <= most and self._vault.disk_bytes <= max_bytes:
+                return
+            with suppress(SessionBusy, UnknownSession), self._register.occupied(*session.key, is_upkeep=True):
+                await self._writer.delete(session.tenant, session.name)
+                num_left -= 1
 
     async def end_turn(self, turn: "SessionTurn", history: History, documents: Sequence[str]) -> None:
         """As ``SessionTurn.commit``, which calls it."""

@@ -16,6 +16,8 @@ from server.sessions.refusals import SessionBusy
 
 # The reading of a document is a session, under a name that no client can choose.
 DOCUMENT_PREFIX = "document:"
+# So is what remembers the conversation of a stored response. All that was said is in the store of responses, too.
+RESPONSE_PREFIX = "response:"
 WAIT_SECONDS = 0.02
 LONGEST_WAIT_SECONDS = 60.0
 

@@ -1,0 +1,140 @@
+"""Conversations of stored responses: what was said before, and the session that remembers having read it.
+
+A conversation is a tree: any response may be gone on from, more than once and at the same time. A session is one
+branch of it. The response that goes on from the last of its session takes the session over; any other gets a fork.
+Sessions are only memory: without one, all that was said is read again from the store, and the reply is the same.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import anyio.to_thread
+
+from model.errors import ModelError
+from server.logs import log_event
+from server.responses.errors import ResponseFailed, UnknownResponse
+from server.responses.store import ResponseStore, StoredResponse
+from server.sessions.book import Book
+from server.sessions.errors import SessionError, UnknownSession
+from server.sessions.register import RESPONSE_PREFIX
+
+logger = logging.getLogger(__name__)
+
+MOST_SESSIONS = 1000
+# Of the disk that sessions may take, so that those with names of clients always find room.
+DISK_SHARE = 0.75
+# As at OpenAI.
+KEPT_SECONDS = 30 * 24 * 3600
+SWEEP_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The use of a session by one response. ``release`` is idempotent."""
+
+    session: str
+    release: Callable[[], None]
+
+
+class Conversations:
+    """All stored responses and their sessions. For the event loop."""
+
+    def __init__(self, store: ResponseStore, book: Book) -> None:
+        self._store = store
+        self._book = book
+        self._choosing = asyncio.Lock()
+        self._in_use: set[tuple[str, str]] = set()
+        self._swept = float("-inf")
+
+    async def get(self, tenant: str, response_id: str) -> StoredResponse:
+        """A stored response. Raises ``UnknownResponse``."""
+        return await anyio.to_thread.run_sync(self._store.get, tenant, response_id)
+
+    async def before(self, tenant: str, previous_id: str | None) -> list[StoredResponse]:
+        """The responses that a new one goes on from, the first one first.
+
+        Raises ``UnknownResponse`` and ``ResponseFailed``, about ``previous_response_id``.
+        """
+        if previous_id is None:
+            return []
+        try:
+            chain = await anyio.to_thread.run_sync(self._store.chain, tenant, previous_id)
+        except UnknownResponse:
+            raise UnknownResponse(previous_id, "previous_response_id") from None
+        if chain[-1].status == "failed":
+            raise ResponseFailed(previous_id)
+        return chain
+
+    async def line(self, tenant: str, response_id: str) -> list[StoredResponse]:
+        """A response after all those before it. Raises ``UnknownResponse``."""
+        return await anyio.to_thread.run_sync(self._store.chain, tenant, response_id)
+
+    @asynccontextmanager
+    async def claimed(self, tenant: str, previous: StoredResponse | None) -> AsyncIterator["Claim"]:
+        """The session that is to have the next turn; nobody else gets it until it is released."""
+        async with self._choosing:
+            name = await self._chosen(tenant, previous)
+            self._in_use.add((tenant, name))
+        claim = Claim(name, lambda: self._in_use.discard((tenant, name)))
+        try:
+            yield claim
+        finally:
+            claim.release()
+
+    def new_session(self) -> str:
+        """A name for a session that remembers nothing."""
+        return f"{RESPONSE_PREFIX}{secrets.token_urlsafe(18)}"
+
+    async def keep(self, tenant: str, response: StoredResponse) -> None:
+        """Store a response; durable on return. Raises ``ResponseNotStored``."""
+        await anyio.to_thread.run_sync(self._store.put, tenant, response)
+
+    async def delete(self, tenant: str, response_id: str) -> None:
+        """Delete a response, and every session that remembers it unless others go on from it. Raises
+        ``UnknownResponse``."""
+        for name in await anyio.to_thread.run_sync(self._store.delete, tenant, response_id):
+            with suppress(UnknownSession):
+                await self._book.delete(tenant, name)
+
+    async def sweep(self) -> None:
+        """Delete what was kept long enough, if it is time to look; a failure is logged, and tried again later."""
+        if time.monotonic() < self._swept + SWEEP_SECONDS:
+            return
+        self._swept = time.monotonic()
+        num_deleted = 0
+        try:
+            while expired := await anyio.to_thread.run_sync(self._store.expired, int(time.time()) - KEPT_SECONDS):
+                for tenant, response_id in expired:
+                    with suppress(UnknownResponse):
+                        await self.delete(tenant, response_id)
+                num_deleted += len(expired)
+        except (SessionError, OSError) as error:
+            logger.warning("old responses cannot be deleted: %s", error)
+        if num_deleted:
+            log_event(logger, "old responses deleted", count=num_deleted)
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    async def _chosen(self, tenant: str, previous: StoredResponse | None) -> str:
+        own = None if previous is None else previous.session
+        is_free = own is not None and (tenant, own) not in self._in_use
+        if previous is not None and own is not None and is_free:
+            head = await anyio.to_thread.run_sync(self._store.head, tenant, own)
+            if head == previous.id:
+                return own
+        name = self.new_session()
+        try:
+            await self._book.trim(RESPONSE_PREFIX, MOST_SESSIONS - 1, DISK_SHARE)
+            if own is not None and is_free:
+                await self._book.fork(tenant, own, name)
+        except (SessionError, ModelError) as error:
+            # It begins without memory, as the first of a conversation does.
+            logger.info("a conversation is read again: %s", error)
+        return name

@@ -1,0 +1,156 @@
+"""An answer as the events of a response, in OpenAI's order, numbered from 0."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from model.engine.request import FinishReason, TokenLogprob
+from server.citations import Citation
+from server.errors import envelope, row_of
+from server.inquiry import AnswerDone, AnswerText
+from server.prompt import ChatTokenizer
+from server.replies import Answer
+from server.responses.errors import ResponseNotStored
+from server.responses.shape import FileSearch, ResponseShape, included, new_id, token_views
+
+logger = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+
+
+class ResponseEvents:
+    """The events of one response: those of its search, of its message, and the end.
+
+    ``keep`` gets the whole response, with all that could be included, before its end is told. After an exception of
+    ``events``, ``failed`` is the last event.
+    """
+
+    def __init__(
+        self,
+        shape: ResponseShape,
+        answer: Answer,
+        search: FileSearch,
+        include: Sequence[str],
+        tokenizer: ChatTokenizer,
+        keep: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        self._shape = shape
+        self._answer = answer
+        self._search = search
+        self._include = include
+        self._tokenizer = tokenizer
+        self._keep = keep
+        self._number = 0
+        self._text = ""
+        self._logprobs: list[TokenLogprob] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._message_id = new_id("msg")
+
+    async def events(self) -> AsyncIterator[Event]:
+        """From ``response.created`` to ``response.completed`` or ``response.incomplete``.
+
+        Raises what ended the answer, and what keeping the response raises.
+        """
+        opening = self._shape.view("in_progress", [])
+        yield self._event("response.created", response=opening)
+        yield self._event("response.in_progress", response=opening)
+        if self._search.is_used:
+            for event in self._searching():
+                yield event
+        place = {"item_id": self._message_id, "output_index": self._message_index, "content_index": 0}
+        yield self._item("added", self._message_index, self._message("in_progress", []))
+        empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        yield self._event("response.content_part.added", **place, part=empty)
+        done: AnswerDone | None = None
+        async for each in self._answer.events():
+            match each:
+                case AnswerText():
+                    self._text += each.text
+                    self._logprobs += each.logprobs
+                    if each.text or each.logprobs:
+                        logprobs = token_views(self._tokenizer, each.logprobs)
+                        yield self._event("response.output_text.delta", **place, delta=each.text, logprobs=logprobs)
+                case Citation():
+                    annotation = self._search.annotation(each, self._answer.sources)
+                    at = len(self._annotations)
+                    self._annotations.append(annotation)
+                    yield self._event(
+                        "response.output_text.annotation.added", **place, annotation_index=at, annotation=annotation
+                    )
+                case AnswerDone():
+                    done = each
+        assert done is not None, "an answer ends with AnswerDone or an error"
+        status = "incomplete" if done.finish_reason is FinishReason.LENGTH else "completed"
+        completed_at = int(time.time()) if status == "completed" else None
+        response = self._shape.view(status, self._output(status), self._shape.usage(done), completed_at=completed_at)
+        await self._keep(response)
+        part = self._part()
+        yield self._event("response.output_text.done", **place, text=self._text, logprobs=part["logprobs"])
+        yield self._event("response.content_part.done", **place, part=part)
+        yield self._item("done", self._message_index, self._message(status, [part]))
+        yield self._event(f"response.{status}", response=included(response, self._include))
+
+    async def failed(self, error: Exception) -> Event:
+        """The last event after ``error``; what was said so far is kept with it."""
+        row, told = row_of(error), envelope(error)["error"]
+        shown = {
+            "code": "rate_limit_exceeded" if row.status == 429 else "server_error",
+            "message": told["message"],
+            "param": told["param"],
+            "type": told["code"],
+        }
+        response = self._shape.view("failed", self._output("incomplete") if self._number > 2 else [], error=shown)
+        if not isinstance(error, ResponseNotStored):
+            try:
+                await self._keep(response)
+            except ResponseNotStored as full:
+                logger.warning("a failed response was not stored: %s", full)
+        return self._event("response.failed", response=included(response, self._include))
+
+    @property
+    def _message_index(self) -> int:
+        return 1 if self._search.is_used else 0
+
+    def _searching(self) -> list[Event]:
+        """The search was done before anything could be told."""
+        place = {"item_id": self._search.id, "output_index": 0}
+        found = self._search.view("completed", self._answer.sources)
+        if "file_search_call.results" not in self._include:
+            found["results"] = None
+        return [
+            self._item("added", 0, self._search.view("in_progress")),
+            self._event("response.file_search_call.in_progress", **place),
+            self._event("response.file_search_call.searching", **place),
+            self._event("response.file_search_call.completed", **place),
+            self._item("done", 0, found),
+        ]
+
+    def _output(self, status: str) -> list[dict[str, Any]]:
+        calls = [self._search.view("completed", self._answer.sources)] if self._search.is_used else []
+        return [*calls, self._message(status, [self._part()])]
+
+    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._message_id,
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        }
+
+    def _part(self) -> dict[str, Any]:
+        return {
+            "type": "output_text",
+            "text": self._text,
+            "annotations": list(self._annotations),
+            "logprobs": token_views(self._tokenizer, self._logprobs),
+        }
+
+    def _item(self, what: str, output_index: int, item: dict[str, Any]) -> Event:
+        return self._event(f"response.output_item.{what}", output_index=output_index, item=item)
+
+    def _event(self, kind: str, **fields: object) -> Event:
+        event = {"type": kind, "sequence_number": self._number, **fields}
+        self._number += 1
+        return event

@@ -1,0 +1,139 @@
+"""A response request as an inquiry: what goes together, and what is refused by name; for the response and its count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model.errors import PromptTooLong
+from server.answer_form import answer_form
+from server.errors import RequestInvalid
+from server.files.nouns import StoreDocument
+from server.inquiry import GivenFact, Inquiry, Sampling, ServedModel
+from server.prompt import ChatTokenizer, Turn, build_chat
+from server.responses.input_items import turns_of
+from server.responses.schema import ResponseInput, ResponseRequest
+from server.responses.store import StoredResponse
+from server.schemas import Recall
+from server.settings import Settings
+from server.within import asked_parts, whole_start
+
+# What means something only where documents are searched.
+OF_DOCUMENTS = ("max_passages", "start", "question_place", "facts", "within", "fact_kinds")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The documents that a response may rest on: those of the vector stores, and those that messages brought along,
+    of earlier turns too. ``is_brought_now`` is whether the last input did."""
+
+    of_stores: tuple[StoreDocument, ...] = ()
+    brought: tuple[StoreDocument, ...] = ()
+    is_brought_now: bool = False
+
+
+def conversation(body: ResponseInput, before: Sequence[StoredResponse]) -> tuple[Turn, ...]:
+    """All turns: the request's own instructions, what was said before, the input."""
+    turns = [Turn("system", body.instructions)] if body.instructions else []
+    for response in before:
+        turns += turns_of(response.input)
+        turns += turns_of(response.object["output"])
+    return tuple(turns) + tuple(turn for item in body.input if (turn := item.turn()) is not None)
+
+
+def response_inquiry(
+    body: ResponseInput,
+    turns: tuple[Turn, ...],
+    asked: Asked,
+    tenant: str,
+    request_id: str,
+    arrival: float,
+    settings: Settings,
+    model: ServedModel,
+) -> Inquiry:
+    """What ``body`` asks. Raises ``RequestInvalid``."""
+    fano = body.fano
+    documents = tuple(
+        dict.fromkeys([*fano.documents, *(each.document_id for each in (*asked.brought, *asked.of_stores))])
+    )
+    recall = _recall(body, documents)
+    own_number = body.file_search.max_num_results if body.file_search else None
+    return Inquiry(
+        request_id=request_id,
+        tenant=tenant,
+        turns=turns,
+        documents=documents,
+        recall=recall,
+        sampling=_sampling(body),
+        max_passages=own_number or fano.max_passages or settings.max_passages,
+        started=arrival,
+        form=answer_form(fano.start, fano.question_place, settings),
+        policy=fano.policy.over(model.policy) if fano.policy else None,
+        may_skip=recall == "grounded" and not (fano.facts or body.must_search or asked.is_brought_now),
+        facts=tuple(
+            GivenFact(fact.text, fact.key, f"fano.facts.{place}") for place, fact in enumerate(fano.facts or ())
+        ),
+        within=asked_parts(fano.within, "fano.within"),
+        fact_kinds=tuple(fano.fact_kinds or ()),
+        min_score=body.file_search.score_threshold if body.file_search else 0.0,
+    )
+
+
+def shortened(inquiry: Inquiry, tokenizer: ChatTokenizer, refusal: PromptTooLong) -> Inquiry:
+    """The inquiry without as many of its earliest turns as must go for the rest to fit, and at least one; instructions
+    stay. Raises ``refusal`` where only the last turn is left.
+
+    Reads the rest a few times, each time half of what is in question.
+    """
+    turns = inquiry.turns
+    num_kept = 1 if turns[0].role == "system" else 0
+    head, rest = turns[:num_kept], turns[num_kept:]
+    least, most = 1, len(rest) - 1
+    if most < least:
+        raise refusal
+    room = refusal.max_context_tokens - refusal.max_tokens
+    while least < most:
+        middle = (least + most) // 2
+        if len(build_chat(tokenizer, (*head, *rest[middle:])).ids) <= room:
+            most = middle
+        else:
+            least = middle + 1
+    return replace(inquiry, turns=(*head, *rest[least:]))
+
+
+def _sampling(body: ResponseInput) -> Sampling:
+    if not isinstance(body, ResponseRequest):
+        return Sampling()
+    return Sampling(
+        max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        logprobs=body.num_logprobs,
+    )
+
+
+def _recall(body: ResponseInput, documents: Sequence[str]) -> Recall:
+    """The recall mode, where it goes together with the rest. Raises ``RequestInvalid``."""
+    recall = body.fano.recall or ("grounded" if documents else "free")
+    if not documents:
+        # A vector store may have no files yet: then there is nothing to search.
+        if recall != "free" and body.file_search is None:
+            raise RequestInvalid(
+                f"fano.recall is {recall!r}, which needs file_search, a file or fano.documents", "fano.recall"
+            )
+        for key in OF_DOCUMENTS:
+            if getattr(body.fano, key) is not None:
+                raise RequestInvalid(f"fano.{key} needs file_search, a file or fano.documents", f"fano.{key}")
+        return "free"
+    whole_start(body.fano.start, body.fano.within, "fano.start")
+    if recall == "free":
+        raise RequestInvalid("fano.recall is 'free', which uses no documents; leave out one of them", "fano.recall")
+    last = len(body.input) - 1
+    if body.input[last].role != "user":
+        raise RequestInvalid("with documents the last item is the question and is from the user", f"input.{last}.role")
+    if not body.input[last].text.strip():
+        raise RequestInvalid("the question is empty", f"input.{last}.content")
+    if recall == "verbatim" and isinstance(body, ResponseRequest) and body.num_logprobs is not None:
+        raise RequestInvalid(
+            "logprobs cannot be included with fano.recall 'verbatim': the reply is the document's text, not tokens",
+            "include",
+        )
+    return recall

@@ -1,0 +1,168 @@
+"""The response request of OpenAI's schema, and that which only counts its tokens."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
+
+from server.chat_fields import ChatField, FieldRefused, without_idle_fields
+from server.chat_schema import FanoOptions
+from server.errors import RequestInvalid
+from server.responses.fields import COUNT_FIELDS, INCLUDED, NEVER_OCCURS, RESPONSE_FIELDS, TEXT_FIELDS, TOOLS_REFUSED
+from server.responses.input_items import Items, input_items
+from server.responses.tools import FileSearchTool, tool_choice, tools
+from server.sampling_schema import NumLogprobs
+from server.schemas import Text, WireModel
+
+ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Metadata = Annotated[
+    dict[
+        Annotated[Text, StringConstraints(max_length=64)],
+        Annotated[Text, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+
+
+def _known_include(include: object) -> object:
+    if isinstance(include, str) and include not in (*INCLUDED, *NEVER_OCCURS):
+        raise ValueError(f"one of {', '.join((*INCLUDED, *NEVER_OCCURS))}")
+    return include
+
+
+Include = Annotated[str, BeforeValidator(_known_include), WithJsonSchema({"enum": [*INCLUDED, *NEVER_OCCURS]})]
+ToolChoice = Annotated[
+    str | dict[str, Any],
+    BeforeValidator(tool_choice),
+    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]}),
+]
+
+
+class TextFormat(WireModel):
+    """The form of the reply's text."""
+
+    type: Literal["text"] = "text"
+
+
+class TextOptions(WireModel):
+    """How the reply is written."""
+
+    format: TextFormat | None = None
+
+
+class ResponseInput(WireModel):
+    """What a response is made from."""
+
+    input: Items
+    instructions: Text | None = None
+    previous_response_id: ResponseId | None = None
+    text: TextOptions | None = None
+    tools: list[FileSearchTool] = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    fano: FanoOptions = FanoOptions()
+
+    @model_validator(mode="after")
+    def _tools_go_together(self) -> Self:
+        if len(self.tools) > 1:
+            raise RequestInvalid("tools has more than one file_search; name all vector stores in one", "tools.1")
+        if self.fano.session is not None:
+            reason = "previous_response_id says which conversation goes on"
+            raise FieldRefused("fano.session", reason)
+        if self.must_search and not self.tools:
+            raise RequestInvalid(f"tool_choice is {self.tool_choice!r}, which needs tools", "tool_choice")
+        return self
+
+    @property
+    def file_search(self) -> FileSearchTool | None:
+        """The tool, where the model may use it."""
+        return self.tools[0] if self.tools and self.tool_choice != "none" else None
+
+    @property
+    def must_search(self) -> bool:
+        """Whether the documents are searched whatever the question."""
+        if isinstance(self.tool_choice, dict):
+            return self.tool_choice["type"] == "file_search" or self.tool_choice.get("mode") == "required"
+        return self.tool_choice == "required"
+
+
+class ResponseRequest(ResponseInput):
+    """A request with the fields that ``fields.RESPONSE_FIELDS`` calls honoured."""
+
+    model: Text
+    include: list[Include] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    # There is at most one call, that of the file search.
+    max_tool_calls: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    metadata: Metadata | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_logprobs: NumLogprobs | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sort_out(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("stream_options") is not None and data.get("stream") is not True:
+            raise RequestInvalid("stream_options is only allowed when stream is true", "stream_options")
+        return _sorted_out(data, RESPONSE_FIELDS)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_logprobs and not self.includes("message.output_text.logprobs"):
+            raise RequestInvalid('top_logprobs needs include: ["message.output_text.logprobs"]', "top_logprobs")
+        return self
+
+    def includes(self, what: str) -> bool:
+        """Whether ``what`` is to come with the response."""
+        return what in (self.include or ())
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most probable tokens are told beside each token; None when not even its own is."""
+        return (self.top_logprobs or 0) if self.includes("message.output_text.logprobs") else None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the response can be retrieved and gone on from."""
+        return self.store is not False
+
+
+class CountRequest(ResponseInput):
+    """A request whose prompt is only counted."""
+
+    model: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sort_out(cls, data: object) -> object:
+        return _sorted_out(data, COUNT_FIELDS)
+
+
+def _sorted_out(data: object, table: Mapping[str, ChatField]) -> object:
+    """The body with neutral fields taken away at every depth, and what is not supported refused by its path."""
+    if not isinstance(data, dict):
+        return data
+    kept = without_idle_fields(data, table)
+    if "input" in kept:
+        kept["input"] = input_items(kept["input"])
+    if kept.get("tools", 0) is None:
+        del kept["tools"]
+    if isinstance(kept.get("tools"), list):
+        kept["tools"] = tools(kept["tools"])
+    choice = kept.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") in TOOLS_REFUSED:
+        raise FieldRefused("tool_choice", TOOLS_REFUSED[choice["type"]])
+    if isinstance(kept.get("text"), dict):
+        kept["text"] = _text(kept["text"])
+    return kept
+
+
+def _text(text: dict[str, Any]) -> dict[str, Any]:
+    kept = without_idle_fields(text, TEXT_FIELDS, "text.")
+    form = kept.get("format")
+    if isinstance(form, dict) and form.get("type") in ("json_schema", "json_object"):
+        raise FieldRefused("text.format", "the output's form is not constrained")
+    return kept
