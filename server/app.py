@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -18,7 +19,22 @@ from server.logs import log_event
 from server.metrics import Metrics
 from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
-from server.routes import answers, bill, chat, documents, embeddings, facts, models, operations, sessions
+from server.routes import (
+    answers,
+    bill,
+    chat,
+    documents,
+    embeddings,
+    facts,
+    files,
+    models,
+    operations,
+    responses,
+    sessions,
+    store_files,
+    uploads,
+    vector_stores,
+)
 from server.services import Services, load_services
 from server.settings import Settings
 from server.tenants import open_tenants
@@ -57,13 +73,28 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     )
     app.state.fano = state
     install_error_handlers(app, state.metrics.refused)
-    for routes in (documents, facts, answers, chat, embeddings, sessions, models, bill, operations):
+    for routes in (
+        documents,
+        facts,
+        answers,
+        chat,
+        embeddings,
+        responses,
+        files,
+        uploads,
+        vector_stores,
+        store_files,
+        sessions,
+        models,
+        bill,
+        operations,
+    ):
         app.include_router(routes.router)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_request_bytes,
         setting="FANO_MAX_REQUEST_BYTES",
-        own_limit_path=documents.UPLOAD_PATH,
+        own_limit_paths=(re.compile(documents.UPLOAD_PATH), re.compile(files.FILES_PATH), uploads.PARTS_PATH),
     )
     app.add_middleware(LocalOnly, tenants=state.tenants)
     app.add_middleware(RequestScope, readiness=state.readiness)

@@ -29,6 +29,19 @@ from model.errors import (
 )
 from retrieval.errors import DocumentNotReady, FactNotPinned, UnknownDocument, UnknownFact, UnsupportedMediaType
 from retrieval.passage import DocumentStatus
+from server.files.errors import (
+    FileUnanswerable,
+    StoreFileNotReady,
+    UnknownBatch,
+    UnknownFile,
+    UnknownPart,
+    UnknownStoreFile,
+    UnknownUpload,
+    UnknownVectorStore,
+    UploadMismatch,
+    UploadNotPending,
+    VectorStoreExpired,
+)
 from server.responses.errors import NotCancellable, ResponseFailed, ResponseNotStored, UnknownResponse
 from server.sessions.errors import (
     SessionChanged,
@@ -205,6 +218,17 @@ TABLE: Mapping[type[Exception], Row] = {
     ResponseFailed: Row(400, INVALID, "response_failed"),
     NotCancellable: Row(400, INVALID, "not_cancellable"),
     ResponseNotStored: Row(507, "server_error", "storage_full"),
+    UnknownFile: Row(404, INVALID, "file_not_found"),
+    UnknownVectorStore: Row(404, INVALID, "vector_store_not_found"),
+    UnknownStoreFile: Row(404, INVALID, "file_not_found"),
+    UnknownBatch: Row(404, INVALID, "file_batch_not_found"),
+    UnknownUpload: Row(404, INVALID, "upload_not_found"),
+    UnknownPart: Row(404, INVALID, "part_not_found"),
+    UploadNotPending: Row(400, INVALID, "upload_not_pending"),
+    UploadMismatch: Row(400, INVALID, "upload_mismatch"),
+    VectorStoreExpired: Row(400, INVALID, "vector_store_expired"),
+    FileUnanswerable: Row(400, INVALID, "invalid_file"),
+    StoreFileNotReady: Row(400, INVALID, "file_not_ready"),
     SessionOfDocument: Row(400, INVALID, "session_of_document"),
     SessionExists: Row(409, INVALID, "session_exists"),
     SessionChanged: Row(409, INVALID, "session_changed"),

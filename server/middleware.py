@@ -5,6 +5,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -91,24 +92,24 @@ class LocalOnly:
 
 
 class BodyLimit:
-    """Ends the reading of a body at ``max_bytes``, except on ``own_limit_path``, which counts for itself.
+    """Ends the reading of a body at ``max_bytes``, except on ``own_limit_paths``, which count for themselves.
 
     A refusal on the way is answered although the client may still be sending: what is left is read and
     thrown away for a while, because a connection closed with unread data loses the answer.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, setting: str, own_limit_path: str) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, setting: str, own_limit_paths: Sequence[re.Pattern[str]]) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.setting = setting
-        self.own_limit_path = own_limit_path
+        self.own_limit_paths = own_limit_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limited = scope["path"] != self.own_limit_path
+        limited = not any(path.fullmatch(scope["path"]) for path in self.own_limit_paths)
         num_bytes = 0
         more_to_come = True
 

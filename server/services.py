@@ -18,6 +18,8 @@ from server.answering import Answering
 from server.bill import Bookkeeper
 from server.bridge import EngineThread
 from server.embeddings import Embeddings
+from server.erasing import Eraser
+from server.files.files import Files
 from server.forecast import Forecaster
 from server.grammar import Grammars
 from server.ingesting import Ingestor
@@ -93,12 +95,16 @@ class Services:
             finds_surprises=settings.surprises,
         )
         self.reads_documents = settings.read_documents
-        self.ingestor = Ingestor(library, self.reader.wake)
+        self.ingestor = Ingestor(library, self._document_done)
         self.answering = Answering(
             library, self.bridge, tokenizer, model, metrics, limits, self.book, self.readings, self.traces
         )
         self.conversations = Conversations(ResponseStore(settings.data_dir / "responses.sqlite3"), self.book)
         self.spool_dir = settings.data_dir / "uploads"
+        self.eraser = Eraser(library, self.readings, self.traces)
+        self.files = Files(
+            settings.data_dir, self.spool_dir, library, self.ingestor, self.eraser, settings.read_documents
+        )
         self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats)
         metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
 
@@ -109,16 +115,24 @@ class Services:
             cut_off.unlink(missing_ok=True)
         self.bridge.start()
         self.ingestor.start()
+        self.files.start()
         if self.reads_documents:
             self.reader.start()
 
     async def aclose(self) -> None:
         """End the reader and both threads and close the library. Waits for a step of each."""
         await self.reader.stop()
+        await self.files.stop()
         await anyio.to_thread.run_sync(self._stop)
+
+    def _document_done(self) -> None:
+        """On the worker's thread: the ingestor is done with a document, or one is to be read."""
+        self.reader.wake()
+        self.files.wake()
 
     def _stop(self) -> None:
         at_rest = self.ingestor.stop(INGEST_STOP_SECONDS)
+        self.files.close()
         self.bridge.stop()
         self.conversations.close()
         # A library that is in use must not be closed; the end of the process lets go of it just as well.

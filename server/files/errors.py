@@ -33,6 +33,14 @@ class UnknownStoreFile(FilesError):
         )
 
 
+class StoreFileNotReady(FilesError):
+    """The file has no text yet, or never will."""
+
+    def __init__(self, store_id: str, file_id: str, status: str, reason: str | None) -> None:
+        told = f"{status}: {reason}" if reason else status
+        super().__init__(f"the file {file_id!r} is not searchable in the vector store {store_id!r}: it is {told}")
+
+
 class UnknownBatch(FilesError):
     """The vector store has no such batch."""
 

@@ -14,12 +14,12 @@ from retrieval.passage import DocumentStatus, Passage
 from server.erasing import Eraser
 from server.errors import DeletionUnfinished
 from server.files.database import FilesDatabase
-from server.files.errors import FileUnanswerable
+from server.files.errors import FileUnanswerable, StoreFileNotReady
 from server.files.file_table import FileTable
 from server.files.filters import Comparison, Compound, Filter, parse_filter
 from server.files.making import DocumentMaker, fault_of
 from server.files.membership import Membership
-from server.files.nouns import Hit, RankingOptions, StoreDocument
+from server.files.nouns import FileStatus, Hit, RankingOptions, StoreDocument
 from server.files.store_table import StoreTable
 from server.files.upload_table import UploadTable
 from server.ingesting import Ingestor
@@ -88,6 +88,17 @@ class Files:
         """Something was put into a store, or became answerable. From any thread."""
         self._maker.wake()
 
+    def now(self) -> float:
+        """Seconds since 1970, by the clock that decides what has expired."""
+        return self._database.now()
+
+    async def text(self, tenant: str, store_id: str, file_id: str) -> str:
+        """The whole text of a file in a store.
+
+        Raises ``UnknownVectorStore``, ``UnknownStoreFile``; ``StoreFileNotReady`` where it is not completed.
+        """
+        return await anyio.to_thread.run_sync(self._text, tenant, store_id, file_id)
+
     async def delete_file(self, tenant: str, file_id: str) -> None:
         """Delete a file for good, and the document made of it with its last file. Sessions that contain the document
         keep it.
@@ -151,6 +162,13 @@ class Files:
         for store_id in dict.fromkeys(vector_store_ids):
             found += self.membership.documents(tenant, store_id, filter_)
         return found
+
+    def _text(self, tenant: str, store_id: str, file_id: str) -> str:
+        file = self.membership.get(tenant, store_id, file_id)
+        document_id = self.table.document(self.table.get(tenant, file_id))
+        if file.status is not FileStatus.COMPLETED or document_id is None:
+            raise StoreFileNotReady(store_id, file_id, file.status.value, file.error[1] if file.error else None)
+        return self._library.text(tenant, document_id)
 
     def _search(
         self, tenant: str, documents: Sequence[StoreDocument], queries: Sequence[str], most: int, threshold: float

@@ -71,6 +71,21 @@ class Membership:
                     f"the vector store would have {num_files} files, the most are {MOST_STORE_FILES}; use another store"
                 )
 
+    def found_store(
+        self,
+        tenant: str,
+        name: str,
+        description: str | None,
+        metadata: Mapping[str, str],
+        expires_days: int | None,
+        members: Sequence[Member],
+    ) -> str:
+        """A new store with these files, or no store; its id. Raises ``UnknownFile``."""
+        with self._database.transaction():
+            store_id = self._stores.add(tenant, name, description, metadata, expires_days)
+            self.add(tenant, store_id, members)
+        return store_id
+
     def add_batch(self, tenant: str, store_id: str, members: Sequence[Member]) -> Batch:
         """Put files into a store together. Raises as ``add``."""
         batch_id = new_id("vsfb_")

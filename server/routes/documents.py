@@ -1,21 +1,19 @@
 """Documents: taken in, watched, read, deleted."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from retrieval.durability import is_full
 from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.parsers import supported_media_type
 from retrieval.passage import Document, DocumentStatus
 from server.dependencies import ServicesDep, StateDep, TenantDep
-from server.errors import DeletionUnfinished, RequestInvalid, envelope, invalid_fields
+from server.errors import RequestInvalid, envelope, invalid_fields
 from server.readiness import Stage
 from server.rendering import document_view
 from server.schemas import (
@@ -29,9 +27,6 @@ from server.schemas import (
 from server.services import Services
 from server.sse import EventStreamResponse, event
 from server.uploads import SizeLimit, Upload, clean_name, read_body, spooled_file, spooled_text
-
-if TYPE_CHECKING:
-    from retrieval.library import Library
 
 UPLOAD_PATH = "/v1/documents"
 POLL_SECONDS = 0.2
@@ -197,12 +192,8 @@ async def delete_document(
     409 `document_in_use` names the sessions that contain it; `?cascade=true` deletes them too. 507: the disk has no
     room for it; deleting it again once there is finishes what was begun.
     """
-    # What an interrupted deletion left has to go, too, though no such document is known any more.
-    if not services.library.is_half_deleted(tenant, document_id):
-        await _get(services, tenant, document_id)
-    async with services.readings.without_document(tenant, document_id, deletion.cascade):
-        await anyio.to_thread.run_sync(_delete, services.library, tenant, document_id)
-        await services.traces.forget(tenant, document_id)
+    await services.eraser.erase(tenant, document_id, deletion.cascade)
+    await services.files.document_deleted(tenant, document_id)
     return DocumentDeleted(id=document_id)
 
 
@@ -210,21 +201,17 @@ async def _get(services: Services, tenant: str, document_id: str) -> Document:
     return await anyio.to_thread.run_sync(services.library.get, tenant, document_id)
 
 
-def _delete(library: "Library", tenant: str, document_id: str) -> None:
-    try:
-        library.delete(tenant, document_id)
-    except (OSError, sqlite3.OperationalError) as error:
-        if is_full(error):
-            raise DeletionUnfinished(library.is_half_deleted(tenant, document_id)) from error
-        raise
-
-
 async def _accept(services: Services, tenant: str, upload: Upload, read: bool | None) -> JSONResponse:
     media_type = supported_media_type(upload.name, upload.declared_type, upload.head)
     is_to_be_read = services.reads_documents if read is None else read
-    document, is_new = await anyio.to_thread.run_sync(
-        services.ingestor.accept, tenant, upload, media_type, is_to_be_read
-    )
+    while True:
+        document, is_new = await anyio.to_thread.run_sync(
+            services.ingestor.accept, tenant, upload, media_type, is_to_be_read
+        )
+        # What a file was made is now a document in its own right.
+        if is_new or await services.files.keep_posted(tenant, document.id):
+            break
+        await asyncio.sleep(POLL_SECONDS)
     return JSONResponse(
         document_view(document).model_dump(),
         status_code=202 if is_new else 200,
