@@ -325,6 +325,12 @@ class ErrorEnvelope(BaseModel):
     error: ErrorBody
 
 
+# The reply of a route that streams if the request says so.
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The reply, or its events", "content": {"text/event-stream": {}}}
+}
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error replies of a route, for its page in /docs."""
     return {status: {"model": ErrorEnvelope} for status in statuses}

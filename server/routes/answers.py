@@ -15,7 +15,7 @@ from server.prompt import Turn
 from server.question_schema import DocumentQuestion, Question
 from server.rendering import answer_view, citation_view, source_view
 from server.replies import Answer
-from server.schemas import AnswerView, error_responses
+from server.schemas import STREAMED, AnswerView, error_responses
 from server.settings import Settings
 from server.sse import EventStreamResponse, event
 from server.within import asked_parts, whole_start
@@ -52,7 +52,7 @@ async def admit_document_question(
         yield answer
 
 
-@router.post("/ask", response_model=AnswerView)
+@router.post("/ask", response_model=AnswerView, responses=STREAMED)
 async def ask(
     request: Request,
     body: Question,
@@ -64,7 +64,7 @@ async def ask(
     return await _reply(request, body.stream, answer, services.model, state.settings.keepalive_seconds)
 
 
-@router.post("/documents/{document_id}/ask", response_model=AnswerView)
+@router.post("/documents/{document_id}/ask", response_model=AnswerView, responses=STREAMED)
 async def ask_document(
     request: Request,
     body: DocumentQuestion,

@@ -17,7 +17,7 @@ from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep,
 from server.errors import UnknownModel
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone
 from server.replies import Answer
-from server.schemas import error_responses
+from server.schemas import STREAMED, error_responses
 from server.sse import DONE, EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
@@ -46,7 +46,7 @@ async def admit_chat(
         yield answer
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", responses=STREAMED)
 async def create_chat_completion(
     request: Request,
     body: ChatRequest,

@@ -19,7 +19,7 @@ from server.responses.errors import NotCancellable
 from server.responses.events import ResponseEvents
 from server.responses.schema import CountRequest, Include, ResponseRequest
 from server.responses.shape import included
-from server.schemas import error_responses
+from server.schemas import STREAMED, error_responses
 from server.sse import EventStreamResponse, event
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class InputTokens(BaseModel):
     input_tokens: int
 
 
-@router.post("")
+@router.post("", responses=STREAMED)
 async def create_response(
     request: Request, admitted: Annotated[Admitted, Depends(admit_response)], state: StateDep
 ) -> Response:

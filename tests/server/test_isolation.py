@@ -9,24 +9,12 @@ import httpx
 import pytest
 from fakes_routes import parameters_of, routes_of
 from fakes_server import MODEL, World, WorldMaker, open_client
+from fakes_things import HELLO, KINDS, made_by
 
 from retrieval.embedder import HashEmbedder
 from retrieval.library import Library
 from server.keys import Keys
 
-# Which kind of thing a parameter of a path names; None is nobody's own.
-KINDS = {
-    "document_id": "document",
-    "fact_id": "fact",
-    "name": "session",
-    "file_id": "file",
-    "upload_id": "upload",
-    "vector_store_id": "vector_store",
-    "batch_id": "batch",
-    "response_id": "response",
-    "model_id": None,
-}
-HELLO = [{"role": "user", "content": "Hello there, who is it?"}]
 # What has to come with a route so that only an id can be wrong with it.
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/documents/{document_id}/ask"): {"json": {"question": "Who paid it?", "max_tokens": 4}},
@@ -37,12 +25,12 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/uploads/{upload_id}/parts"): {"files": {"data": ("part", b"part")}},
     ("POST", "/v1/uploads/{upload_id}/complete"): {"json": {"part_ids": ["part_of_nobody"]}},
     ("POST", "/v1/uploads/{upload_id}/cancel"): {},
-    ("POST", "/v1/vector_stores/{vector_store_id}"): {"json": {"name": "changed"}},
-    ("POST", "/v1/vector_stores/{vector_store_id}/search"): {"json": {"query": "invoice"}},
-    ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"json": {"file_id": "OWN_FILE"}},
-    ("POST", "/v1/vector_stores/{vector_store_id}/files/{file_id}"): {"json": {"attributes": {"a": "b"}}},
-    ("POST", "/v1/vector_stores/{vector_store_id}/file_batches"): {"json": {"file_ids": ["OWN_FILE"]}},
-    ("POST", "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel"): {},
+    ("POST", "/v1/vector_stores/{store_id}"): {"json": {"name": "changed"}},
+    ("POST", "/v1/vector_stores/{store_id}/search"): {"json": {"query": "invoice"}},
+    ("POST", "/v1/vector_stores/{store_id}/files"): {"json": {"file_id": "OWN_FILE"}},
+    ("POST", "/v1/vector_stores/{store_id}/files/{file_id}"): {"json": {"attributes": {"a": "b"}}},
+    ("POST", "/v1/vector_stores/{store_id}/file_batches"): {"json": {"file_ids": ["OWN_FILE"]}},
+    ("POST", "/v1/vector_stores/{store_id}/file_batches/{batch_id}/cancel"): {},
     ("POST", "/v1/responses/{response_id}/cancel"): {},
 }
 
@@ -119,6 +107,43 @@ FIELDS: list[tuple[str, str, str, str, Make, bool]] = [
         False,
     ),
 ]
+
+
+def responses(field: str, kind: str, request_of: Callable[[str], dict[str, Any]], is_404: bool = True) -> None:
+    """The same on both routes that take a response's body."""
+    for path in ("/v1/responses", "/v1/responses/input_tokens"):
+        make: Make = lambda id: {"json": {"model": MODEL, "input": "Who paid it?"} | request_of(id)}  # noqa: E731
+        FIELDS.append(("POST", path, field, kind, make, is_404))
+
+
+def input_file(file_id: str) -> dict[str, Any]:
+    content = [{"type": "input_file", "file_id": file_id}, {"type": "input_text", "text": "Who?"}]
+    return {"input": [{"role": "user", "content": content}]}
+
+
+responses("previous_response_id", "response", lambda id: {"previous_response_id": id})
+responses("vector_store_ids", "vector_store", lambda id: {"tools": [{"type": "file_search", "vector_store_ids": [id]}]})
+responses("file_id", "file", input_file)
+responses("documents", "document", lambda id: {"fano": {"documents": [id]}})
+responses("document", "document", lambda id: {"fano": {"documents": ["OWN_DOCUMENT"], "within": within(id)}}, False)
+responses("session", "session", lambda id: {"fano": {"session": id}}, False)
+FIELDS += [
+    ("GET", "/v1/files", "after", "file", lambda id: {"params": {"after": id}}, False),
+    ("POST", "/v1/uploads/{upload_id}/complete", "part_ids", "part", lambda id: {"json": {"part_ids": [id]}}, False),
+    ("POST", "/v1/vector_stores", "file_ids", "file", lambda id: {"json": {"file_ids": [id]}}, True),
+    ("POST", "/v1/vector_stores/{store_id}/files", "file_id", "file", lambda id: {"json": {"file_id": id}}, True),
+]
+BATCHES = "/v1/vector_stores/{store_id}/file_batches"
+FIELDS.append(("POST", BATCHES, "file_ids", "file", lambda id: {"json": {"file_ids": [id]}}, True))
+FIELDS.append(("POST", BATCHES, "file_id", "file", lambda id: {"json": {"files": [{"file_id": id}]}}, True))
+for cursor in ("after", "before"):
+    for path, kind in (
+        ("/v1/vector_stores", "vector_store"),
+        ("/v1/vector_stores/{store_id}/files", "file"),
+        (f"{BATCHES}/{{batch_id}}/files", "file"),
+    ):
+        FIELDS.append(("GET", path, cursor, kind, lambda id, cursor=cursor: {"params": {cursor: id}}, False))
+
 # Fields so named that take no id of a thing that is somebody's, or only one that the path has named already.
 NO_IDS = {
     ("GET", "/v1/documents/{document_id}/facts", "after"),  # a fact of the document of the path
@@ -142,40 +167,6 @@ def keys(tmp_path: Path) -> dict[str, dict[str, str]]:
     """The headers of two tenants."""
     made = {tenant: Keys(tmp_path / "data").add(tenant, tenant)[1] for tenant in ("ann", "bob")}
     return {tenant: {"authorization": f"Bearer {key}"} for tenant, key in made.items()}
-
-
-async def made_by(client: httpx.AsyncClient, tenant: str, paths: set[str]) -> dict[str, str]:
-    """One thing of every kind, made over HTTP; returns its id by its kind."""
-
-    async def post(path: str, **request: Any) -> dict[str, Any]:
-        reply = await client.post(path, **request)
-        assert reply.is_success, (path, reply.text)
-        told: dict[str, Any] = reply.json()
-        return told
-
-    text = f"Invoice QX-7741-B of {tenant} was paid by Margarethe Oldenkamp on 5 March 2024."
-    document = (await post("/v1/documents", json={"text": text, "name": f"{tenant}.txt"}))["id"]
-    async with client.stream("GET", f"/v1/documents/{document}/events") as events:
-        async for _ in events.aiter_lines():
-            pass
-    fact = (await post(f"/v1/documents/{document}/facts", json={"start": 8, "end": 17, "key": tenant}))["id"]
-    session = f"talk-of-{tenant}"
-    await post("/v1/chat/completions", json={"model": MODEL, "messages": HELLO, "fano": {"session": session}})
-    await post(f"/v1/sessions/{session}/save")
-    ids = {"document": document, "fact": fact, "session": session}
-    if "/v1/files" in paths:
-        sent = {"data": {"purpose": "assistants"}, "files": {"file": (f"{tenant}.txt", f"More. {text}".encode())}}
-        ids["file"] = (await post("/v1/files", **sent))["id"]
-    if "/v1/uploads" in paths:
-        asked = {"filename": f"{tenant}-2.txt", "purpose": "assistants", "bytes": 4, "mime_type": "text/plain"}
-        ids["upload"] = (await post("/v1/uploads", json=asked))["id"]
-    if "/v1/vector_stores" in paths:
-        ids["vector_store"] = store = (await post("/v1/vector_stores", json={"name": tenant}))["id"]
-        batch = await post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [ids["file"]]})
-        ids["batch"] = batch["id"]
-    if "/v1/responses" in paths:
-        ids["response"] = (await post("/v1/responses", json={"model": MODEL, "input": "Hello"}))["id"]
-    return ids
 
 
 def unlike(known: str) -> str:
@@ -286,7 +277,7 @@ async def test_another_tenants_id_is_unknown_everywhere(world: World, keys: dict
                     num_tried += 1
         assert num_tried >= len(routes)
         for method, path, field, kind, make, is_404 in FIELDS:
-            if path in paths:
+            if path in paths and kind in anns:
                 own = {each: bobs[str(KINDS[each])] for each in parameters_of(path)}
                 status = await same_as_unknown(
                     client,
@@ -306,6 +297,17 @@ async def test_another_tenants_id_is_unknown_everywhere(world: World, keys: dict
                     method, filled(path, named), **with_own(BODIES.get((method, path), {}), anns)
                 )
                 assert reply.status_code != 404, (method, path, reply.text)
+
+
+async def test_nothing_is_served_without_a_key(world: World, keys: dict[str, dict[str, str]]) -> None:
+    """The health of the process is anyone's to know; its numbers are where only this machine can ask."""
+    async with open_client(world) as client:
+        for method, path in routes_of(world.app):
+            for headers in ({}, {"authorization": "Bearer fano-wrong"}):
+                named = filled(path, dict.fromkeys(parameters_of(path), "x"))
+                reply = await client.request(method, named, headers=headers)
+                is_open = path in ("/healthz", "/readyz", "/metrics", "/v1/memory")
+                assert (reply.status_code == 401) is not is_open, (method, path, reply.text)
 
 
 async def test_lists_show_only_what_is_ones_own(world: World, keys: dict[str, dict[str, str]]) -> None:
