@@ -68,6 +68,9 @@ class Admission:
         inquiry = services.answering.decided(whole)
         if services.answering.is_in_doubt(inquiry):
             inquiry = await while_connected(self._request, services.answering.weighed(inquiry))
+        if (form := body.form.schema_asked) is not None:
+            constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *form)
+            inquiry = replace(inquiry, constraint=constraint)
         search = FileSearch(_query(body, whole, inquiry), asked.of_stores, asked.brought)
         async with AsyncExitStack() as stack:
             claim: Claim | None = None
@@ -145,8 +148,9 @@ class Admission:
                 of_stores = await self._services.files.documents_of_stores(
                     self._tenant, tool.vector_store_ids, tool.filters
                 )
-        brought = dict.fromkeys([each for response in before for each in response.documents] + now)
-        return Asked(tuple(of_stores), tuple(brought), bool(now))
+        earlier = [each for response in before for each in response.documents]
+        brought = {each.file_id: each for each in (*earlier, *now)}
+        return Asked(tuple(of_stores), tuple(brought.values()), bool(now))
 
     async def _answer(self, stack: AsyncExitStack, body: ResponseRequest, inquiry: Inquiry) -> tuple[Answer, Inquiry]:
         """The answer, and the inquiry as it was accepted: perhaps without its earliest turns, or its session."""

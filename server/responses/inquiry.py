@@ -131,6 +131,12 @@ def _recall(body: ResponseInput, documents: Sequence[str]) -> Recall:
         raise RequestInvalid("with documents the last item is the question and is from the user", f"input.{last}.role")
     if not body.input[last].text.strip():
         raise RequestInvalid("the question is empty", f"input.{last}.content")
+    if body.form.schema_asked is not None:
+        raise RequestInvalid(
+            "text.format cannot be used with documents: an answer from them is a quotation, or says what was searched "
+            "where nothing was found; ask for the form in a second request that goes on from the answer",
+            "text.format",
+        )
     if recall == "verbatim" and isinstance(body, ResponseRequest) and body.num_logprobs is not None:
         raise RequestInvalid(
             "logprobs cannot be included with fano.recall 'verbatim': the reply is the document's text, not tokens",

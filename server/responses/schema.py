@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, 
 from server.chat_fields import ChatField, FieldRefused, without_idle_fields
 from server.chat_schema import FanoOptions
 from server.errors import RequestInvalid
+from server.response_format import ANY_OBJECT
 from server.responses.fields import COUNT_FIELDS, INCLUDED, NEVER_OCCURS, RESPONSE_FIELDS, TEXT_FIELDS, TOOLS_REFUSED
 from server.responses.input_items import Items, input_items
 from server.responses.tools import FileSearchTool, tool_choice, tools
@@ -39,9 +40,36 @@ ToolChoice = Annotated[
 
 
 class TextFormat(WireModel):
-    """The form of the reply's text."""
+    """The form of the reply's text. ``strict`` changes nothing: every schema is kept to the letter, or refused."""
 
-    type: Literal["text"] = "text"
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    description: Text | None = None
+    wanted: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        has_schema = self.type == "json_schema"
+        for field, value in (("name", self.name), ("schema", self.wanted)):
+            if (value is not None) != has_schema:
+                word = "needs" if has_schema else "has no"
+                raise RequestInvalid(f"text.format of type {self.type!r} {word} {field}", f"text.format.{field}")
+        return self
+
+    @property
+    def schema_asked(self) -> tuple[Mapping[str, Any], str] | None:
+        """The schema of the text and the path of the field to blame for it; None where any text will do."""
+        if self.type == "text":
+            return None
+        return (ANY_OBJECT, "text.format") if self.wanted is None else (self.wanted, "text.format.schema")
+
+    def view(self) -> dict[str, Any]:
+        """The form as the response says it was used."""
+        if self.type != "json_schema":
+            return {"type": self.type}
+        shown = {"type": self.type, "name": self.name, "schema": self.wanted, "strict": self.strict is not False}
+        return shown | {"description": self.description}
 
 
 class TextOptions(WireModel):
@@ -72,6 +100,11 @@ class ResponseInput(WireModel):
         if self.must_search and not self.tools:
             raise RequestInvalid(f"tool_choice is {self.tool_choice!r}, which needs tools", "tool_choice")
         return self
+
+    @property
+    def form(self) -> TextFormat:
+        """The form of the reply's text."""
+        return (self.text.format if self.text else None) or TextFormat()
 
     @property
     def file_search(self) -> FileSearchTool | None:
@@ -156,13 +189,5 @@ def _sorted_out(data: object, table: Mapping[str, ChatField]) -> object:
     if isinstance(choice, dict) and choice.get("type") in TOOLS_REFUSED:
         raise FieldRefused("tool_choice", TOOLS_REFUSED[choice["type"]])
     if isinstance(kept.get("text"), dict):
-        kept["text"] = _text(kept["text"])
-    return kept
-
-
-def _text(text: dict[str, Any]) -> dict[str, Any]:
-    kept = without_idle_fields(text, TEXT_FIELDS, "text.")
-    form = kept.get("format")
-    if isinstance(form, dict) and form.get("type") in ("json_schema", "json_object"):
-        raise FieldRefused("text.format", "the output's form is not constrained")
+        kept["text"] = without_idle_fields(kept["text"], TEXT_FIELDS, "text.")
     return kept

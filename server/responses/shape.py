@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.engine.request import TokenLogprob
-from server.chat_shape import LEAST_LOGPROB
+from server.token_view import LEAST_LOGPROB
 from server.citations import Citation, Source
 from server.files.nouns import StoreDocument
 from server.inquiry import AnswerDone, ServedModel
@@ -47,7 +47,7 @@ class ResponseShape:
             "service_tier": "default",
             "store": body.is_stored,
             "temperature": temperature if body.temperature is None else body.temperature,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
+            "text": {"format": body.form.view(), "verbosity": "medium"},
             "tool_choice": body.tool_choice or "auto",
             "tools": tools,
             "top_logprobs": body.top_logprobs or 0,

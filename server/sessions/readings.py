@@ -10,7 +10,7 @@ from model.policy import AttentionPolicy
 from server.conversation import History
 from server.sessions.errors import SessionDamaged
 from server.sessions.refusals import DocumentInUse
-from server.sessions.register import DOCUMENT_PREFIX, Register
+from server.sessions.register import DOCUMENT_PREFIX, RESPONSE_PREFIX, Register
 from server.sessions.states import States
 from server.sessions.upkeep import to_its_end
 from server.sessions.vault import Vault
@@ -103,13 +103,15 @@ class Readings:
         """Nothing of the document is in any session from here on; inside, no session can take it up again.
 
         Waits while the reading is being saved. Raises ``DocumentInUse`` naming the sessions that contain it unless they
-        are to go too (``cascade``), and ``SessionBusy`` where one of them is in use.
+        are to go too (``cascade``), as those of stored responses always do, and ``SessionBusy`` where one of them is in
+        use.
         """
         own = DOCUMENT_PREFIX + document_id
         async with self._register.taken(tenant, own, patience=True):
             names = self.sessions_with(tenant, document_id)
-            if names and not cascade:
-                raise DocumentInUse(document_id, names)
+            named = tuple(name for name in names if not name.startswith(RESPONSE_PREFIX))
+            if named and not cascade:
+                raise DocumentInUse(document_id, named)
             # All of them are free, or none is deleted.
             async with AsyncExitStack() as holds:
                 for name in names:
