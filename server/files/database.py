@@ -143,6 +143,17 @@ END;
 STEPS = (_FIRST,)
 
 
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Around what writes to the disk: raises ``StorageFull`` where that has no room."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise StorageFull from error
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Which part of a list: ids as a client names them, and how many items."""
@@ -231,7 +242,7 @@ class FilesDatabase:
             except BaseException as error:
                 with suppress(sqlite3.OperationalError):  # Of some errors SQLite has undone the transaction itself.
                     self._connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError) and is_full(error):
+                if isinstance(error, OSError | sqlite3.OperationalError) and is_full(error):
                     raise StorageFull from error
                 raise
             finally:

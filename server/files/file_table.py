@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from retrieval.blobs import Blobs, StagedBlob
-from server.files.database import FilesDatabase, Listed, Window
+from server.files.database import FilesDatabase, Listed, Window, full_disk_told
 from server.files.errors import UnknownFile
 from server.files.nouns import NewFile, StoredFile
 
@@ -38,12 +38,17 @@ class FileTable:
 
     def add(self, tenant: str, new: NewFile, source: Path) -> StoredFile:
         """Keep the bytes of ``source``, which stays where it is, as a file. Raises ``StorageFull``."""
-        staged = self.blobs.stage(source)
+        staged = self.stage(source)
         try:
             with self._database.transaction() as connection:
                 return self.insert(connection, tenant, new, staged)
         finally:
             self.blobs.drop(staged)
+
+    def stage(self, source: Path) -> StagedBlob:
+        """The bytes of ``source``, on the disk but not kept yet. Raises ``StorageFull``."""
+        with full_disk_told():
+            return self.blobs.stage(source)
 
     def insert(self, connection: sqlite3.Connection, tenant: str, new: NewFile, staged: StagedBlob) -> StoredFile:
         """Add a file with bytes that are staged, inside a transaction."""

@@ -28,6 +28,7 @@ LOOK_SECONDS = 0.2
 MOST_LOOKED_AT = 8
 MOST_BEGUN = 64
 LEAVING_SECONDS = 0.01
+RETRY_SECONDS = 1.0
 
 GIVEN_UP = "something failed inside the server; the next start of it tries again"
 # What of a document's errors is the file's fault; the rest is the server's.
@@ -67,7 +68,13 @@ class DocumentMaker:
         self._loop = asyncio.get_running_loop()
         while True:
             self._news.clear()
-            has_more = await anyio.to_thread.run_sync(self._round)
+            try:
+                has_more = await anyio.to_thread.run_sync(self._round)
+            except Exception:
+                # A full disk, say, or a locked database. Nobody else would tell the stores anything any more.
+                logger.exception("files could not be made documents; it is tried again")
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             if has_more:
                 continue
             with suppress(TimeoutError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retrieval.blobs import COPY_BYTES
 from server.errors import RequestInvalid
-from server.files.database import FilesDatabase
+from server.files.database import FilesDatabase, full_disk_told
 from server.files.errors import UnknownPart, UnknownUpload, UploadMismatch, UploadNotPending
 from server.files.file_table import FileTable, new_id
 from server.files.nouns import NewFile, Part, StoredFile, Upload, UploadStatus
@@ -70,7 +70,7 @@ class UploadTable:
     def add_part(self, tenant: str, upload_id: str, source: Path) -> Part:
         """Keep the bytes of ``source`` as a part. Raises as ``pending``, and ``RequestInvalid`` for more bytes than the
         upload announced."""
-        staged = self._files.blobs.stage(source)
+        staged = self._files.stage(source)
         try:
             with self._database.transaction() as connection:
                 upload = self.pending(tenant, upload_id)
@@ -110,7 +110,7 @@ class UploadTable:
         self.pending(tenant, upload_id)
         hashes = self._hashes(upload_id, part_ids)
         self._spool_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._spool_dir, prefix=SPOOL_PREFIX) as joined:
+        with full_disk_told(), tempfile.NamedTemporaryFile(dir=self._spool_dir, prefix=SPOOL_PREFIX) as joined:
             digest, num_bytes, head = hashlib.md5(usedforsecurity=False), 0, b""
             for sha256 in hashes:
                 with self._files.blobs.path(sha256).open("rb") as part:
@@ -124,7 +124,7 @@ class UploadTable:
                 raise UploadMismatch("bytes", f"{upload.num_bytes} bytes", f"{num_bytes}")
             if md5 is not None and md5.lower() != digest.hexdigest():
                 raise UploadMismatch("md5", md5, digest.hexdigest())
-            staged = self._files.blobs.stage(Path(joined.name))
+            staged = self._files.stage(Path(joined.name))
         try:
             with self._database.transaction() as connection:
                 # Two may complete it at the same time.
