@@ -71,11 +71,18 @@ class Tokenizer:
         self.eos_ids: frozenset[int] = _eos_ids(directory, self._control_ids.get(named["eos_token"]))
         source = read_chat_template(directory, settings)
         self._template = None if source is None else ChatTemplate(source, named)
+        # What the checkpoint's own post-processor writes before every text.
+        self._begins_with_bos = self.bos_id is not None and self._tokenizer.encode("a").ids[:1] == [self.bos_id]
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids, added ones included."""
         return len(self._token_bytes)
+
+    @property
+    def text_start(self) -> tuple[int, ...]:
+        """The tokens that the checkpoint wants before a text that is no chat: its BOS, or none."""
+        return (self.bos_id,) if self.bos_id is not None and self._begins_with_bos else ()
 
     @property
     def has_chat_template(self) -> bool:
@@ -114,9 +121,9 @@ class Tokenizer:
         text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
         return text[1:] if self._style.strips_leading_space and text.startswith(" ") else text
 
-    def stream_decoder(self) -> "StreamDecoder":
-        """A decoder that is fed one token at a time."""
-        return StreamDecoder(self)
+    def stream_decoder(self, continues: bool = False) -> "StreamDecoder":
+        """A decoder that is fed one token at a time; of a text that ``continues`` another no space is taken away."""
+        return StreamDecoder(self, continues)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to the text, as UTF-8 bytes, perhaps half a character; empty for a control token."""
@@ -172,10 +179,10 @@ class StreamDecoder:
     No piece ends inside a character; bytes wait until theirs is whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strip_next = tokenizer.adds_leading_space
+        self._strip_next = tokenizer.adds_leading_space and not continues
 
     def push(self, token_id: int) -> str:
         """Text that became safe to show with this token."""

@@ -10,9 +10,7 @@ from server.citations import Citation, Source
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone, ServedModel
 from server.prompt import ChatTokenizer
 from server.rendering import usage_view
-
-# JSON has no infinity; this stands for a token that cannot come, as it does at OpenAI.
-LEAST_LOGPROB = -9999.0
+from server.token_view import TokenView
 
 
 class ChatShape:
@@ -25,7 +23,7 @@ class ChatShape:
         self, model: ServedModel, tokenizer: ChatTokenizer, sources: Sequence[Source], has_logprobs: bool
     ) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self._tokens = TokenView(tokenizer)
         self._has_logprobs = has_logprobs
         self._names = {source.passage.document_id: source.passage.document_name for source in sources}
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
@@ -40,7 +38,7 @@ class ChatShape:
             "usage": usage_view(done, self._model).model_dump(),
         }
         if done.prompt_logprobs is not None:
-            reply["prompt_logprobs"] = [self._prompt_token(each) for each in done.prompt_logprobs]
+            reply["prompt_logprobs"] = [self._tokens.ranked(each) for each in done.prompt_logprobs]
         return reply
 
     def opening(self, choice: int) -> dict[str, Any]:
@@ -89,42 +87,7 @@ class ChatShape:
         return {**self._head, "object": "chat.completion.chunk", "choices": [only]}
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        content = [
-            self._token(each.token_id, each.logprob) | {"top_logprobs": [self._token(*top) for top in each.top]}
-            for each in logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        """A token; ``bytes`` is exact where the text of half a character is U+FFFD, and null where there are none."""
-        raw = self._tokenizer.token_bytes(token_id)
-        return {
-            "token": self._text(token_id),
-            "bytes": list(raw) if raw else None,
-            "logprob": max(logprob, LEAST_LOGPROB),
-        }
-
-    def _prompt_token(self, said: TokenLogprob | None) -> dict[str, Any] | None:
-        """The prompt's token and the most probable ones in its place by id, as vLLM has them.
-
-        ``rank`` counts from 1, and is null for a token that is not among the most probable ones.
-        """
-        if said is None:
-            return None
-        ranks: dict[int, tuple[float, int | None]] = {said.token_id: (said.logprob, None)}
-        ranks |= {token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(said.top, start=1)}
-        return {
-            str(token_id): {
-                "logprob": max(logprob, LEAST_LOGPROB),
-                "rank": rank,
-                "decoded_token": self._text(token_id),
-            }
-            for token_id, (logprob, rank) in ranks.items()
-        }
-
-    def _text(self, token_id: int) -> str:
-        raw = self._tokenizer.token_bytes(token_id)
-        return raw.decode("utf-8", "replace") if raw else self._tokenizer.control_token(token_id) or ""
+        return {"content": self._tokens.entries(logprobs), "refusal": None}
 
     def _annotations(self, citations: Sequence[Citation]) -> list[dict[str, Any]]:
         """OpenAI's file citations (``index`` is where in the reply the quote ends), with the place in the document."""

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -30,7 +30,7 @@ async def whole_answer(request: Request, answer: Answer) -> tuple[AnswerDone, Lo
     return await while_connected(request, _read(answer))
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of ``work``, which is cancelled when the client leaves. The request's body must have been read."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:

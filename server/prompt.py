@@ -23,6 +23,14 @@ class ChatTokenizer(PartTokenizer, Protocol):
     """What prompts and replies need of a tokenizer."""
 
     @property
+    def text_start(self) -> tuple[int, ...]:
+        """The tokens before a text that is no chat."""
+
+    @property
+    def adds_leading_space(self) -> bool:
+        """Whether a text is encoded with a space before it."""
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids."""
 

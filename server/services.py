@@ -17,6 +17,7 @@ from model.policy import AttentionPolicy, PolicyName
 from server.answering import Answering
 from server.bill import Bookkeeper
 from server.bridge import EngineThread
+from server.completing import Completing
 from server.embeddings import Embeddings
 from server.erasing import Eraser
 from server.files.files import Files
@@ -100,6 +101,7 @@ class Services:
             library, self.bridge, tokenizer, model, metrics, limits, self.book, self.readings, self.traces
         )
         self.conversations = Conversations(ResponseStore(settings.data_dir / "responses.sqlite3"), self.book)
+        self.completing = Completing(library, self.bridge, tokenizer, metrics, limits)
         self.spool_dir = settings.data_dir / "uploads"
         self.eraser = Eraser(library, self.readings, self.traces)
         self.files = Files(

@@ -368,7 +368,7 @@ class Engine:
     def _transcript(self, request: GenerationRequest) -> Transcript:
         eos_ids = self.tokenizer.eos_ids
         if request.evidence is None:
-            free = FreeTranscript(request.sampling, self.tokenizer.stream_decoder(), eos_ids)
+            free = FreeTranscript(request.sampling, self.tokenizer.stream_decoder(request.continues), eos_ids)
             return free if request.constraint is None else ConstrainedTranscript(free, request.constraint())
         quoted = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans, request.whole_evidence)
         return VerbatimTranscript(request.sampling, quoted, eos_ids)

@@ -79,7 +79,8 @@ class GenerationRequest:
 
     ``evidence`` switches verbatim decoding on: the answer is then a span of one of these texts,
     or up to ``max_spans`` of them; with ``whole_evidence`` each span is one whole text. ``constraint`` makes for each
-    choice what says which tokens may come; it does not go together with evidence. ``policy`` of None takes the
+    choice what says which tokens may come; it does not go together with evidence. What ``continues`` the prompt's own
+    text keeps the space that it begins with. ``policy`` of None takes the
     engine's own. ``tenant`` is whose share of the engine it uses. After ``max_seconds`` from its submission it ends
     with ``DeadlineExceeded``. With ``measure_information`` the surprisal of the prompt is summed up. With
     ``surprisals_from`` the usage has that of each token of the prompt from this place on, which is at least 1; no
@@ -103,6 +104,7 @@ class GenerationRequest:
     surprisals_from: int | None = None
     is_background: bool = False
     constraint: ConstraintMaker | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
