@@ -1,0 +1,59 @@
+"""One server for all of these tests, and both official clients of it."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import openai
+import pytest
+from conformance.driver import KINDS, Recorded, Recorder, StrictAsyncOpenAI, StrictOpenAI
+from fakes_engine import FakeEngine, write_tokenizer
+from fakes_server import World, make_world, serving
+
+from model.tokenizer import Tokenizer
+from retrieval.embedder import HashEmbedder
+from retrieval.library import Library
+
+KEY = "a-long-random-string"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, str]]:
+    """A server on a real socket, over a library as it is and a scripted engine; its URL."""
+    base = tmp_path_factory.mktemp("conformance")
+    tokenizer = Tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    library = Library.open(base / "library", HashEmbedder(dimension=32))
+    world = make_world(base / "data", tokenizer, library=library, api_key=KEY)
+    with serving(world.app) as url:
+        yield world, f"{url}/v1"
+
+
+@pytest.fixture
+def engine(served: tuple[World, str]) -> FakeEngine:
+    return served[0].engine
+
+
+@pytest.fixture(params=KINDS)
+async def client(request: pytest.FixtureRequest, served: tuple[World, str]) -> AsyncIterator[Any]:
+    """The official client; the test must have called, in vain or not, the helpers that it declares."""
+    recorded: Recorded = set()
+    options: Any = {"base_url": served[1], "api_key": KEY, "max_retries": 0}
+    if request.param == "sync":
+        with StrictOpenAI(**options) as client:
+            yield Recorder(client, recorded)
+    else:
+        async with StrictAsyncOpenAI(**options) as client:
+            yield Recorder(client, recorded)
+    declared: frozenset[str] = getattr(request.function, "covers", frozenset())
+    assert declared <= recorded, f"not called: {declared - recorded}"
+
+
+@pytest.fixture(params=KINDS)
+async def stranger(request: pytest.FixtureRequest, served: tuple[World, str]) -> AsyncIterator[Any]:
+    """A client with a wrong key."""
+    options: Any = {"base_url": served[1], "api_key": "fano-wrong", "max_retries": 0}
+    if request.param == "sync":
+        with openai.OpenAI(**options) as client:
+            yield client
+    else:
+        async with openai.AsyncOpenAI(**options) as client:
+            yield client

@@ -1,0 +1,119 @@
+"""Responses, their streams and what is kept of them, by the official client."""
+
+from typing import Any
+
+import openai
+import pytest
+from conformance.driver import covers, done, listed, opened, refuses
+from fakes_engine import FakeEngine
+from fakes_server import MODEL
+from pydantic import BaseModel
+
+TEXT = b"The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
+QUESTION = "Who paid invoice QX-7741-B?"
+ANSWER = "It was Margarethe Oldenkamp."
+
+
+class Payment(BaseModel):
+    payer: str
+
+
+@covers("responses.create", "responses.retrieve", "responses.delete", "responses.input_items.list")
+async def test_responses_are_kept(client: Any, engine: FakeEngine) -> None:
+    engine.enqueue("One two three")
+    made = await done(client.responses.create(model=MODEL, input="Hello", instructions="Be brief."))
+    assert made.output_text == "One two three" and made.status == "completed"
+    assert made.usage.total_tokens == made.usage.input_tokens + made.usage.output_tokens
+    assert (await done(client.responses.retrieve(made.id))).output_text == "One two three"
+    (item,) = await listed(client.responses.input_items.list(made.id))
+    assert item.content[0].text == "Hello"
+    engine.enqueue("Four")
+    next_one = await done(client.responses.create(model=MODEL, input="And?", previous_response_id=made.id))
+    assert next_one.output_text == "Four" and next_one.previous_response_id == made.id
+    await done(client.responses.delete(made.id))
+    with pytest.raises(openai.NotFoundError):
+        await done(client.responses.retrieve(made.id))
+
+
+async def store_of(client: Any) -> str:
+    store = await done(client.vector_stores.create(name="ledgers"))
+    sent = client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("ledger.txt", TEXT, "text/plain"), poll_interval_ms=10
+    )
+    assert (await done(sent)).status == "completed"
+    return str(store.id)
+
+
+def check_cited(response: Any) -> None:
+    call = next(item for item in response.output if item.type == "file_search_call")
+    message = next(item for item in response.output if item.type == "message")
+    assert call.status == "completed" and "Margarethe Oldenkamp" in call.results[0].text
+    (citation,) = message.content[0].annotations
+    told = citation.model_dump()
+    assert told["type"] == "file_citation" and told["filename"] == "ledger.txt"
+    assert TEXT.decode()[told["start_char"] : told["end_char"]] == told["quote"] == "Margarethe Oldenkamp"
+
+
+@covers("responses.create")
+async def test_file_search_cites(client: Any, engine: FakeEngine) -> None:
+    tools: Any = [{"type": "file_search", "vector_store_ids": [await store_of(client)]}]
+    engine.enqueue(ANSWER)
+    include: Any = ["file_search_call.results"]
+    reply = await done(client.responses.create(model=MODEL, input=QUESTION, tools=tools, include=include))
+    assert reply.output_text == ANSWER
+    check_cited(reply)
+
+
+@covers("responses.stream")
+async def test_the_stream_helper(client: Any, engine: FakeEngine) -> None:
+    tools: Any = [{"type": "file_search", "vector_store_ids": [await store_of(client)]}]
+    engine.enqueue(ANSWER)
+    include: Any = ["file_search_call.results"]
+    async with opened(client.responses.stream(model=MODEL, input=QUESTION, tools=tools, include=include)) as stream:
+        events = await listed(stream)
+        final = await done(stream.get_final_response())
+    assert events[0].type == "response.created" and events[-1].type == "response.completed"
+    assert [event.sequence_number for event in events] == sorted({event.sequence_number for event in events})
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == ANSWER
+    check_cited(final)
+
+
+@covers("responses.create")
+async def test_a_stream(client: Any, engine: FakeEngine) -> None:
+    engine.enqueue("One two")
+    events = await listed(client.responses.create(model=MODEL, input="Hello", stream=True))
+    assert events[-1].response.output[0].content[0].text == "One two"
+
+
+@covers("responses.parse")
+async def test_a_form(client: Any, engine: FakeEngine) -> None:
+    engine.enqueue('{"payer": "Margarethe"}')
+    reply = await done(client.responses.parse(model=MODEL, input="Who?", text_format=Payment))
+    assert reply.output_parsed == Payment(payer="Margarethe")
+
+
+@covers("responses.input_tokens.count")
+async def test_counting(client: Any) -> None:
+    counted = await done(client.responses.input_tokens.count(model=MODEL, input="Hello there"))
+    assert counted.input_tokens > 2
+
+
+@covers("responses.create")
+async def test_a_file_in_the_input(client: Any, engine: FakeEngine) -> None:
+    file = await done(client.files.create(file=("ledger.txt", TEXT, "text/plain"), purpose="user_data"))
+    parts: Any = [{"type": "input_file", "file_id": file.id}, {"type": "input_text", "text": QUESTION}]
+    engine.enqueue(ANSWER)
+    reply = await done(client.responses.create(model=MODEL, input=[{"role": "user", "content": parts}]))
+    assert reply.output_text == ANSWER
+    (citation,) = reply.output[-1].content[0].annotations
+    assert citation.file_id == file.id
+
+
+@refuses("responses.cancel", "responses.compact")
+async def test_what_there_is_not_is_refused(client: Any) -> None:
+    made = await done(client.responses.create(model=MODEL, input="Hello"))
+    with pytest.raises(openai.BadRequestError):
+        await done(client.responses.cancel(made.id))
+    with pytest.raises(openai.BadRequestError) as compact:
+        await done(client.responses.compact(model=MODEL, input="Hello"))
+    assert compact.value.code == "unsupported_route"
