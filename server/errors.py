@@ -223,7 +223,7 @@ TABLE: Mapping[type[Exception], Row] = {
     UnknownStoreFile: Row(404, INVALID, "file_not_found"),
     UnknownBatch: Row(404, INVALID, "file_batch_not_found"),
     UnknownUpload: Row(404, INVALID, "upload_not_found"),
-    UnknownPart: Row(404, INVALID, "part_not_found"),
+    UnknownPart: Row(400, INVALID, "part_not_found"),
     UploadNotPending: Row(400, INVALID, "upload_not_pending"),
     UploadMismatch: Row(400, INVALID, "upload_mismatch"),
     VectorStoreExpired: Row(400, INVALID, "vector_store_expired"),

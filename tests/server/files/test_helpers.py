@@ -93,7 +93,7 @@ def test_parts_are_joined_in_the_order_that_is_named(client: openai.OpenAI) -> N
     with pytest.raises(openai.BadRequestError) as wrong:
         client.uploads.complete(upload.id, part_ids=[second, first], md5="0" * 32)
     assert (wrong.value.code, wrong.value.param) == ("upload_mismatch", "md5")
-    with pytest.raises(openai.NotFoundError) as unknown:
+    with pytest.raises(openai.BadRequestError) as unknown:
         client.uploads.complete(upload.id, part_ids=[second, "part_none"])
     assert (unknown.value.code, unknown.value.param) == ("part_not_found", "part_ids.1")
     done = client.uploads.complete(upload.id, part_ids=[second, first], md5=hashlib.md5(b"abcd").hexdigest())
