@@ -1,21 +1,29 @@
 """The form that a reply is to have, as ``response_format`` asks for it."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from server.errors import RequestInvalid
 from server.schemas import Text, WireModel
 
+NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 # Any object, as OpenAI's JSON mode promises.
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+def _plain(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError("should have 1 to 64 characters, which are letters, digits, _ and -")
+    return name
 
 
 class JsonSchema(WireModel):
     """A schema under a name. ``strict`` changes nothing: every schema is kept to the letter, or refused."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Annotated[str, AfterValidator(_plain)]
     description: Text | None = None
     wanted: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
