@@ -38,9 +38,14 @@ async def inline_document(
         await spool.write(data)
         await spool.flush()
         upload = Upload(name, declared, spool.path, len(data), head)
-        document, _ = await anyio.to_thread.run_sync(
-            services.ingestor.accept, tenant, upload, media_type, services.reads_documents
-        )
+        while True:
+            document, is_new = await anyio.to_thread.run_sync(
+                services.ingestor.accept, tenant, upload, media_type, services.reads_documents
+            )
+            # What a file was made is now a document in its own right, unless it is just being deleted with the file.
+            if is_new or await services.files.keep_posted(tenant, document.id):
+                break
+            await anyio.sleep(LOOK_SECONDS)
     while not document.answerable:
         if document.status is DocumentStatus.FAILED:
             raise RequestInvalid(f"{param} cannot be read: {_why(document)}", param, "invalid_file")

@@ -108,7 +108,11 @@ class Admission:
             with suppress(SessionError):
                 preview = await services.book.preview(self._tenant, before[-1].session, inquiry.policy)
                 inquiry, history = answering.go_on(inquiry, preview)
-        found = await answering.groundwork(inquiry, is_asked=False, history=history)
+        try:
+            found = await answering.groundwork(inquiry, is_asked=False, history=history)
+        except PromptTooLong as refusal:
+            refusal.param = "input"
+            raise
         return len(found.prompt.ids)
 
     def _check_model(self, body: CountRequest | ResponseRequest) -> None:

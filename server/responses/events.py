@@ -13,6 +13,7 @@ from server.prompt import ChatTokenizer
 from server.replies import Answer
 from server.responses.errors import ResponseNotStored
 from server.responses.shape import FileSearch, ResponseShape, included, new_id, token_views
+from server.token_view import TokenView
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class ResponseEvents:
         self._answer = answer
         self._search = search
         self._include = include
-        self._tokenizer = tokenizer
+        self._tokens = TokenView(tokenizer)
         self._keep = keep
         self._number = 0
         self._text = ""
@@ -69,7 +70,7 @@ class ResponseEvents:
                     self._text += each.text
                     self._logprobs += each.logprobs
                     if each.text or each.logprobs:
-                        logprobs = token_views(self._tokenizer, each.logprobs)
+                        logprobs = token_views(self._tokens, each.logprobs)
                         yield self._event("response.output_text.delta", **place, delta=each.text, logprobs=logprobs)
                 case Citation():
                     annotation = self._search.annotation(each, self._answer.sources)
@@ -144,7 +145,7 @@ class ResponseEvents:
             "type": "output_text",
             "text": self._text,
             "annotations": list(self._annotations),
-            "logprobs": token_views(self._tokenizer, self._logprobs),
+            "logprobs": token_views(self._tokens, self._logprobs),
         }
 
     def _item(self, what: str, output_index: int, item: dict[str, Any]) -> Event:

@@ -1,5 +1,6 @@
 """The response request of OpenAI's schema, and that which only counts its tokens."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -13,9 +14,9 @@ from server.responses.fields import COUNT_FIELDS, INCLUDED, NEVER_OCCURS, RESPON
 from server.responses.input_items import Items, input_items
 from server.responses.tools import FileSearchTool, tool_choice, tools
 from server.sampling_schema import NumLogprobs
-from server.schemas import Text, WireModel
+from server.schemas import Text, WireModel, carried_by_utf8
 
-ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+ResponseId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
 Metadata = Annotated[
     dict[
         Annotated[Text, StringConstraints(max_length=64)],
@@ -55,6 +56,14 @@ class TextFormat(WireModel):
             if (value is not None) != has_schema:
                 word = "needs" if has_schema else "has no"
                 raise RequestInvalid(f"text.format of type {self.type!r} {word} {field}", f"text.format.{field}")
+        try:
+            # The response repeats it.
+            carried_by_utf8(json.dumps(self.wanted, ensure_ascii=False, allow_nan=False))
+        except (ValueError, RecursionError):
+            message = (
+                "text.format.schema holds what a response cannot: infinity, half a surrogate pair, or too much depth"
+            )
+            raise RequestInvalid(message, "text.format.schema") from None
         return self
 
     @property
@@ -186,8 +195,9 @@ def _sorted_out(data: object, table: Mapping[str, ChatField]) -> object:
     if isinstance(kept.get("tools"), list):
         kept["tools"] = tools(kept["tools"])
     choice = kept.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") in TOOLS_REFUSED:
-        raise FieldRefused("tool_choice", TOOLS_REFUSED[choice["type"]])
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if isinstance(kind, str) and kind in TOOLS_REFUSED:
+        raise FieldRefused("tool_choice", TOOLS_REFUSED[kind])
     if isinstance(kept.get("text"), dict):
         kept["text"] = without_idle_fields(kept["text"], TEXT_FIELDS, "text.")
     return kept

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.engine.request import TokenLogprob
-from server.token_view import LEAST_LOGPROB
 from server.citations import Citation, Source
 from server.files.nouns import StoreDocument
 from server.inquiry import AnswerDone, ServedModel
-from server.prompt import ChatTokenizer
 from server.rendering import usage_view
 from server.responses.schema import ResponseRequest
+from server.token_view import TokenView
 
 
 def new_id(prefix: str) -> str:
@@ -154,15 +153,15 @@ class FileSearch:
         ]
 
 
-def token_views(tokenizer: ChatTokenizer, logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """Tokens with their log probabilities; ``bytes`` is exact where the text of half a character is U+FFFD."""
+def token_views(view: TokenView, logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log probabilities. Where a chat has null for the bytes of a control token, here are none."""
 
-    def view(token_id: int, logprob: float) -> dict[str, Any]:
-        raw = tokenizer.token_bytes(token_id)
-        text = raw.decode("utf-8", "replace") if raw else tokenizer.control_token(token_id) or ""
-        return {"token": text, "bytes": list(raw), "logprob": max(logprob, LEAST_LOGPROB)}
+    def own(token: dict[str, Any]) -> dict[str, Any]:
+        return token | {"bytes": token["bytes"] or []}
 
-    return [view(each.token_id, each.logprob) | {"top_logprobs": [view(*top) for top in each.top]} for each in logprobs]
+    return [
+        own(token) | {"top_logprobs": [own(top) for top in token["top_logprobs"]]} for token in view.entries(logprobs)
+    ]
 
 
 def included(response: Mapping[str, Any], include: Sequence[str]) -> dict[str, Any]:
