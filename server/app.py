@@ -117,8 +117,8 @@ async def _load(state: AppState, given: Services | None) -> None:
 def _made_to_last() -> Iterator[None]:
     """The garbage collector does not look at what is made meanwhile, neither now nor later.
 
-    Libraries and model are half a million objects that live as long as the process. Looking for garbage among them
-    again and again while they come takes a sixth of the start, and later each look holds up every stream.
+    Libraries and model are 330,000 objects that live as long as the process. Looking for garbage among them again and
+    again while they come takes a sixth of the start, and later a full look would hold up every stream for 0.2 seconds.
     """
     gc.disable()
     try:
