@@ -1,11 +1,14 @@
 """A chat request as an inquiry: what goes together, and what is refused by name; for the chat and for its plan."""
 
+from collections.abc import Sequence
+
 from server.answer_form import answer_form
 from server.chat_schema import ChatRequest
 from server.errors import RequestInvalid
+from server.files.nouns import StoreDocument
 from server.inquiry import GivenFact, Inquiry, ServedModel
 from server.prompt import Turn
-from server.schemas import Recall
+from server.schemas import MAX_DOCUMENTS, Recall
 from server.settings import Settings
 from server.within import asked_parts, whole_start
 
@@ -14,15 +17,29 @@ OF_DOCUMENTS = ("max_passages", "start", "question_place", "facts", "within", "f
 
 
 def chat_inquiry(
-    body: ChatRequest, tenant: str, request_id: str, arrival: float, settings: Settings, model: ServedModel
+    body: ChatRequest,
+    tenant: str,
+    request_id: str,
+    arrival: float,
+    settings: Settings,
+    model: ServedModel,
+    files: Sequence[StoreDocument] = (),
 ) -> Inquiry:
-    """What ``body`` asks. Raises ``RequestInvalid``."""
-    recall = _recall(body)
+    """What ``body`` asks; ``files`` are the documents of those in its messages. Raises ``RequestInvalid``."""
+    parts = body.file_parts
+    if parts and not files:
+        raise RequestInvalid(
+            "a file in a message cannot be planned for; post it to /v1/documents and name it in options.documents",
+            parts[0][0],
+        )
+    documents = tuple(dict.fromkeys([*body.fano.documents, *(each.document_id for each in files)]))
+    recall = _recall(body, documents)
+    brings_file = bool(parts) and parts[-1][0].startswith(f"messages.{len(body.messages) - 1}.")
     return Inquiry(
         request_id=request_id,
         tenant=tenant,
         turns=tuple(Turn("system" if m.role == "developer" else m.role, m.text) for m in body.messages),
-        documents=tuple(dict.fromkeys(body.fano.documents)),
+        documents=documents,
         recall=recall,
         sampling=body.sampling,
         max_passages=body.fano.max_passages or settings.max_passages,
@@ -30,7 +47,8 @@ def chat_inquiry(
         form=answer_form(body.fano.start, body.fano.question_place, settings),
         policy=body.fano.policy.over(model.policy) if body.fano.policy else None,
         session=_session(body),
-        may_skip=recall == "grounded" and not body.fano.facts,
+        # Who sends a file along with the question asks about it.
+        may_skip=recall == "grounded" and not body.fano.facts and not brings_file,
         facts=tuple(
             GivenFact(fact.text, fact.key, f"fano.facts.{place}") for place, fact in enumerate(body.fano.facts or ())
         ),
@@ -39,10 +57,14 @@ def chat_inquiry(
     )
 
 
-def _recall(body: ChatRequest) -> Recall:
+def _recall(body: ChatRequest, documents: Sequence[str]) -> Recall:
     """The recall mode, where it goes together with the rest. Raises ``RequestInvalid``."""
-    recall = body.fano.recall or ("grounded" if body.fano.documents else "free")
-    if not body.fano.documents:
+    recall = body.fano.recall or ("grounded" if documents else "free")
+    if len(documents) > MAX_DOCUMENTS:
+        raise RequestInvalid(
+            f"the question is about {len(documents)} documents, of {MAX_DOCUMENTS} at most", "messages"
+        )
+    if not documents:
         if recall != "free":
             raise RequestInvalid(f"fano.recall is {recall!r}, which needs fano.documents", "fano.recall")
         for key in OF_DOCUMENTS:

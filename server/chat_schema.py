@@ -26,26 +26,59 @@ from server.schemas import (
 )
 
 
-class TextPart(WireModel):
-    """A part of a message's content; text is the only kind."""
+class FilePart(WireModel):
+    """A file by the id that it was uploaded under, or in base64 with a name; never both."""
 
-    type: Literal["text"]
-    text: Text
+    file_id: Annotated[Text, StringConstraints(min_length=1, max_length=128)] | None = None
+    file_data: Annotated[Text, StringConstraints(min_length=1)] | None = None
+    filename: Annotated[Text, StringConstraints(max_length=255)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.file_id is None) == (self.file_data is None):
+            raise ValueError("should have either file_id or file_data")
+        return self
+
+
+class ContentPart(WireModel):
+    """A part of a message's content: a text, or a file that is to be asked about."""
+
+    type: Literal["text", "file"]
+    text: Text | None = None
+    file: FilePart | None = None
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Self:
+        if (self.text is None) == (self.type == "text") or (self.file is None) == (self.type == "file"):
+            raise ValueError(f"should have the field {self.type!r} and no other, as its type says")
+        return self
 
 
 def _as_parts(content: object) -> object:
     if isinstance(content, str):
-        return [TextPart(type="text", text=carried_by_utf8(content))]
+        return [ContentPart(type="text", text=carried_by_utf8(content))]
     if not isinstance(content, list):
-        raise ValueError("should be a text or a list of text parts")
+        raise ValueError("should be a text or a list of parts")
     return content
 
 
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "file"]},
+        "text": {"type": "string"},
+        "file": {
+            "type": "object",
+            "properties": {key: {"type": "string"} for key in ("file_id", "file_data", "filename")},
+        },
+    },
+    "required": ["type"],
+}
 # Validated as lists, so that an error's path is the path in the request and names no member of a union.
 Content = Annotated[
-    list[TextPart],
+    list[ContentPart],
     BeforeValidator(_as_parts),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": TextPart.model_json_schema()}]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]}),
 ]
 
 
@@ -58,7 +91,7 @@ class ChatMessage(WireModel):
     @property
     def text(self) -> str:
         """The content as one text."""
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content if part.text is not None)
 
 
 class PolicyOptions(WireModel):
@@ -137,7 +170,20 @@ class ChatRequest(SamplingRequest):
             raise RequestInvalid("top_logprobs needs logprobs: true", "top_logprobs")
         if self.stream and self.prompt_logprobs is not None:
             raise RequestInvalid("prompt_logprobs is not sent in a stream; leave out one of them", "prompt_logprobs")
+        for place, message in enumerate(self.messages):
+            if message.role != "user" and any(part.file is not None for part in message.content):
+                raise RequestInvalid("files stand in messages of the user", f"messages.{place}.content")
         return self
+
+    @property
+    def file_parts(self) -> list[tuple[str, FilePart]]:
+        """The files among the messages, each with its path in the request."""
+        return [
+            (f"messages.{place}.content.{number}.file", part.file)
+            for place, message in enumerate(self.messages)
+            for number, part in enumerate(message.content)
+            if part.file is not None
+        ]
 
     @property
     def answer_tokens(self) -> int | None:

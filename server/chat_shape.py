@@ -7,6 +7,7 @@ from typing import Any
 
 from model.engine.request import TokenLogprob
 from server.citations import Citation, Source
+from server.files.nouns import StoreDocument
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone, ServedModel
 from server.prompt import ChatTokenizer
 from server.rendering import usage_view
@@ -20,12 +21,21 @@ class ChatShape:
     """
 
     def __init__(
-        self, model: ServedModel, tokenizer: ChatTokenizer, sources: Sequence[Source], has_logprobs: bool
+        self,
+        model: ServedModel,
+        tokenizer: ChatTokenizer,
+        sources: Sequence[Source],
+        has_logprobs: bool,
+        files: Sequence[StoreDocument] = (),
     ) -> None:
         self._model = model
         self._tokens = TokenView(tokenizer)
         self._has_logprobs = has_logprobs
-        self._names = {source.passage.document_id: source.passage.document_name for source in sources}
+        self._names = {
+            source.passage.document_id: (source.passage.document_id, source.passage.document_name) for source in sources
+        }
+        # A document that came as a file is told by the file's id and name.
+        self._names |= {file.document_id: (file.file_id, file.filename) for file in files}
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
 
     def completion(self, done: AnswerDone, logprobs: Mapping[int, Sequence[TokenLogprob]]) -> dict[str, Any]:
@@ -94,8 +104,8 @@ class ChatShape:
         return [
             {
                 "type": "file_citation",
-                "file_id": citation.document,
-                "filename": self._names[citation.document],
+                "file_id": self._names[citation.document][0],
+                "filename": self._names[citation.document][1],
                 "index": citation.answer_end,
                 "quote": citation.quote,
                 "start_char": citation.start,

@@ -1,13 +1,14 @@
 """Chat completions as OpenAI has them, with documents as an extension."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
+from server.chat_files import chat_files
 from server.chat_inquiry import chat_inquiry
 from server.chat_schema import ChatRequest
 from server.chat_shape import ChatShape
@@ -15,12 +16,21 @@ from server.citations import Citation
 from server.delivery import while_connected, whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import UnknownModel
+from server.files.nouns import StoreDocument
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone
 from server.replies import Answer
 from server.schemas import STREAMED, error_responses
 from server.sse import DONE, EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A reply that is under way, and the files that came with its conversation."""
+
+    answer: Answer
+    files: tuple[StoreDocument, ...]
 
 
 async def admit_chat(
@@ -31,11 +41,12 @@ async def admit_chat(
     state: StateDep,
     request_id: RequestIdDep,
     arrival: ArrivalDep,
-) -> AsyncIterator[Answer]:
+) -> AsyncIterator[Admitted]:
     """The reply to a conversation."""
     if body.model != services.model.name:
         raise UnknownModel(body.model, services.model.name)
-    inquiry = chat_inquiry(body, tenant, request_id, arrival, state.settings, services.model)
+    files = await while_connected(request, chat_files(services, tenant, body)) if body.file_parts else ()
+    inquiry = chat_inquiry(body, tenant, request_id, arrival, state.settings, services.model, files)
     if asked := body.response_format and body.response_format.schema_asked:
         constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *asked)
         inquiry = replace(inquiry, constraint=constraint)
@@ -43,28 +54,29 @@ async def admit_chat(
     if services.answering.is_in_doubt(inquiry):
         inquiry = await while_connected(request, services.answering.weighed(inquiry))
     async with services.answering.answer(inquiry) as answer:
-        yield answer
+        yield Admitted(answer, files)
 
 
 @router.post("/chat/completions", responses=STREAMED)
 async def create_chat_completion(
     request: Request,
     body: ChatRequest,
-    answer: Annotated[Answer, Depends(admit_chat)],
+    admitted: Annotated[Admitted, Depends(admit_chat)],
     services: ServicesDep,
     state: StateDep,
 ) -> Response:
-    """Reply to a conversation; with `fano.documents`, from passages of these documents.
+    """Reply to a conversation; with `fano.documents` or files among the messages, from passages of these documents.
 
     With `fano.session` the conversation has a name: what of `messages` the session holds is not read again, and its
     tokens are safe on the disk when the reply ends. `messages` is the whole conversation all the same.
     """
-    shape = ChatShape(services.model, services.tokenizer, answer.sources, body.num_logprobs is not None)
+    answer = admitted.answer
+    has_logprobs = body.num_logprobs is not None
+    shape = ChatShape(services.model, services.tokenizer, answer.sources, has_logprobs, admitted.files)
     if not body.stream:
         done, logprobs = await whole_answer(request, answer)
         return JSONResponse(shape.completion(done, logprobs))
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    events = with_error_event(_events(answer, shape, body.num_choices, include_usage), None)
+    events = with_error_event(_events(answer, shape, body.num_choices, body.includes_usage), None)
     return EventStreamResponse(events, state.settings.keepalive_seconds)
 
 

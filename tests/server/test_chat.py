@@ -231,7 +231,7 @@ async def test_a_default_limit_gives_way_to_the_context(new_world: WorldMaker, t
         ({"logit_bias": {"05": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": [5]}, "logit_bias", "invalid_value"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_field"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_field"),
         ({"stream_options": {"include_usage": True}}, None, "invalid_value"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unknown_field"),
