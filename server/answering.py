@@ -87,7 +87,7 @@ class Answering:
             inquiry = self.decided(inquiry)
             inquiry, history = await self.begin(inquiry) if turn is None else self.go_on(inquiry, turn)
             found = await self.groundwork(inquiry, history=history)
-            recording = Recording(turn, found.conversation, self._tokenizer, inquiry.documents)
+            recording = Recording(turn, found.conversation, self._tokenizer, found.documents(inquiry.documents))
             if inquiry.documents and not found.sources:
                 yield NothingFound(found, recording)
                 return

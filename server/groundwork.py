@@ -12,6 +12,9 @@ from server.given import is_given
 from server.inquiry import Inquiry, RetrievalBill
 from server.prompt import Prompt
 
+# Documents that are named where nothing was found.
+MOST_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Groundwork:
@@ -32,6 +35,11 @@ class Groundwork:
     conversation: Conversation | None = None
     is_whole: bool = False
     is_certain: bool = False
+
+    def documents(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Of the documents that were asked those that the answer may say anything of: by a source, or by its name."""
+        of_sources = [source.passage.document_id for source in self.sources]
+        return tuple(dict.fromkeys([*of_sources, *asked[:MOST_NAMED]]))
 
 
 def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:
@@ -101,9 +109,9 @@ def searched(documents: Sequence[Document], num_passages: int, parts: Mapping[st
     """What was searched, as a sentence; ``parts`` tells what of a document was, where that is not all of it."""
     names = [
         f"{parts[document.id]} of '{document.name}'" if document.id in parts else f"'{document.name}'"
-        for document in documents[:3]
+        for document in documents[:MOST_NAMED]
     ]
-    more = [f"{len(documents) - 3} more"] if len(documents) > 3 else []
+    more = [f"{len(documents) - MOST_NAMED} more"] if len(documents) > MOST_NAMED else []
     listed = [*names, *more]
     words = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
     passages = "1 passage" if num_passages == 1 else f"{num_passages} passages"

@@ -5,22 +5,22 @@ branch of it. The response that goes on from the last of its session takes the s
 Sessions are only memory: without one, all that was said is read again from the store, and the reply is the same.
 """
 
-import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import anyio.to_thread
 
 from model.errors import ModelError
 from server.logs import log_event
-from server.responses.errors import ResponseFailed, UnknownResponse
+from server.responses.errors import ResponseFailed, ResponseNotStored, UnknownResponse
 from server.responses.store import ResponseStore, StoredResponse
 from server.sessions.book import Book
 from server.sessions.errors import SessionError, UnknownSession
+from server.sessions.refusals import SessionBusy
 from server.sessions.register import RESPONSE_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,18 @@ KEPT_SECONDS = 30 * 24 * 3600
 SWEEP_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Claim:
-    """The use of a session by one response. ``release`` is idempotent."""
+    """The use of a session by one response."""
 
     session: str
-    release: Callable[[], None]
+    _key: tuple[str, str]
+    _claims: "dict[tuple[str, str], Claim]"
+
+    def release(self) -> None:
+        """Let others use the session. Idempotent, also when somebody else has it by now."""
+        if self._claims.get(self._key) is self:
+            del self._claims[self._key]
 
 
 class Conversations:
@@ -47,8 +53,7 @@ class Conversations:
     def __init__(self, store: ResponseStore, book: Book) -> None:
         self._store = store
         self._book = book
-        self._choosing = asyncio.Lock()
-        self._in_use: set[tuple[str, str]] = set()
+        self._claims: dict[tuple[str, str], Claim] = {}
         self._swept = float("-inf")
 
     async def get(self, tenant: str, response_id: str) -> StoredResponse:
@@ -75,16 +80,26 @@ class Conversations:
         return await anyio.to_thread.run_sync(self._store.chain, tenant, response_id)
 
     @asynccontextmanager
-    async def claimed(self, tenant: str, previous: StoredResponse | None) -> AsyncIterator["Claim"]:
+    async def claimed(self, tenant: str, previous: StoredResponse | None) -> AsyncIterator[Claim]:
         """The session that is to have the next turn; nobody else gets it until it is released."""
-        async with self._choosing:
-            name = await self._chosen(tenant, previous)
-            self._in_use.add((tenant, name))
-        claim = Claim(name, lambda: self._in_use.discard((tenant, name)))
-        try:
-            yield claim
-        finally:
-            claim.release()
+        own = None if previous is None else previous.session
+        async with AsyncExitStack() as stack:
+            is_free = own is not None and (tenant, own) not in self._claims
+            if previous is not None and own is not None and is_free:
+                claim = stack.enter_context(self._claim(tenant, own))
+                if await anyio.to_thread.run_sync(self._store.head, tenant, own) == previous.id:
+                    yield claim
+                    return
+            name = self.new_session()
+            try:
+                await self._book.trim(RESPONSE_PREFIX, MOST_SESSIONS - 1, DISK_SHARE)
+                if own is not None and is_free:
+                    await self._book.fork(tenant, own, name)
+            except (SessionError, ModelError) as error:
+                # It begins without memory, as the first of a conversation does.
+                logger.info("a conversation is read again: %s", error)
+            await stack.aclose()  # Others may go on with the former session now.
+            yield stack.enter_context(self._claim(tenant, name))
 
     def new_session(self) -> str:
         """A name for a session that remembers nothing."""
@@ -98,7 +113,8 @@ class Conversations:
         """Delete a response, and every session that remembers it unless others go on from it. Raises
         ``UnknownResponse``."""
         for name in await anyio.to_thread.run_sync(self._store.delete, tenant, response_id):
-            with suppress(UnknownSession):
+            # One that is in use belongs to a response that is just going on from the deleted one.
+            with suppress(UnknownSession, SessionBusy):
                 await self._book.delete(tenant, name)
 
     async def sweep(self) -> None:
@@ -113,7 +129,7 @@ class Conversations:
                     with suppress(UnknownResponse):
                         await self.delete(tenant, response_id)
                 num_deleted += len(expired)
-        except (SessionError, OSError) as error:
+        except (SessionError, ResponseNotStored, OSError) as error:
             logger.warning("old responses cannot be deleted: %s", error)
         if num_deleted:
             log_event(logger, "old responses deleted", count=num_deleted)
@@ -122,19 +138,11 @@ class Conversations:
         """Close the store."""
         self._store.close()
 
-    async def _chosen(self, tenant: str, previous: StoredResponse | None) -> str:
-        own = None if previous is None else previous.session
-        is_free = own is not None and (tenant, own) not in self._in_use
-        if previous is not None and own is not None and is_free:
-            head = await anyio.to_thread.run_sync(self._store.head, tenant, own)
-            if head == previous.id:
-                return own
-        name = self.new_session()
+    @contextmanager
+    def _claim(self, tenant: str, name: str) -> Iterator[Claim]:
+        key = (tenant, name)
+        claim = self._claims[key] = Claim(name, key, self._claims)
         try:
-            await self._book.trim(RESPONSE_PREFIX, MOST_SESSIONS - 1, DISK_SHARE)
-            if own is not None and is_free:
-                await self._book.fork(tenant, own, name)
-        except (SessionError, ModelError) as error:
-            # It begins without memory, as the first of a conversation does.
-            logger.info("a conversation is read again: %s", error)
-        return name
+            yield claim
+        finally:
+            claim.release()

@@ -37,7 +37,7 @@ class NotCancellable(ResponsesError):
 
 
 class ResponseNotStored(ResponsesError):
-    """The disk has no room for the response."""
+    """The disk has no room for a change of the stored responses."""
 
     def __init__(self) -> None:
-        super().__init__("the server's disk is full and the response was not stored; make room, or send store: false")
+        super().__init__("the server's disk is full and nothing was stored or deleted; make room, or send store: false")

@@ -93,6 +93,18 @@ async def test_two_replies_at_the_same_time(client: httpx.AsyncClient, world: Wo
     assert len(await sessions(client)) == 2
 
 
+async def test_a_session_that_was_passed_on_is_not_given_away_again(client: httpx.AsyncClient, world: World) -> None:
+    made = await say(client, "Which?")
+    services: Services = world.app.state.fano.services
+    stored = await services.conversations.get("default", made["id"])
+    async with services.conversations.claimed("default", stored) as first:
+        first.release()
+        async with services.conversations.claimed("default", stored) as second:
+            first.release()
+            async with services.conversations.claimed("default", stored) as third:
+                assert first.session == second.session != third.session
+
+
 async def test_instructions_are_those_of_the_request_alone(
     client: httpx.AsyncClient, world: World, tokenizer: Tokenizer
 ) -> None:

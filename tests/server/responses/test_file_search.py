@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from fakes_responses import checked, post, streamed
@@ -335,3 +336,16 @@ def test_a_form_is_refused_with_documents_and_kept_without(client: openai.OpenAI
         with pytest.raises(openai.BadRequestError) as wrong:
             client.responses.create(model=MODEL, input=WHO, text={"format": form})  # type: ignore[arg-type]
         assert wrong.value.param == param
+
+
+def test_a_conversation_holds_the_documents_that_it_quotes_or_names(
+    client: openai.OpenAI, url: str, world: World
+) -> None:
+    store = client.vector_stores.create().id
+    for number in range(6):
+        filed(client, f"Gardens of number {number} are green.", f"{number}.txt", store)
+    filed(client, TEXT, "ledger.txt", store)
+    client.responses.create(model=MODEL, input=WHO, tools=tool(store))
+    (session,) = httpx.get(f"{url}/sessions").json()["data"]
+    names = [world.library.documents[document].name for document in session["documents"]]
+    assert names == ["ledger.txt", "0.txt", "1.txt", "2.txt"] and session["name"].startswith("response:")
