@@ -4,9 +4,11 @@ import secrets
 import sqlite3
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from retrieval.blobs import Blobs, StagedBlob
+from retrieval.durability import temporary_name
 from server.files.database import FilesDatabase, Listed, Window, full_disk_told
 from server.files.errors import UnknownFile
 from server.files.nouns import NewFile, StoredFile
@@ -25,8 +27,10 @@ def new_id(prefix: str) -> str:
 class FileTable:
     """Files of all tenants. What a method changed is on the disk when it returns."""
 
-    def __init__(self, database: FilesDatabase, directory: Path) -> None:
+    def __init__(self, database: FilesDatabase, directory: Path, library_blobs: Path | None = None) -> None:
+        """``library_blobs`` is where the library keeps the bytes of its documents, on the same disk."""
         self._database = database
+        self._library_blobs = library_blobs
         self.blobs = Blobs(directory)
 
     def recover(self) -> None:
@@ -95,6 +99,22 @@ class FileTable:
     def path(self, file: StoredFile) -> Path:
         """Where the bytes of the file lie."""
         return self.blobs.path(file.sha256)
+
+    def share(self, file: StoredFile) -> None:
+        """Have the bytes of a file once on the disk where a document has them too: neither ever changes."""
+        if self._library_blobs is None:
+            return
+        own, other = self.path(file), self._library_blobs / file.sha256[:2] / file.sha256
+        temporary = temporary_name(own)
+        # No file may go meanwhile. A crash leaves either name, and the bytes are the same.
+        with self._database.read(), suppress(OSError):
+            try:
+                if own.samefile(other):
+                    return
+                temporary.hardlink_to(other)
+                temporary.replace(own)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def discard_unwanted(self, hashes: Iterable[str] | None = None) -> None:
         """Take bytes that nobody refers to off the disk: those with these hashes, or all."""

@@ -52,7 +52,7 @@ class Files:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._database = FilesDatabase(data_dir / "files.sqlite3", now)
-        self.table = FileTable(self._database, data_dir / "files")
+        self.table = FileTable(self._database, data_dir / "files", data_dir / "blobs")
         self.uploads = UploadTable(self._database, self.table, spool_dir)
         self.stores = StoreTable(self._database)
         self.membership = Membership(self._database, self.table, self.stores)
@@ -128,7 +128,8 @@ class Files:
         file = await anyio.to_thread.run_sync(self.table.get, tenant, file_id)
         if file.media_type is None:
             raise FileUnanswerable(file_id, "unsupported_file", file.refusal or "it is of an unknown kind")
-        document = await anyio.to_thread.run_sync(self._maker.make, file)
+        while (document := await anyio.to_thread.run_sync(self._maker.make, file)) is None:
+            await asyncio.sleep(POLL_SECONDS)
         while not document.answerable:
             if document.status is DocumentStatus.FAILED:
                 raise FileUnanswerable(file_id, *(fault_of(document) or ("server_error", "its document failed")))

@@ -87,28 +87,27 @@ class DocumentMaker:
             with suppress(RuntimeError):  # The loop has ended.
                 self._loop.call_soon_threadsafe(self._news.set)
 
-    def make(self, file: StoredFile) -> Document:
+    def make(self, file: StoredFile) -> Document | None:
         """The document of the file's content, made if there is none or it failed. It may not be answerable yet.
 
-        Raises ``StorageFull``.
+        None while such a document is being deleted: ask again. Raises ``StorageFull``.
         """
         assert file.media_type is not None, "the file cannot be read"
         upload = Upload(file.filename, file.media_type, self._files.path(file), file.num_bytes, b"")
-        while True:
-            with self._lock:
-                intended = self._files.intend(file)
-                if intended not in self._leaving:
-                    document = self._look(file.tenant, intended)
-                    if document is not None and document.status is not DocumentStatus.FAILED:
-                        return document
-                    document, _ = self._ingestor.accept(
-                        file.tenant, upload, file.media_type, self._is_to_be_read, intended
-                    )
-                    if document.id not in self._leaving:
-                        if document.id != intended:
-                            self._files.found(file, document.id)
-                        return document
-            time.sleep(LEAVING_SECONDS)
+        with self._lock:
+            intended = self._files.intend(file)
+            if intended in self._leaving:
+                return None
+            document = self._look(file.tenant, intended)
+            if document is not None and document.status is not DocumentStatus.FAILED:
+                return document
+            document, _ = self._ingestor.accept(file.tenant, upload, file.media_type, self._is_to_be_read, intended)
+            if document.id in self._leaving:
+                return None
+            if document.id != intended:
+                self._files.found(file, document.id)
+            self._files.share(file)
+            return document
 
     def begin_leaving(self, document_id: str) -> None:
         """The document is about to be deleted: nobody may take it for his own before it is gone."""
@@ -148,7 +147,8 @@ class DocumentMaker:
             self._membership.fail(file.id, "unsupported_file", file.refusal or "")
             return
         try:
-            document = self.make(file)
+            while (document := self.make(file)) is None:
+                time.sleep(LEAVING_SECONDS)
         except StorageFull as error:
             self._membership.fail(file.id, "server_error", str(error))
         except Exception:

@@ -13,6 +13,7 @@ from retrieval.parsers import supported_media_type
 from server.dependencies import ServicesDep, StateDep, TenantDep
 from server.errors import RequestInvalid, invalid_fields
 from server.files.database import Window
+from server.files.errors import UnknownFile
 from server.files.nouns import NewFile
 from server.files.schemas import PURPOSES, FileDeleted, FileExpiry, FileObject, FileQuery
 from server.files.views import file_view
@@ -102,12 +103,17 @@ async def delete_file(file_id: str, services: ServicesDep, tenant: TenantDep) ->
 async def read_file(file_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """The bytes of a file as they were sent."""
     file = await anyio.to_thread.run_sync(services.files.table.get, tenant, file_id)
+    path = services.files.table.path(file)
+    try:
+        stat = await anyio.to_thread.run_sync(path.stat)
+    except FileNotFoundError:  # deleted since
+        raise UnknownFile(file_id) from None
     # Never a type that a browser would show: the file is somebody else's content.
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
         "x-content-type-options": "nosniff",
     }
-    return FileResponse(services.files.table.path(file), media_type="application/octet-stream", headers=headers)
+    return FileResponse(path, media_type="application/octet-stream", headers=headers, stat_result=stat)
 
 
 def describe(

@@ -15,6 +15,7 @@ from retrieval.embedder import HashEmbedder
 from retrieval.errors import StoreInvalid
 from retrieval.library import Library
 from server.files.database import STEPS, FilesDatabase
+from server.files.errors import FileUnanswerable
 from server.files.file_table import FileTable
 from server.files.files import Files
 from server.files.membership import Membership
@@ -96,6 +97,9 @@ async def test_files_of_one_content_share_a_document_that_goes_with_the_last(ope
         assert [await status(client, store, each) for each in (one, two)] == ["completed"] * 2
         (document,) = await documents(client)
         assert set(await found(client, store)) == {one, two}
+        # Once on the disk: what the library has is what was sent.
+        (blob,) = [path for path in (world.settings.data_dir / "blobs").rglob("*") if path.is_file()]
+        assert blob.samefile(blobs(world)[0]) and blob.stat().st_nlink == 2
         assert (await client.delete(f"/v1/files/{one}")).status_code == 200
         assert await found(client, store) == [two] and await documents(client) == [document]
         assert (await client.delete(f"/v1/files/{two}")).json()["deleted"]
@@ -341,3 +345,35 @@ async def test_a_full_disk_is_told_and_keeps_nothing(world: World, client: httpx
     reply = await client.post("/v1/files", files={"file": ("a.txt", b"a")}, data={"purpose": "evals"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (507, "storage_full")
     assert (await client.get("/v1/files")).json()["data"] == [] and blobs(world) == []
+
+
+async def test_many_at_once_on_one_content(open_world: OpenWorld) -> None:
+    """Files, stores and documents of the same bytes come and go together: nothing fails, and nothing is left."""
+    async with open_world() as (client, world):
+
+        async def life(number: int) -> None:
+            for _ in range(4):
+                if number % 4 == 0:
+                    reply = await client.post("/v1/documents", json={"text": LEASE})
+                    assert reply.status_code in (200, 202)
+                    deleted = await client.delete(f"/v1/documents/{reply.json()['id']}")
+                    assert deleted.status_code in (200, 404)
+                    continue
+                file = await send(client, name=f"{number}.txt")
+                store = await new_store(client, file)
+                if number % 4 == 1:
+                    await services_of(world).files.document_of_file("default", file)
+                told = await status(client, store, file)
+                assert told in ("completed", "failed")
+                assert len(await found(client, store)) in (0, 1)
+                assert (await client.delete(f"/v1/files/{file}")).status_code == 200
+
+        async with asyncio.timeout(60):
+            done = await asyncio.gather(*map(life, range(8)), return_exceptions=True)
+        # A document that somebody deletes may be missed by one who waits for it, and by nobody else.
+        assert [each for each in done if each is not None and not isinstance(each, FileUnanswerable)] == []
+        for file in (await client.get("/v1/files")).json()["data"]:
+            assert (await client.delete(f"/v1/files/{file['id']}")).status_code == 200
+        for document in await documents(client):
+            assert (await client.delete(f"/v1/documents/{document}")).status_code == 200
+        assert blobs(world) == [] and services_of(world).files.table.documents() == []
