@@ -19,7 +19,7 @@ from server.bill import SessionStats
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
 from server.logs import log_event
-from server.sessions.errors import SessionError, UnknownSession
+from server.sessions.errors import SessionError, SessionExists, UnknownSession
 from server.sessions.manifest import SavedCheckpoint
 from server.sessions.readings import Readings
 from server.sessions.refusals import SessionBusy, SessionNotSaved, SessionOfDocument, SessionPolicy, SessionReading
@@ -149,6 +149,10 @@ class Book:
 
     async def fork(self, tenant: str, name: str, to: str) -> SessionView:
         """A second session that shares history and state. Raises also ``SessionExists`` and ``SessionReading``."""
+        if name == to:
+            # Its own name is taken, unless nobody has it.
+            async with self._register.taken(tenant, name):
+                raise SessionExists(self._known(tenant, name).name)
         async with self._register.taken(tenant, name), self._register.taken(tenant, to):
             source = self._known(tenant, name)
             if source.document_id is not None and not source.manifest.prelude_tokens:

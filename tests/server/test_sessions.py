@@ -296,6 +296,8 @@ async def test_a_fork_goes_on_by_itself(client: httpx.AsyncClient, world: World,
     assert list(world.engine.requests[-1].prompt_ids[: len(before)]) == before
     assert list(stored(world)) == before and len(stored(world, "copy")) > len(before)
     assert error_of(await client.post("/v1/sessions/talk/fork", json={"to": "copy"})) == (409, "session_exists")
+    assert error_of(await client.post("/v1/sessions/talk/fork", json={"to": "talk"})) == (409, "session_exists")
+    assert error_of(await client.post("/v1/sessions/none/fork", json={"to": "none"})) == (404, "session_not_found")
     await act(client, "talk/save")
     await act(client, "talk/fork", 201, json={"to": "third"})
     assert world.engine.checkpoints.released == {("default", "talk"), ("default", "third")}
