@@ -105,8 +105,9 @@ class ResponseEvents:
         if not isinstance(error, ResponseNotStored):
             try:
                 await self._keep(response)
-            except ResponseNotStored as full:
-                logger.warning("a failed response was not stored: %s", full)
+            except Exception:
+                # The client is told of the first failure all the same.
+                logger.exception("a failed response was not stored")
         return self._event("response.failed", response=included(response, self._include))
 
     @property

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 
 from server.chat_fields import HONOURED, ChatField, Treatment
 
-NOT_REASONING = "this model does not reason in steps"
-
 
 def _neutral(reason: str) -> ChatField:
     return ChatField(Treatment.NEUTRAL, reason)
@@ -18,13 +16,6 @@ def _neutral(reason: str) -> ChatField:
 def _refused(reason: str, *harmless: object) -> ChatField:
     return ChatField(Treatment.REFUSED, reason, harmless)
 
-
-_IDLE_REASONING: tuple[dict[str, str | None], ...] = (
-    {},
-    {"effort": None},
-    {"effort": "none"},
-    {"effort": None, "summary": None},
-)
 
 RESPONSE_FIELDS: Mapping[str, ChatField] = {
     "include": HONOURED,
@@ -60,7 +51,7 @@ RESPONSE_FIELDS: Mapping[str, ChatField] = {
     "image": _refused("this model sees no images", {}),
     "moderation": _refused("nothing is moderated"),
     "prompt": _refused("no prompt templates are stored"),
-    "reasoning": _refused(NOT_REASONING, *_IDLE_REASONING),
+    "reasoning": _refused("this model does not reason in steps", {}, {"effort": "none"}),
 }
 
 # Of POST /v1/responses/input_tokens.

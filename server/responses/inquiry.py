@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from model.errors import PromptTooLong
 from server.answer_form import answer_form
+from server.chat_inquiry import OF_DOCUMENTS
 from server.errors import RequestInvalid
 from server.files.nouns import StoreDocument
 from server.inquiry import GivenFact, Inquiry, Sampling, ServedModel
@@ -15,9 +16,6 @@ from server.responses.store import StoredResponse
 from server.schemas import Recall
 from server.settings import Settings
 from server.within import asked_parts, whole_start
-
-# What means something only where documents are searched.
-OF_DOCUMENTS = ("max_passages", "start", "question_place", "facts", "within", "fact_kinds")
 
 
 @dataclass(frozen=True, slots=True)

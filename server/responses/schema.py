@@ -187,6 +187,9 @@ def _sorted_out(data: object, table: Mapping[str, ChatField]) -> object:
     """The body with neutral fields taken away at every depth, and what is not supported refused by its path."""
     if not isinstance(data, dict):
         return data
+    reasoning = data.get("reasoning")
+    if isinstance(reasoning, dict):
+        data = data | {"reasoning": {name: value for name, value in reasoning.items() if value is not None}}
     kept = without_idle_fields(data, table)
     if "input" in kept:
         kept["input"] = input_items(kept["input"])

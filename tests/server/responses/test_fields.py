@@ -224,6 +224,7 @@ def test_an_error_has_the_path_of_the_field(body: dict[str, Any], path: tuple[st
 
 def test_what_asks_for_nothing_passes() -> None:
     idle = {"tools": [], "tool_choice": "auto", "reasoning": {"effort": None, "summary": None}, "background": False}
+    assert ResponseRequest.model_validate(MINIMAL | {"reasoning": {"effort": "none", "context": None}}).tools == []
     assert ResponseRequest.model_validate(MINIMAL | idle).file_search is None
     assert ResponseRequest.model_validate(MINIMAL | {"tools": None}).tools == []
     assert ResponseRequest.model_validate(MINIMAL | {"text": {"format": {"type": "text"}}}).form == TextFormat()
