@@ -30,12 +30,14 @@ class SessionStats:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBill:
-    """One moment: ``resident_set_bytes`` of the process, and what the engine, the library and the sessions hold."""
+    """One moment: ``resident_set_bytes`` of the process, and what the engine, the library, the sessions and the files
+    hold."""
 
     engine: EngineStats
     library: "LibraryStats"
     sessions: SessionStats
     resident_set_bytes: int
+    file_disk_bytes: int = 0
 
     @property
     def device_is_host(self) -> bool:
@@ -66,7 +68,7 @@ class MemoryBill:
     @property
     def disk_pools(self) -> dict[str, int]:
         """Bytes on disk by pool."""
-        return {**self.library.disk_bytes, "sessions": self.sessions.disk_bytes}
+        return {**self.library.disk_bytes, "sessions": self.sessions.disk_bytes, "files": self.file_disk_bytes}
 
 
 class Bookkeeper:
@@ -77,14 +79,22 @@ class Bookkeeper:
         engine_stats: Callable[[], EngineStats],
         library_stats: Callable[[], "LibraryStats"],
         session_stats: Callable[[], SessionStats] = SessionStats,
+        file_disk_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._engine_stats = engine_stats
         self._library_stats = library_stats
         self._session_stats = session_stats
+        self._file_disk_bytes = file_disk_bytes
 
     def bill(self) -> MemoryBill:
         """The bill now. Asks the store, so it belongs on a worker thread."""
-        return MemoryBill(self._engine_stats(), self._library_stats(), self._session_stats(), resident_set_bytes())
+        return MemoryBill(
+            self._engine_stats(),
+            self._library_stats(),
+            self._session_stats(),
+            resident_set_bytes(),
+            self._file_disk_bytes(),
+        )
 
 
 def resident_set_bytes() -> int:

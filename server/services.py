@@ -107,7 +107,7 @@ class Services:
         self.files = Files(
             settings.data_dir, self.spool_dir, library, self.ingestor, self.eraser, settings.read_documents
         )
-        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats)
+        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats, self.files.disk_bytes)
         metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
 
     def start(self) -> None:

@@ -199,6 +199,7 @@ class FilesDatabase:
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         make_directory(path.parent)
+        self._path = path
         self._lock = threading.RLock()
         self._depth = 0
         self.now = now
@@ -256,6 +257,14 @@ class FilesDatabase:
                 with self.transaction():
                     pass
             yield self._connection
+
+    def disk_bytes(self) -> int:
+        """Bytes of the file and its journal."""
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                total += self._path.with_name(self._path.name + suffix).stat().st_size
+        return total
 
     def checkpoint(self) -> None:
         """Move the journal into the file, so that what was deleted does not stay in it."""

@@ -16,6 +16,7 @@ from server.files.nouns import NewFile, StoredFile
 _QUERY = "SELECT f.*, b.num_bytes FROM files f JOIN blobs b USING (sha256)"
 # Places in lists are remembered for a client that deletes what it lists; nobody takes longer than that.
 GONE_SECONDS = 86_400
+UPLOAD_KEPT_SECONDS = 30 * 86_400
 DOCUMENT_DELETED = "the document of this file was deleted; add the file again"
 
 
@@ -116,6 +117,14 @@ class FileTable:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def own_bytes(self) -> int:
+        """Bytes of what was sent but for what a document of the library has, too."""
+        with self._database.read() as connection:
+            (num_bytes,) = connection.execute(
+                "SELECT coalesce(sum(num_bytes), 0) FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM documents)"
+            ).fetchone()
+        return int(num_bytes)
+
     def discard_unwanted(self, hashes: Iterable[str] | None = None) -> None:
         """Take bytes that nobody refers to off the disk: those with these hashes, or all."""
         with self._database.transaction() as connection:
@@ -127,9 +136,13 @@ class FileTable:
                     self.blobs.discard(sha256)
 
     def forget_places(self) -> None:
-        """Forget where what was deleted long ago stood in the lists."""
+        """Forget where what was deleted long ago stood in the lists, and uploads that ended long ago."""
+        moment = int(self._database.now())
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM gone WHERE deleted_at < ?", (int(self._database.now()) - GONE_SECONDS,))
+            connection.execute("DELETE FROM gone WHERE deleted_at < ?", (moment - GONE_SECONDS,))
+            connection.execute(
+                "DELETE FROM uploads WHERE status != 'pending' AND expires_at < ?", (moment - UPLOAD_KEPT_SECONDS,)
+            )
 
     def intend(self, file: StoredFile) -> str:
         """The id of the document that is made of the file's content, or is to be; durable before there is one."""

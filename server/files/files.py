@@ -84,6 +84,10 @@ class Files:
         """Close the database."""
         self._database.close()
 
+    def disk_bytes(self) -> int:
+        """Bytes on the disk that are there for files alone. From any thread; blocks for the disk."""
+        return self.table.own_bytes() + self._database.disk_bytes()
+
     def wake(self) -> None:
         """Something was put into a store, or became answerable. From any thread."""
         self._maker.wake()

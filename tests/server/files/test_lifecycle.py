@@ -93,6 +93,14 @@ async def test_files_of_one_content_share_a_document_that_goes_with_the_last(ope
     async with open_world() as (client, world):
         one, two = await send(client), await send(client, name="copy.txt")
         assert len(blobs(world)) == 1
+
+        async def own_bytes() -> int:
+            """Beside the tables."""
+            pools = (await client.get("/v1/memory")).json()["disk"]["pools"]
+            tables = [path.stat().st_size for path in world.settings.data_dir.glob("files.sqlite3*")]
+            return int(pools["files"]) - sum(tables)
+
+        assert await own_bytes() == len(LEASE)
         store = await new_store(client, one, two)
         assert [await status(client, store, each) for each in (one, two)] == ["completed"] * 2
         (document,) = await documents(client)
@@ -100,6 +108,7 @@ async def test_files_of_one_content_share_a_document_that_goes_with_the_last(ope
         # Once on the disk: what the library has is what was sent.
         (blob,) = [path for path in (world.settings.data_dir / "blobs").rglob("*") if path.is_file()]
         assert blob.samefile(blobs(world)[0]) and blob.stat().st_nlink == 2
+        assert await own_bytes() == 0
         assert (await client.delete(f"/v1/files/{one}")).status_code == 200
         assert await found(client, store) == [two] and await documents(client) == [document]
         assert (await client.delete(f"/v1/files/{two}")).json()["deleted"]
@@ -197,6 +206,9 @@ async def test_what_has_expired_is_gone(open_world: OpenWorld) -> None:
         assert len(blobs(world)) == 1 and len(await documents(client)) == 1
         files._database.now = lambda: start + 3601 + 86_400
         assert (await client.get(f"/v1/vector_stores/{store}")).json()["status"] == "expired"
+        files._database.now = lambda: start + 32 * 86_400
+        await asyncio.to_thread(files.table.forget_places)
+        assert (await client.post(f"/v1/uploads/{upload['id']}/cancel")).status_code == 404
         refused = await client.post(f"/v1/vector_stores/{store}/search", json={"query": "lamp"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "vector_store_expired")
 
