@@ -11,6 +11,7 @@ from fakes_responses import checked, post, streamed
 from fakes_server import MODEL, World, serving
 
 from model.tokenizer import Tokenizer
+from retrieval.passage import Passage, Span
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp. Rent is due in March."
 OTHER = "The garden was planted by Anselm Rautenberg. Margarethe Oldenkamp left."
@@ -168,11 +169,31 @@ def test_filters_numbers_and_scores(client: openai.OpenAI, world: World, tokeniz
     assert "invoice" not in read(world, tokenizer).lower().split("question:")[0]
     assert len(found(max_num_results=1)) == 1
     assert len(found(max_num_results=50)) >= 2
-    # The scores in this library are numbers of words in common.
-    assert len(found(ranking_options={"score_threshold": 1.0})) == len(found())
     with pytest.raises(openai.BadRequestError) as wrong:
         found(filters={"type": "like", "key": "kind", "value": "plants"})
     assert wrong.value.param is not None and wrong.value.param.startswith("tools.0.filters")
+
+
+def test_what_scores_too_little_is_left_out(client: openai.OpenAI, world: World, tokenizer: Tokenizer) -> None:
+    store = filled(client)
+    (document,) = world.library.documents
+    second, third = TEXT.index("Invoice"), TEXT.index("Rent")
+    spans = [Span(0, second), Span(second, third), Span(third, len(TEXT))]
+    world.library.plant(
+        *(
+            Passage(document, "ledger.txt", span, TEXT[span.start : span.end], None, score, ("lexical",))
+            for span, score in zip(spans, (0.9, 0.5, 0.2), strict=True)
+        )
+    )
+    for threshold, kept in ((None, 3), (0.5, 2), (0.95, 0)):
+        ranking = {} if threshold is None else {"ranking_options": {"score_threshold": threshold, "ranker": "auto"}}
+        response = client.responses.create(
+            model=MODEL, input=WHO, tools=tool(store, **ranking), include=["file_search_call.results"]
+        )
+        results = response.output[0].results  # type: ignore[union-attr]
+        assert [result.score for result in results or ()] == [0.9, 0.5, 0.2][:kept]
+        assert ("Rent" in read(world, tokenizer)) == (kept == 3) or kept == 0
+    assert response.output_text.startswith("Nothing about this was found.")
 
 
 def test_a_store_without_files_and_one_that_is_none(client: openai.OpenAI, world: World) -> None:
