@@ -81,6 +81,13 @@ def test_same_content_same_kind_same_tenant_is_the_same_document(store, upload):
     assert len(store.ids()) == 3
 
 
+def test_a_new_document_gets_the_id_that_is_given_and_a_known_one_keeps_its_own(store, upload):
+    first, accepted = store.add("acme", "a.txt", "text/plain", upload(b"same"), document_id="doc_chosen")
+    assert accepted and store.record("doc_chosen", "acme") == first
+    again, accepted = store.add("acme", "a.txt", "text/plain", upload(b"same"), document_id="doc_other")
+    assert (again, accepted) == (first, False)
+
+
 def test_a_failed_document_is_queued_again_by_the_same_content(store, record, upload):
     store.write_text(record.number, "half", ())
     store.fail(record.number, DocumentError("damaged", "no end of file"))

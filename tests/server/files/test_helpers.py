@@ -337,3 +337,66 @@ async def test_the_async_client_does_it_all(aclient: openai.AsyncOpenAI, world: 
     assert (await aclient.vector_stores.delete(store.id)).deleted
     assert (await aclient.files.delete(file.id)).deleted
     assert len([each async for each in aclient.files.list(limit=2)]) == 5
+
+
+def test_a_document_whose_failure_could_not_be_told_ends_failed(
+    client: openai.OpenAI, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("no way to go on")
+
+    monkeypatch.setattr(world.library, "process", broken)
+    store = client.vector_stores.create()
+    file = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=("lease.txt", LEASE))
+    assert file.status == "failed" and file.last_error is not None and file.last_error.code == "server_error"
+
+
+def test_every_reply_is_what_the_clients_types_say(client: openai.OpenAI, world: World) -> None:
+    """The client builds its objects without looking; here each is validated, and so is every item of a page."""
+    files, uploads, stores = (each.with_raw_response for each in (client.files, client.uploads, client.vector_stores))
+    members, batches = client.vector_stores.files.with_raw_response, client.vector_stores.file_batches.with_raw_response
+    seen: dict[str, int] = {}
+
+    def valid(reply: Any) -> Any:
+        parsed, told = reply.parse(), reply.http_response.json()
+        if hasattr(parsed, "data"):
+            (kind,) = {type(each) for each in parsed.data}
+            for each in told["data"]:
+                kind.model_validate(each)
+            assert isinstance(told["has_more"], bool)
+        else:
+            kind = type(parsed)
+            kind.model_validate(told)
+        seen[kind.__name__] = seen.get(kind.__name__, 0) + 1
+        return parsed
+
+    file = valid(files.create(file=("lease.txt", LEASE), purpose="user_data"))
+    picture = valid(files.create(file=("p.png", PICTURE), purpose="vision"))
+    valid(files.retrieve(file.id))
+    valid(files.list())
+    upload = valid(uploads.create(bytes=2, filename="a.txt", mime_type="text/plain", purpose="assistants"))
+    part = valid(uploads.parts.create(upload.id, data=b"ab"))
+    valid(uploads.complete(upload.id, part_ids=[part.id]))
+    other = valid(uploads.create(bytes=2, filename="a.txt", mime_type="text/plain", purpose="assistants"))
+    valid(uploads.cancel(other.id))
+    days: Any = {"anchor": "last_active_at", "days": 3}
+    store = valid(stores.create(name="s", expires_after=days, metadata={"a": "b"}))
+    valid(stores.update(store.id, name="t"))
+    valid(stores.list())
+    batch = valid(batches.create(store.id, files=[{"file_id": file.id, "attributes": {"n": 1.5, "b": True, "s": "x"}}]))
+    client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id)
+    valid(members.create(store.id, file_id=picture.id))
+    client.vector_stores.files.poll(picture.id, vector_store_id=store.id)
+    valid(batches.retrieve(batch.id, vector_store_id=store.id))
+    valid(batches.list_files(batch.id, vector_store_id=store.id))
+    valid(batches.cancel(batch.id, vector_store_id=store.id))
+    valid(members.list(store.id))
+    valid(members.retrieve(file.id, vector_store_id=store.id))
+    valid(members.update(file.id, vector_store_id=store.id, attributes={"n": 1}))
+    valid(members.content(file.id, vector_store_id=store.id))
+    valid(stores.search(store.id, query="Who pays the rent of the mill?"))
+    valid(stores.retrieve(store.id))
+    valid(members.delete(file.id, vector_store_id=store.id))
+    valid(stores.delete(store.id))
+    valid(files.delete(file.id))
+    assert len(seen) == 11 and sum(seen.values()) == 26, seen
