@@ -81,11 +81,13 @@ class Admission:
             answer, inquiry = await self._answer(stack, body, inquiry)
             created_at = int(time.time())
             shape = ResponseShape(body, services.model, created_at, 0.0 if whole.documents else 1.0, whole.max_passages)
-            session, items = inquiry.session, [item.view() for item in body.input]
+            items = [item.view() for item in body.input]
 
             async def keep(response: dict[str, Any]) -> None:
                 if claim is None:
                     return
+                # The turn of one that failed is not in the session.
+                session = inquiry.session if response["status"] != "failed" else None
                 stored = StoredResponse(
                     shape.id, body.previous_response_id, session, created_at, response, items, asked.brought
                 )

@@ -8,6 +8,8 @@ import httpx
 import pytest
 from fakes_server import MODEL, World, WorldMaker, open_client
 
+from model.engine.request import FinishReason
+from model.errors import GenerationFailed
 from model.tokenizer import Tokenizer
 from retrieval.errors import StoreInvalid
 from server.responses import conversations
@@ -103,6 +105,15 @@ async def test_a_session_that_was_passed_on_is_not_given_away_again(client: http
             first.release()
             async with services.conversations.claimed("default", stored) as third:
                 assert first.session == second.session != third.session
+
+
+async def test_after_a_failure_the_conversation_goes_on_in_its_session(client: httpx.AsyncClient, world: World) -> None:
+    first = await say(client, "Which?")
+    world.engine.enqueue("half", finish_reason=FinishReason.ERROR, error=GenerationFailed(MemoryError()))
+    body = {"model": MODEL, "input": "And?", "previous_response_id": first["id"], "stream": True}
+    assert "event: response.failed\n" in (await client.post("/v1/responses", json=body)).text
+    await say(client, "And?", first["id"])
+    assert list((await sessions(client)).values()) == [2]
 
 
 async def test_instructions_are_those_of_the_request_alone(

@@ -244,6 +244,17 @@ def test_a_file_in_a_message(client: openai.OpenAI, world: World, tokenizer: Tok
     world.engine.enqueue("At noon.")
     second = client.responses.create(model=MODEL, input="When does the vault open?", previous_response_id=first.id)
     assert "noon" in read(world, tokenizer) and second.output_text == "At noon."
+    # Who sends a file along asks about it, whatever the words.
+    for text, previous in (("Thanks!", None), ("Thanks!", first.id)):
+        file_part: Any = {"type": "input_file", "file_id": file}
+        content = [{"type": "input_text", "text": text}, *([file_part] if previous is None else [])]
+        reply = client.responses.create(
+            model=MODEL,
+            input=[{"role": "user", "content": content}],  # type: ignore[list-item,misc]
+            previous_response_id=previous,
+        )
+        assert reply.usage is not None
+        assert reply.usage.model_dump()["fano"]["retrieval"]["used"] == (previous is None), text
     with pytest.raises(openai.NotFoundError) as unknown:
         client.responses.create(
             model=MODEL,
