@@ -71,8 +71,8 @@ def section() -> str:
             f"Of {len(every)} helpers of the official Python client, {num_works} work, sync and async, {num_refused} "
             f"are refused and {len(every) - num_works - num_refused} not served. Every object and event that they "
             "got was validated strictly against the client's own types. The 2.x line of the client "
-            "passes the same tests; that, the official JavaScript client, LangChain and LlamaIndex are tried by `make test-all`, and "
-            "`docs/foreign-clients.json` has the last results.",
+            "passes the same tests; that, the official JavaScript client, LangChain and LlamaIndex are tried by "
+            "`make test-all`, and `docs/foreign-clients.json` has the last results.",
             "",
             "| helper | |",
             "| --- | --- |",
