@@ -1,12 +1,13 @@
 """Conversations of stored responses: what is remembered, branches, a restart, deletion."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fakes_server import MODEL, World, WorldMaker, open_client
+from fakes_server import MODEL, World, WorldMaker, open_client, sse
 
 from model.engine.request import FinishReason
 from model.errors import GenerationFailed
@@ -114,6 +115,32 @@ async def test_after_a_failure_the_conversation_goes_on_in_its_session(client: h
     assert "event: response.failed\n" in (await client.post("/v1/responses", json=body)).text
     await say(client, "And?", first["id"])
     assert list((await sessions(client)).values()) == [2]
+
+
+async def test_a_conversation_goes_on_while_the_end_of_the_stream_is_still_on_its_way(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    body = json.dumps({"model": MODEL, "input": "Which?", "stream": True}).encode()
+    coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    coming.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    completed: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    is_taken = asyncio.Event()
+
+    async def send(message: dict[str, Any]) -> None:
+        for name, data in sse(message.get("body", b"").decode()):
+            if name == "response.completed":
+                completed.set_result(json.loads(data)["response"])
+                await is_taken.wait()
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/responses", "query_string": b""}
+    scope |= {"scheme": "http", "headers": headers, "client": ("127.0.0.1", 1), "server": ("localhost", 80)}
+    streaming = asyncio.create_task(world.app(scope, coming.get, send))
+    made = await completed
+    await say(client, "And?", made["id"])
+    assert list((await sessions(client)).values()) == [2]
+    is_taken.set()
+    await streaming
 
 
 async def test_instructions_are_those_of_the_request_alone(
