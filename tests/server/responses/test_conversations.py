@@ -143,6 +143,16 @@ async def test_a_conversation_goes_on_while_the_end_of_the_stream_is_still_on_it
     await streaming
 
 
+async def test_what_is_remembered_is_counted_as_it_was_read(
+    client: httpx.AsyncClient, world: World, tokenizer: Tokenizer
+) -> None:
+    spelled(world, tokenizer, "clause twelve")
+    first = await say(client, "Which?")
+    body = {"model": MODEL, "input": "And?", "previous_response_id": first["id"]}
+    counted = (await client.post("/v1/responses/input_tokens", json=body)).json()["input_tokens"]
+    assert counted == (await say(client, "And?", first["id"]))["usage"]["input_tokens"]
+
+
 async def test_instructions_are_those_of_the_request_alone(
     client: httpx.AsyncClient, world: World, tokenizer: Tokenizer
 ) -> None:

@@ -279,7 +279,7 @@ def test_a_file_within_the_request(client: openai.OpenAI, url: str, world: World
     assert item.content[0].model_dump(exclude_none=True) == {"type": "input_file", "filename": "ledger.txt"}  # type: ignore[union-attr]
     for wrong, code in (
         ("%%%", "invalid_value"),
-        ("data:text/plain,hello", "invalid_value"),
+        ("data:text/plain,aGVsbG8=", "invalid_value"),
         ("data:;base64,", "invalid_value"),
         (base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0").decode(), "unsupported_file"),
     ):
