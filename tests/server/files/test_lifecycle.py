@@ -389,3 +389,33 @@ async def test_many_at_once_on_one_content(open_world: OpenWorld) -> None:
         for document in await documents(client):
             assert (await client.delete(f"/v1/documents/{document}")).status_code == 200
         assert blobs(world) == [] and services_of(world).files.table.documents() == []
+
+
+async def test_results_are_scored_cut_and_as_many_as_asked_for(open_world: OpenWorld) -> None:
+    async with open_world() as (client, _):
+        rows = [f"Tower TW-{number} has a lamp that burns {number} nights.\n\n" for number in range(400)]
+        one, two = await send(client, "".join(rows), "towers.txt"), await send(client)
+        store = await new_store(client, one, two)
+        assert [await status(client, store, each) for each in (one, two)] == ["completed"] * 2
+
+        async def search(**fields: Any) -> list[Any]:
+            body = {"query": ["How long burns the lamp of tower TW-77?", "Who pays the rent?"]} | fields
+            reply = await client.post(f"/v1/vector_stores/{store}/search", json=body)
+            assert reply.status_code == 200, reply.text
+            return list(reply.json()["data"])
+
+        hits = await search(max_num_results=50)
+        scores = [hit["score"] for hit in hits]
+        assert len(hits) > 5 and scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
+        assert "TW-77 has a lamp that burns 77 nights" in hits[0]["content"][0]["text"]
+        places = {(hit["file_id"], hit["start_char"], hit["end_char"]) for hit in hits}
+        assert len(places) == len(hits)
+        for hit in hits:
+            text = (await client.get(f"/v1/vector_stores/{store}/files/{hit['file_id']}/content")).json()["data"]
+            assert text[0]["text"][hit["start_char"] : hit["end_char"]] == hit["content"][0]["text"]
+        for most in (1, 3):
+            few = await search(max_num_results=most)
+            assert len(few) == most and "burns 77 nights" in few[0]["content"][0]["text"]
+        threshold = scores[len(scores) // 2]
+        cut = await search(max_num_results=50, ranking_options={"score_threshold": threshold})
+        assert cut == [hit for hit in hits if hit["score"] >= threshold] and len(cut) < len(hits)
