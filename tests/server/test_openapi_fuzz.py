@@ -12,8 +12,8 @@ import httpx
 import pytest
 import schemathesis
 from fakes_routes import parameters_of, routes_of
-from fakes_server import MODEL, World, WorldMaker, serving
-from fakes_things import KINDS, made_by
+from fakes_server import EMBEDDING_WIDTH, MODEL, World, WorldMaker, serving
+from fakes_things import HELLO, KINDS, made_by
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -38,6 +38,11 @@ CHECKS = [
     response_headers_conformance,
 ]
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+# What bodies need, or may as well have.
+NEEDED = {
+    *("model", "messages", "input", "prompt", "question", "documents", "text", "name", "file", "query", "to"),
+    *("start", "end", "file_id", "file_ids", "files", "part_ids", "data", "purpose", "filename", "bytes", "mime_type"),
+}
 
 
 @dataclass
@@ -59,6 +64,9 @@ class Target:
                 case "session":
                     to = f"spare-{serial}"
                     return str(client.post(f"/v1/sessions/{self.ids[kind]}/fork", json={"to": to}).json()["name"])
+                case "fact":
+                    path = f"/v1/documents/{self.ids['document']}/facts"
+                    return str(client.post(path, json={"start": 0, "end": 3, "key": f"key {serial}"}).json()["id"])
                 case "response":
                     return str(client.post("/v1/responses", json={"model": MODEL, "input": "Hello"}).json()["id"])
                 case "file":
@@ -90,8 +98,17 @@ def aim(case: Any, target: Target, dice: random.Random) -> None:
             deletes = case.method.upper() == "DELETE" and is_last and kind is not None
             case.path_parameters[name] = MODEL if kind is None else target.spare(kind) if deletes else target.ids[kind]
     if isinstance(case.body, dict):
-        if "model" in case.body and dice.random() < 0.8:
-            case.body["model"] = MODEL
+        if dice.random() < 0.8:
+            # One field that is refused for its value is enough; most bodies should have none.
+            extra = [name for name in case.body if name not in NEEDED]
+            for name in dice.sample(extra, max(0, len(extra) - dice.randrange(3))):
+                del case.body[name]
+        if "model" in case.body and dice.random() < 0.9:
+            case.body["model"] = f"hash-{EMBEDDING_WIDTH}" if case.path == "/v1/embeddings" else MODEL
+        if isinstance(case.body.get("messages"), list) and dice.random() < 0.5:
+            case.body["messages"] = HELLO
+        if "input" in case.body and dice.random() < 0.5:
+            case.body["input"] = "Hello there"
         for name, value in (
             ("documents", ["document"]),
             ("vector_store_ids", ["vector_store"]),
