@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A document may be answerable long before the worker is done with it, which is told at its end only.
+# The worker tells when it is done with a document; a deletion, or a failure that it cannot note, nobody tells.
 LOOK_SECONDS = 0.2
+# A document can be asked before its vectors are there, by keys and words. A file is complete with them: who waited for
+# it finds by meaning, too, and the same question finds the same again.
+SETTLED = (DocumentStatus.READY, DocumentStatus.READING, DocumentStatus.FAILED)
 MOST_LOOKED_AT = 8
 MOST_BEGUN = 64
 LEAVING_SECONDS = 0.01
@@ -163,10 +166,10 @@ class DocumentMaker:
         """Tell the stores how it went with a document. Whether that can be said yet."""
         if document is None:
             self._files.forget_document(tenant, document_id)
-        elif document.answerable or document.status is DocumentStatus.FAILED:
+        elif document.status in SETTLED:
             self._membership.settle(tenant, document_id, fault_of(document))
         elif self._ingestor.has_given_up(document_id):
-            self._membership.settle(tenant, document_id, ("server_error", GIVEN_UP))
+            self._membership.settle(tenant, document_id, None if document.answerable else ("server_error", GIVEN_UP))
         else:
             return False
         self._awaited.pop(document_id, None)

@@ -302,6 +302,8 @@ def test_what_is_refused_is_refused_by_name(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as error:
             use()
         assert (error.value.param or "") == param, (error.value, param)
+        # Why not is said, for this is a value that OpenAI takes.
+        assert (error.value.code == "unsupported_value") == param.endswith("chunking_strategy.type")
     with pytest.raises(openai.NotFoundError) as unknown:
         batch(store, file_ids=[file, "file-none"])
     assert unknown.value.param == "file_ids.1"
