@@ -127,7 +127,17 @@ responses("file_id", "file", input_file)
 responses("documents", "document", lambda id: {"fano": {"documents": [id]}})
 responses("document", "document", lambda id: {"fano": {"documents": ["OWN_DOCUMENT"], "within": within(id)}}, False)
 responses("session", "session", lambda id: {"fano": {"session": id}}, False)
+
+
+def chat_file(file_id: str) -> list[dict[str, Any]]:
+    content = [{"type": "file", "file": {"file_id": file_id}}, {"type": "text", "text": "Who?"}]
+    return [{"role": "user", "content": content}]
+
+
 FIELDS += [
+    ("POST", "/v1/chat/completions", "file_id", "file", lambda id: {"json": CHAT | {"messages": chat_file(id)}}, True),
+    # A file in a message is not planned for, whoever has it.
+    ("POST", "/v1/plan", "file_id", "file", lambda id: {"json": {"messages": chat_file(id)}}, False),
     ("GET", "/v1/files", "after", "file", lambda id: {"params": {"after": id}}, False),
     ("POST", "/v1/uploads/{upload_id}/complete", "part_ids", "part", lambda id: {"json": {"part_ids": [id]}}, False),
     ("POST", "/v1/vector_stores", "file_ids", "file", lambda id: {"json": {"file_ids": [id]}}, True),
