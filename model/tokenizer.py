@@ -90,6 +90,11 @@ class Tokenizer:
         return self._template is not None
 
     @property
+    def tool_template(self) -> str | None:
+        """The source of a chat template that tells the model of functions it may call; None where it does not."""
+        return self._template.source if self._template is not None and self._template.uses_tools else None
+
+    @property
     def adds_leading_space(self) -> bool:
         """Whether a text is encoded with a space before it, which decoding takes away again."""
         return self._style.strips_leading_space
@@ -134,11 +139,16 @@ class Tokenizer:
         """The name of a control token, such as ``<|endoftext|>``; None for any other."""
         return self._control_names.get(token_id)
 
-    def render_chat(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> str:
         """The prompt as text, for people to read. Raises ``ChatTemplateMissing`` or ``ChatTemplateRejected``."""
         if self._template is None:
             raise ChatTemplateMissing(self._directory)
-        return self._template.render(messages, add_generation_prompt)
+        return self._template.render(messages, add_generation_prompt, tools)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
@@ -153,7 +163,10 @@ class Tokenizer:
         return tuple(ids)
 
     def chat_parts(
-        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> tuple[int | str, ...]:
         """The prompt as the template wrote it: ids of control tokens, and the texts between them, none empty.
 
@@ -161,8 +174,9 @@ class Tokenizer:
         runs, so that only what the template itself wrote is found as control tokens; the text is then put back.
         Raises what ``render_chat`` raises; a text may be one that ``encode`` refuses.
         """
-        stand_ins = _StandIns(self._control_ids, json.dumps(messages, ensure_ascii=False, default=str))
-        prompt = self.render_chat([stand_ins.hide_message(message) for message in messages], add_generation_prompt)
+        stand_ins = _StandIns(self._control_ids, json.dumps([messages, tools], ensure_ascii=False, default=str))
+        hidden = [stand_ins.hide_message(message) for message in messages]
+        prompt = self.render_chat(hidden, add_generation_prompt, [stand_ins.hide_tool(tool) for tool in tools or ()])
         parts: list[int | str] = []
         # Splitting by a group puts the control tokens at the odd places.
         for place, part in enumerate(stand_ins.control_pattern.split(prompt)):
@@ -221,6 +235,10 @@ class _StandIns:
         if not isinstance(role, str) or not ROLE.fullmatch(role):
             raise ChatTemplateRejected(f"the role {role!r} is not a word such as 'user'")
         return {key: value if key == "role" else self._hide(value) for key, value in message.items()}
+
+    def hide_tool(self, tool: Mapping[str, object]) -> dict[str, object]:
+        """A tool with no control token in any of its texts."""
+        return {key: self._hide(value) for key, value in tool.items()}
 
     def restore(self, text: str) -> str:
         """The text as it was typed."""

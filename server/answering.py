@@ -218,7 +218,7 @@ class Answering:
 
     def _converse(self, inquiry: Inquiry, is_asked: bool, history: History | None) -> Groundwork:
         """The groundwork of a plain chat."""
-        conversation = build_chat(self._tokenizer, inquiry.turns, history)
+        conversation = build_chat(self._tokenizer, inquiry.turns, history, inquiry.tools)
         prompt = Prompt(conversation.ids, 0, conversation.borders)
         max_tokens = inquiry.sampling.max_tokens
         if max_tokens is None:

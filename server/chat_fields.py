@@ -40,6 +40,11 @@ def _refused(reason: str, *harmless: object) -> ChatField:
     return ChatField(Treatment.REFUSED, reason, harmless)
 
 
+WHERE_TAUGHT = (
+    "where the checkpoint's chat template teaches calls as `<tool_call>`; refused by name with any other, such as the "
+    "embedded model's"
+)
+
 CHAT_FIELDS: Mapping[str, ChatField] = {
     "messages": HONOURED,
     "model": HONOURED,
@@ -51,6 +56,9 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "stream_options": HONOURED,
     "temperature": HONOURED,
     "top_p": HONOURED,
+    "parallel_tool_calls": HONOURED,
+    "tool_choice": HONOURED,
+    "tools": ChatField(Treatment.HONOURED, WHERE_TAUGHT),
     "frequency_penalty": HONOURED,
     "logit_bias": HONOURED,
     "logprobs": HONOURED,
@@ -64,7 +72,6 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "repetition_penalty": HONOURED,
     "top_k": HONOURED,
     "metadata": _neutral("labels of stored completions, and none are stored"),
-    "parallel_tool_calls": _neutral("there are no tool calls"),
     "prompt_cache_key": _neutral("a routing hint"),
     "prompt_cache_options": _neutral("a caching hint"),
     "prompt_cache_retention": _neutral("a caching hint"),
@@ -79,8 +86,6 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "prediction": _refused("predicted output is not used"),
     "reasoning_effort": _refused("this model does not reason in steps", "none"),
     "store": _refused("completions are not stored", False),
-    "tool_choice": _refused("tools are not called", "none", "auto"),
-    "tools": _refused("tools are not called", []),
     "verbosity": _refused("verbosity is not adjusted", "medium"),
     "web_search_options": _refused("the web is not searched"),
 }
@@ -95,8 +100,8 @@ MESSAGE_FIELDS: Mapping[str, ChatField] = {
     "name": _refused("participants have no names here"),
     "prompt_cache_breakpoint": _neutral("a caching hint"),
     "refusal": _refused("this model makes no refusals", ""),
-    "tool_call_id": _refused("tools are not called"),
-    "tool_calls": _refused("tools are not called", []),
+    "tool_call_id": ChatField(Treatment.HONOURED, WHERE_TAUGHT),
+    "tool_calls": ChatField(Treatment.HONOURED, WHERE_TAUGHT),
 }
 
 

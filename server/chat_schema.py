@@ -1,6 +1,6 @@
 """The chat completion request of OpenAI's schema, with the extension object ``fano``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
@@ -24,6 +24,7 @@ from server.schemas import (
     WireModel,
     carried_by_utf8,
 )
+from server.tool_schema import Choice, ToolCall, Tools
 
 
 class FilePart(WireModel):
@@ -85,8 +86,10 @@ Content = Annotated[
 class ChatMessage(WireModel):
     """One turn. ``developer`` is the newer name of ``system``."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content
+    tool_call_id: Annotated[Text, StringConstraints(min_length=1, max_length=128)] | None = None
+    tool_calls: list[ToolCall] | None = None
 
     @property
     def text(self) -> str:
@@ -132,6 +135,13 @@ class FanoOptions(WireModel):
     session: Annotated[str, StringConstraints(pattern=rf"^document:.|{SESSION_NAME}")] | None = None
 
 
+def _with_content(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that only calls functions has no text."""
+    if message.get("tool_calls") and message.get("content") is None:
+        return {**message, "content": ""}
+    return message
+
+
 class ChatRequest(SamplingRequest):
     """A request with the fields that ``chat_fields.CHAT_FIELDS`` calls honoured."""
 
@@ -143,6 +153,9 @@ class ChatRequest(SamplingRequest):
     top_logprobs: NumLogprobs | None = None
     prompt_logprobs: NumLogprobs | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
     fano: FanoOptions = FanoOptions()
 
     @model_validator(mode="before")
@@ -155,7 +168,7 @@ class ChatRequest(SamplingRequest):
         messages = kept.get("messages")
         if isinstance(messages, list):
             kept["messages"] = [
-                without_idle_fields(message, MESSAGE_FIELDS, f"messages.{place}.")
+                _with_content(without_idle_fields(message, MESSAGE_FIELDS, f"messages.{place}."))
                 if isinstance(message, dict)
                 else message
                 for place, message in enumerate(messages)

@@ -2,16 +2,18 @@
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.engine.request import TokenLogprob
+from model.engine.request import FinishReason, TokenLogprob
 from server.citations import Citation, Source
 from server.files.nouns import StoreDocument
 from server.inquiry import AnswerDone, AnswerText, ChoiceDone, ServedModel
 from server.prompt import ChatTokenizer
 from server.rendering import usage_view
 from server.token_view import TokenView
+from server.tool_calls import CallArguments, CallBegins, CallReader, Piece
 
 
 class ChatShape:
@@ -27,7 +29,10 @@ class ChatShape:
         sources: Sequence[Source],
         has_logprobs: bool,
         files: Sequence[StoreDocument] = (),
+        has_tools: bool = False,
     ) -> None:
+        self._has_tools = has_tools
+        self._readers: defaultdict[int, CallReader] = defaultdict(CallReader)
         self._model = model
         self._tokens = TokenView(tokenizer)
         self._has_logprobs = has_logprobs
@@ -64,9 +69,23 @@ class ChatShape:
         """The piece with the citations."""
         return self._chunk(choice, {"annotations": self._annotations(citations)})
 
-    def closing(self, done: ChoiceDone) -> dict[str, Any]:
-        """The last piece of a streamed choice."""
-        return self._chunk(done.choice, {}, done.finish_reason.value)
+    def pieces(self, text: AnswerText) -> list[dict[str, Any]]:
+        """As ``piece``, where the text may call functions: a piece for each part, the first one with the tokens."""
+        if not self._has_tools:
+            return [self.piece(text)]
+        deltas = [_delta(each) for each in self._readers[text.choice].push(text.text)]
+        logprobs = self._logprobs(text.logprobs) if text.logprobs else None
+        if logprobs is not None and not deltas:
+            deltas = [{}]
+        return [
+            self._chunk(text.choice, delta, logprobs=None if place else logprobs) for place, delta in enumerate(deltas)
+        ]
+
+    def closing(self, done: ChoiceDone) -> list[dict[str, Any]]:
+        """The last pieces of a streamed choice."""
+        rest = self._readers[done.choice].push("", is_last=True) if self._has_tools else []
+        reason = _reason(done, self._readers[done.choice].num_calls)
+        return [*(self._chunk(done.choice, _delta(each)) for each in rest), self._chunk(done.choice, {}, reason)]
 
     def billed(self, done: AnswerDone) -> dict[str, Any]:
         """The last piece of all, which has no choice."""
@@ -77,13 +96,20 @@ class ChatShape:
         self, done: ChoiceDone, citations: Sequence[Citation], logprobs: Sequence[TokenLogprob]
     ) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+        num_calls = 0
+        if self._has_tools:
+            text, calls = _calls(done.text)
+            num_calls = len(calls)
+            message["content"] = text if text or not calls else None
+            if calls:
+                message["tool_calls"] = calls
         if citations:
             message["annotations"] = self._annotations(citations)
         return {
             "index": done.choice,
             "message": message,
             "logprobs": self._logprobs(logprobs) if self._has_logprobs else None,
-            "finish_reason": done.finish_reason.value,
+            "finish_reason": _reason(done, num_calls),
         }
 
     def _chunk(
@@ -114,3 +140,35 @@ class ChatShape:
             }
             for citation in citations
         ]
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    """A part of a reply as the delta of a chunk."""
+    match piece:
+        case str():
+            return {"content": piece}
+        case CallBegins():
+            function = {"name": piece.name, "arguments": ""}
+            return {"tool_calls": [{"index": piece.index, "id": piece.id, "type": "function", "function": function}]}
+        case CallArguments():
+            return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+
+
+def _calls(text: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text before any call, and the calls. One that was cut has the arguments as far as they go."""
+    before = ""
+    calls: list[dict[str, Any]] = []
+    for piece in CallReader().push(text, is_last=True):
+        match piece:
+            case str():
+                before += piece
+            case CallBegins():
+                calls.append({"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}})
+            case CallArguments():
+                calls[-1]["function"]["arguments"] += piece.text
+    return before, calls
+
+
+def _reason(done: ChoiceDone, num_calls: int) -> str:
+    """A reply that calls functions stops for that."""
+    return "tool_calls" if num_calls and done.finish_reason is FinishReason.STOP else done.finish_reason.value

@@ -22,7 +22,10 @@ class PartTokenizer(Protocol):
     eos_ids: frozenset[int]
 
     def chat_parts(
-        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> Sequence[int | str]:
         """Control tokens and the texts between them, ready for the assistant's turn if that is wanted."""
 
@@ -104,14 +107,17 @@ class Conversation:
 
 
 def converse(
-    tokenizer: PartTokenizer, messages: Sequence[Mapping[str, object]], history: History | None = None
+    tokenizer: PartTokenizer,
+    messages: Sequence[Mapping[str, object]],
+    history: History | None = None,
+    tools: Sequence[Mapping[str, object]] = (),
 ) -> Conversation:
     """The conversation as a prompt; up to the first part that differs, with the ids of ``history``.
 
     Beside comparing texts, the work is that of encoding what is new. Raises what ``chat_parts`` and ``encode`` raise.
     """
     known = history or History(array("i"))
-    written = list(tokenizer.chat_parts(messages))
+    written = list(tokenizer.chat_parts(messages, tools=tools) if tools else tokenizer.chat_parts(messages))
     if known.prelude_tokens and written and written[0] == tokenizer.bos_id and known.ids[0] == tokenizer.bos_id:
         del written[0]  # A text begins once.
     keys = [part if isinstance(part, int) else digest(part) for part in written]

@@ -103,6 +103,10 @@ class GrammarConstraint:
         if token_id not in self._eos_ids and not self._matcher.consume_token(token_id):
             self._check()
 
+    def follows(self, token_ids: list[int]) -> bool:
+        """Take tokens that may not be allowed; False if they are not."""
+        return bool(self._matcher.consume_tokens(token_ids))
+
     def _check(self) -> None:
         if self._matcher.is_error():
             told = f"{self._param} is more than can be followed token by token: {_line(self._matcher.get_error())}"
@@ -139,6 +143,22 @@ class Grammars:
             compiled = LLMatcher.grammar_from_json_schema(spelled, overrides=OPTIONS)
         except ValueError as error:
             raise RequestInvalid(f"{param} cannot be kept: {_line(str(error))}", param) from error
+        return self._compiled(compiled, param)
+
+    def of_lark(self, rules: str, param: str) -> Grammar:
+        """The grammar of what the server itself has put together, in llguidance's variant of Lark. Raises as
+        ``of_json``."""
+        return self._compiled(LLMatcher.grammar_from_lark(rules), param)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text; empty for a control token."""
+        return self._tokenizer.token_bytes(token_id)
+
+    def follows(self, constraint: "GrammarConstraint", text: bytes) -> bool:
+        """Take ``text``, whatever its tokens were; False, and the constraint is of no use, if it is not allowed."""
+        return constraint.follows(self._loaded().greedy_tokenize(text.decode()))
+
+    def _compiled(self, compiled: str, param: str) -> Grammar:
         matcher = LLMatcher(self._loaded(), compiled, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise RequestInvalid(f"{param} cannot be kept: {_line(matcher.get_error())}", param)

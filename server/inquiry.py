@@ -1,5 +1,6 @@
 """What is asked, and what comes back: an inquiry, and the events of its answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from model.config import ReadingUnit
@@ -84,7 +85,8 @@ class Inquiry:
     ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone;
     ``decision`` is what it decided. Of a document that ``within`` names only the part is searched, and keys lead to
     facts of ``fact_kinds`` alone, if there are any. Passages that score less than ``min_score`` are left out.
-    ``constraint`` says of each reply which tokens may come.
+    ``constraint`` says of each reply which tokens may come, ``tools`` are the
+    functions that the model is told of.
     """
 
     request_id: str
@@ -105,6 +107,7 @@ class Inquiry:
     fact_kinds: tuple[FactKind, ...] = ()
     min_score: float = 0.0
     constraint: ConstraintMaker | None = None
+    tools: tuple[Mapping[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

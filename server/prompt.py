@@ -23,6 +23,10 @@ class ChatTokenizer(PartTokenizer, Protocol):
     """What prompts and replies need of a tokenizer."""
 
     @property
+    def tool_template(self) -> str | None:
+        """The source of a chat template that tells the model of functions; None where it does not."""
+
+    @property
     def text_start(self) -> tuple[int, ...]:
         """The tokens before a text that is no chat."""
 
@@ -40,10 +44,12 @@ class ChatTokenizer(PartTokenizer, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation; ``role`` is system, user or assistant."""
+    """One turn of a conversation; ``role`` is system, user, assistant or tool. ``more`` is what else the template gets:
+    an assistant's calls of functions, or which call a result belongs to."""
 
     role: str
     content: str
+    more: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +105,14 @@ def build_prompt(
     raise refusal
 
 
-def build_chat(tokenizer: PartTokenizer, turns: Sequence[Turn], history: History | None = None) -> Conversation:
+def build_chat(
+    tokenizer: PartTokenizer,
+    turns: Sequence[Turn],
+    history: History | None = None,
+    tools: Sequence[Mapping[str, object]] = (),
+) -> Conversation:
     """A conversation as it is, of any length, with the token ids of ``history`` as far as the text is the same."""
-    return converse(tokenizer, _messages(turns), history)
+    return converse(tokenizer, _messages(turns), history, tools)
 
 
 def worthwhile(prompt: Prompt) -> tuple[int, ...]:
@@ -117,4 +128,4 @@ def document_question(question: str, passages: Sequence[str], place: QuestionPla
 
 
 def _messages(turns: Sequence[Turn]) -> list[Mapping[str, object]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return [{"role": turn.role, "content": turn.content, **dict(turn.more)} for turn in turns]

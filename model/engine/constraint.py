@@ -14,8 +14,8 @@ class TokenConstraint(Protocol):
     def is_complete(self) -> bool:
         """Whether nothing but the end of text may come."""
 
-    def allowed(self) -> NDArray[np.int64]:
-        """Ids that may come next, ascending and never none; the end of text among them where it may be.
+    def allowed(self) -> NDArray[np.int64] | None:
+        """Ids that may come next, ascending and never none; the end of text among them where it may be. None for all.
 
         Raises ``ConstraintFailed``, which ends this request alone.
         """

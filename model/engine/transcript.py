@@ -76,7 +76,7 @@ class ConstrainedTranscript:
         self._free = free
         self._constraint = constraint
 
-    def allowed(self) -> NDArray[np.int64]:
+    def allowed(self) -> NDArray[np.int64] | None:
         """What the constraint allows."""
         return self._constraint.allowed()
 

@@ -21,16 +21,18 @@ from server.inquiry import AnswerDone, AnswerText, ChoiceDone
 from server.replies import Answer
 from server.schemas import STREAMED, error_responses
 from server.sse import DONE, EventStreamResponse, event
+from server.tooling import with_tools
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A reply that is under way, and the files that came with its conversation."""
+    """A reply that is under way, the files that came with its conversation, and whether it may call functions."""
 
     answer: Answer
     files: tuple[StoreDocument, ...]
+    has_tools: bool
 
 
 async def admit_chat(
@@ -50,11 +52,12 @@ async def admit_chat(
     if asked := body.response_format and body.response_format.schema_asked:
         constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *asked)
         inquiry = replace(inquiry, constraint=constraint)
+    inquiry = await anyio.to_thread.run_sync(with_tools, inquiry, body, services.tokenizer, services.grammars)
     inquiry = services.answering.decided(inquiry)
     if services.answering.is_in_doubt(inquiry):
         inquiry = await while_connected(request, services.answering.weighed(inquiry))
     async with services.answering.answer(inquiry) as answer:
-        yield Admitted(answer, files)
+        yield Admitted(answer, files, bool(inquiry.tools))
 
 
 @router.post("/chat/completions", responses=STREAMED)
@@ -72,7 +75,9 @@ async def create_chat_completion(
     """
     answer = admitted.answer
     has_logprobs = body.num_logprobs is not None
-    shape = ChatShape(services.model, services.tokenizer, answer.sources, has_logprobs, admitted.files)
+    shape = ChatShape(
+        services.model, services.tokenizer, answer.sources, has_logprobs, admitted.files, admitted.has_tools
+    )
     if not body.stream:
         done, logprobs = await whole_answer(request, answer)
         return JSONResponse(shape.completion(done, logprobs))
@@ -89,11 +94,13 @@ async def _events(answer: Answer, shape: ChatShape, num_choices: int, include_us
     async for each in answer.events():
         match each:
             case AnswerText():
-                yield event(shape.piece(each) | usage)
+                for chunk in shape.pieces(each):
+                    yield event(chunk | usage)
             case Citation():
                 yield event(shape.cited(0, [each]) | usage)
             case ChoiceDone():
-                yield event(shape.closing(each) | usage)
+                for chunk in shape.closing(each):
+                    yield event(chunk | usage)
             case AnswerDone():
                 if include_usage:
                     # The official client keeps the last usage it sees, so this chunk is the last.

@@ -14,6 +14,7 @@ from retrieval.passage import Passage, Span
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp. Nothing else happened."
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WHO = {"role": "user", "content": "Who paid invoice QX-7741-B?"}
 
 
@@ -232,7 +233,14 @@ async def test_a_default_limit_gives_way_to_the_context(new_world: WorldMaker, t
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": [5]}, "logit_bias", "invalid_value"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_field"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_field"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "missing_field"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        (
+            {"messages": [WHO, {"role": "assistant", "tool_calls": [CALL]}]},
+            "messages.1.tool_calls",
+            "unsupported_field",
+        ),
         ({"stream_options": {"include_usage": True}}, None, "invalid_value"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unknown_field"),
         ({"temprature": 1}, "temprature", "unknown_field"),
