@@ -160,6 +160,7 @@ def test_a_vector_store_lives(client: openai.OpenAI) -> None:
     changed = client.vector_stores.update(store.id, name="Towers", metadata=None, expires_after=None)
     assert (changed.name, changed.metadata, changed.expires_at) == ("Towers", {}, None)
     assert client.vector_stores.update(store.id, metadata={"a": "b"}).name == "Towers"
+    assert client.vector_stores.update(store.id, name="Mills").metadata == {"a": "b"}
     assert [each.id for each in client.vector_stores.list()] == [store.id]
     assert client.vector_stores.delete(store.id).deleted
     with pytest.raises(openai.NotFoundError):
