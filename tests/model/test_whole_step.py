@@ -36,6 +36,8 @@ GEOMETRIES: dict[str, dict[str, object]] = {
     "tied": {"hidden_size": 32, "mamba_d_state": 16, "tie_word_embeddings": True, "mamba_conv_bias": False},
     "taps": {"hidden_size": 34, "mamba_d_conv": 3, "vocab_size": 41},
 }
+# Enough weights that a step of one token is worth three threads.
+WIDE = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 4}
 POLICIES = {"full": AttentionPolicy(), "window": AttentionPolicy(PolicyName.WINDOW, sinks=64, window=64)}
 
 
@@ -51,7 +53,8 @@ def make_model(geometry: str, dtype: Dtype) -> HybridLM:
     if dtype is Dtype.INT8:
         return quantised(make_model(geometry, Dtype.FLOAT32))
     generator = torch.Generator().manual_seed(5)
-    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | GEOMETRIES.get(geometry, {})), REFERENCE, dtype)
+    named = WIDE if geometry == "wide" else GEOMETRIES.get(geometry, {})
+    model = HybridLM(ModelConfig.from_dict(TINY_CONFIG | named), REFERENCE, dtype)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if name.endswith(".a"):
@@ -223,3 +226,23 @@ def test_layers_without_a_fast_path_are_left_to_torch(change: dict[str, object],
 
 def test_the_reference_has_no_whole_step() -> None:
     assert WholeStep.of(make_model("tied", Dtype.FLOAT32)) is None
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+def test_the_crew_changes_no_bit(dtype: Dtype) -> None:
+    """Fewer sequences than threads share out key heads, more of them whole sequences."""
+    model = make_model("wide", dtype)
+    found = []
+    for num_threads in (1, 3):
+        run_with(kernels_at(max(LEVELS), num_threads), model)
+        reader = Reader(model)
+        sequences = [reader.open() for _ in range(4)]
+        for place, sequence in enumerate(sequences):
+            sequence.read([token % model.config.vocab_size for token in random_ids(70 + 60 * place, place)])
+        steps = []
+        for count in (1, 2, 4):
+            model._whole_step = None  # whose first step of a kind is tried with all threads that are allowed
+            steps += reader.step([(sequence, [5 + count]) for sequence in sequences[:count]])
+        found.append((steps, [reader.states.ssm, reader.states.conv, reader.blocks.keys, reader.blocks.values]))
+    (steps, pools), (other_steps, other_pools) = found
+    assert all(map(torch.equal, steps, other_steps)) and all(map(torch.equal, pools, other_pools))
