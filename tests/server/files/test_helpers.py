@@ -232,14 +232,15 @@ def test_batches(client: openai.OpenAI, world: World) -> None:
 
 
 def test_a_batch_that_is_cancelled_ends(client: openai.OpenAI, world: World) -> None:
-    world.library.hold()
     store = client.vector_stores.create()
+    done = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=("lease.txt", LEASE))
+    world.library.hold()
     ids = [client.files.create(file=(f"{n}.txt", f"Text {n}.".encode()), purpose="assistants").id for n in range(3)]
-    batch = client.vector_stores.file_batches.create(store.id, file_ids=ids, attributes={"kind": "x"})
+    batch = client.vector_stores.file_batches.create(store.id, file_ids=[done.id, *ids])
     assert (batch.status, batch.file_counts.in_progress) == ("in_progress", 3)
     assert client.vector_stores.retrieve(store.id).status == "in_progress"
     cancelled = client.vector_stores.file_batches.cancel(batch.id, vector_store_id=store.id)
-    assert (cancelled.status, cancelled.file_counts.cancelled) == ("cancelled", 3)
+    assert (cancelled.status, cancelled.file_counts.cancelled, cancelled.file_counts.completed) == ("cancelled", 3, 1)
     assert client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id) == cancelled
     assert client.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store.id) == cancelled
     world.library.release()
