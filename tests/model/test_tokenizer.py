@@ -288,3 +288,37 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, tokenizer: Tokenizer) -> N
     RawTokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigInvalid, match="byte"):
         Tokenizer(tmp_path)
+
+
+def test_what_goes_on_with_a_text_keeps_the_space_that_it_begins_with(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    ids = tokenizer.encode_ids("the rent")
+    for continues, text in ((False, "the rent"), (True, " the rent")):
+        decoder = tokenizer.stream_decoder(continues)
+        assert "".join(decoder.push(each) for each in ids) + decoder.flush() == text
+
+
+def test_a_text_begins_as_the_checkpoints_own_post_processor_says(tmp_path: Path) -> None:
+    assert Tokenizer(write_tokenizer(tmp_path)).text_start == ()
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    bos = Tokenizer(tmp_path).bos_id
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "<|startoftext|>": {"id": "<|startoftext|>", "ids": [bos], "tokens": ["<|startoftext|>"]},
+        },
+    }
+    path.write_text(json.dumps(spec))
+    assert Tokenizer(tmp_path).text_start == (bos,)
+
+
+def test_a_template_that_knows_tools_is_told_apart(tmp_path: Path) -> None:
+    config = write_tokenizer(tmp_path) / "tokenizer_config.json"
+    assert Tokenizer(tmp_path).tool_template is None
+    # A word in a text is no variable.
+    for source, knows in (("tools {{ messages }}", False), ("{% if tools %}{{ tools }}{% endif %}", True)):
+        config.write_text(json.dumps({"chat_template": source}))
+        assert (Tokenizer(tmp_path).tool_template == source) == knows
