@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from server.files.database import FilesDatabase, Window
 from server.files.errors import FilesError
@@ -63,6 +63,14 @@ class Tables(RuleBasedStateMachine):
         self.known_files[file.id] = (tenant, content)
         return file.id
 
+    @initialize(target=files)
+    def begin_with_files(self) -> Any:
+        return multiple(*(self.send("ann", content) for content in (b"one", b"two", b"one")))
+
+    @initialize(target=stores)
+    def begin_with_a_store(self) -> str:
+        return self.found("ann")
+
     @rule(file=consumes(files), tenant=TENANTS)
     def delete_file(self, file: str, tenant: str) -> None:
         if self.known_files[file][0] != tenant:
@@ -89,12 +97,19 @@ class Tables(RuleBasedStateMachine):
         store=stores,
         chosen=st.lists(files, min_size=1, max_size=3, unique=True),
         number=st.integers(0, 3),
-        is_batch=st.booleans(),
+        is_batch=st.sampled_from([True, True, False]),
+        is_foreign=st.sampled_from([False, False, False, True]),
     )
-    def add(self, store: str, chosen: list[str], number: int, is_batch: bool) -> Any:
-        if store not in self.known_stores or any(file not in self.known_files for file in chosen):
+    def add(self, store: str, chosen: list[str], number: int, is_batch: bool, is_foreign: bool) -> Any:
+        if store not in self.known_stores:
             return multiple()
-        model, members = self.known_stores[store], [Member(file, {"n": number}) for file in chosen]
+        model = self.known_stores[store]
+        chosen = [file for file in chosen if file in self.known_files]
+        if not is_foreign:
+            chosen = [file for file in chosen if self.known_files[file][0] == model.tenant]
+        if not chosen:
+            return multiple()
+        members = [Member(file, {"n": number}) for file in chosen]
         act = self.membership.add_batch if is_batch else self.membership.add
         if any(self.known_files[file][0] != model.tenant for file in chosen):
             with pytest.raises(FilesError):
@@ -207,4 +222,4 @@ class Tables(RuleBasedStateMachine):
 
 
 TestTables = Tables.TestCase
-TestTables.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestTables.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
