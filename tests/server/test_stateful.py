@@ -381,6 +381,18 @@ def test_a_few_lives_of_two_tenants(machine: type[Machine]) -> None:
     assert machine.num_steps > 20
 
 
+def test_a_document_sent_after_its_file_stays_without_it(machine: type[Machine]) -> None:
+    """One order of steps that chance seldom finds."""
+    life = machine()
+    life.post_file(0, 0)
+    life.make_store(0)
+    life.add_to_store(0, 0, 0)
+    life.post_document(0, 0)
+    life.delete_file(0, 0)
+    time.sleep(0.5)
+    life.teardown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_lives_of_two_tenants(machine: type[Machine], tmp_path: Path) -> None:
