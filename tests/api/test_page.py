@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_there_are_ten_and_each_has_both_ways() -> None:
     assert all(len(blocks("bash", task)) == len(blocks("python", task)) == 1 for task in tasks().values())
 
 
+@pytest.mark.skipif(not all(map(shutil.which, ("curl", "jq"))), reason="the shell's tasks need curl and jq")
 def test_the_tasks_work_in_the_shell(url: str, tmp_path: Path) -> None:
     beginning = blocks("bash", TEXT)[0].replace(BASE_URL, url)
     mark = "=== end of task ==="
