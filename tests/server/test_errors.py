@@ -57,7 +57,7 @@ def test_an_unexpected_error_tells_nothing_of_itself() -> None:
     [
         ("GET", "/v1/nothing", 404, "unknown_route"),
         ("GET", "/v1/documents/a/b/c", 404, "unknown_route"),
-        ("POST", "/v1/completions", 404, "unknown_route"),
+        ("POST", "/v1/nothing", 404, "unknown_route"),
         ("PUT", "/v1/documents", 405, "method_not_allowed"),
         ("GET", "/v1/ask", 405, "method_not_allowed"),
         ("GET", "/v1/models/gpt-6", 404, "model_not_found"),
