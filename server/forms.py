@@ -10,15 +10,22 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from retrieval.parsers import supported_media_type
 from server.errors import RequestInvalid
-from server.uploads import MAX_HEADER_BYTES, SizeLimit, Spool, announced_bytes, clean_name, open_spool, text_of
+from server.uploads import HEAD_BYTES, SizeLimit, Spool, Upload, announced_bytes, clean_name, open_spool, text_of
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+MAX_HEADER_BYTES = 16_384
 MAX_VALUE_BYTES = 1024
 # Beside the file: the short fields, and the headers of all parts.
 ROOM_BYTES = 1 << 16
+WISHES = {"true": True, "1": True, "false": False, "0": False}
+
+# Of these the file is the text, so that its characters can be counted as they come.
+PLAIN_TYPES = ("text/plain", "text/markdown")
+UTF8_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +42,18 @@ class ReceivedForm:
 
 @asynccontextmanager
 async def received_form(
-    request: Request, directory: Path, file_field: str, fields: Collection[str], limit: SizeLimit
+    request: Request,
+    directory: Path,
+    file_field: str,
+    fields: Collection[str],
+    limit: SizeLimit,
+    text_limit: SizeLimit | None = None,
 ) -> AsyncIterator[ReceivedForm]:
     """The form in the body: ``file_field`` once, and each of ``fields`` at most once.
 
     Raises while reading: ``BodyTooLarge`` at the byte that passes the limit, ``RequestInvalid`` for a body that is not
-    such a form, ``StorageFull``.
+    such a form, ``StorageFull``. With a ``text_limit`` the file must be a document: ``UnsupportedMediaType`` as soon as
+    the first bytes tell, and ``BodyTooLarge`` at the character of a plain text that passes it.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
@@ -56,6 +69,9 @@ async def received_form(
             async for piece in request.stream():
                 parser.write(piece)
                 limit.check(form.num_bytes)
+                if text_limit is not None and form.name is not None and len(spool.head) == HEAD_BYTES:
+                    if supported_media_type(form.name, form.declared_type, spool.head) in PLAIN_TYPES:
+                        text_limit.check(form.num_characters)
                 await spool.flush_if_full()
             parser.finalize()
         except FormParserError as error:
@@ -68,6 +84,20 @@ async def received_form(
         yield ReceivedForm(form.name, form.declared_type, spool.path, form.num_bytes, spool.head, form.values)
 
 
+@asynccontextmanager
+async def spooled_file(
+    request: Request, directory: Path, limit: SizeLimit, text_limit: SizeLimit
+) -> AsyncIterator[Upload]:
+    """The part ``file`` of a multipart body, as an upload, with what the part ``read`` says. The spool file is gone
+    afterwards unless taken. Raises what :func:`received_form` raises."""
+    async with received_form(request, directory, "file", ("read",), limit, text_limit) as form:
+        said = form.values.get("read")
+        wish = None if said is None else WISHES.get(said.strip().lower())
+        if said is not None and wish is None:
+            raise RequestInvalid(f"read is {said!r}, which is neither true nor false", "read")
+        yield Upload(form.name, form.declared_type, form.path, form.num_bytes, form.head, wish)
+
+
 @dataclass(slots=True)
 class _Form:
     """A form on its way; the parser calls it back."""
@@ -78,6 +108,7 @@ class _Form:
     name: str | None = None
     declared_type: str | None = None
     num_bytes: int = 0
+    num_characters: int = 0
     is_complete: bool = False
     values: dict[str, str] = field(default_factory=dict)
     _field: str | None = None
@@ -125,8 +156,11 @@ class _Form:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._field == self.file_field:
-            self.num_bytes += end - start
-            self.spool.put(data[start:end])
+            piece = data[start:end]
+            self.num_bytes += len(piece)
+            # Characters if this is UTF-8, and no more than there are in any encoding of one byte or more each.
+            self.num_characters += len(piece.translate(None, UTF8_CONTINUATION_BYTES + b"\0"))
+            self.spool.put(piece)
             return
         self._value += data[start:end]
         if len(self._value) > MAX_VALUE_BYTES:

@@ -14,6 +14,7 @@ from retrieval.parsers import supported_media_type
 from retrieval.passage import Document, DocumentStatus
 from server.dependencies import ServicesDep, StateDep, TenantDep
 from server.errors import RequestInvalid, envelope, invalid_fields
+from server.forms import spooled_file
 from server.readiness import Stage
 from server.rendering import document_view
 from server.schemas import (
@@ -26,7 +27,7 @@ from server.schemas import (
 )
 from server.services import Services
 from server.sse import EventStreamResponse, event
-from server.uploads import SizeLimit, Upload, clean_name, read_body, spooled_file, spooled_text
+from server.uploads import SizeLimit, Upload, clean_name, read_body, spooled_text
 
 UPLOAD_PATH = "/v1/documents"
 POLL_SECONDS = 0.2
