@@ -17,12 +17,13 @@ from server.files.database import FilesDatabase
 from server.files.errors import FileUnanswerable, StoreFileNotReady
 from server.files.file_table import FileTable
 from server.files.filters import Comparison, Compound, Filter, parse_filter
-from server.files.making import DocumentMaker, fault_of
+from server.files.making import TROUBLE, DocumentMaker, fault_of
 from server.files.membership import Membership
 from server.files.nouns import FileStatus, Hit, RankingOptions, StoreDocument
 from server.files.store_table import StoreTable
 from server.files.upload_table import UploadTable
 from server.ingesting import Ingestor
+from server.sessions.errors import SessionError
 from server.sessions.refusals import DocumentInUse, SessionBusy
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Files:
                 await anyio.to_thread.run_sync(self.table.forget_places)
                 await anyio.to_thread.run_sync(self.table.discard_unwanted)
                 await self._collect()
-            except Exception:
+            except (*TROUBLE, SessionError):
                 # A full disk, say: the next round tries it again.
                 logger.exception("the upkeep of files did not come to its end")
             await asyncio.sleep(UPKEEP_SECONDS)

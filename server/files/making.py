@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 import threading
 import time
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from retrieval.errors import UnknownDocument
+from retrieval.errors import RetrievalError, UnknownDocument
 from retrieval.passage import Document, DocumentStatus
 from server.errors import StorageFull
 from server.files.file_table import FileTable
@@ -32,6 +33,8 @@ MOST_LOOKED_AT = 8
 MOST_BEGUN = 64
 LEAVING_SECONDS = 0.01
 RETRY_SECONDS = 1.0
+# What the library and the disk may refuse at any time.
+TROUBLE = (RetrievalError, StorageFull, sqlite3.Error, OSError)
 
 GIVEN_UP = "something failed inside the server; the next start of it tries again"
 # What of a document's errors is the file's fault; the rest is the server's.
@@ -73,7 +76,7 @@ class DocumentMaker:
             self._news.clear()
             try:
                 has_more = await anyio.to_thread.run_sync(self._round)
-            except Exception:
+            except TROUBLE:
                 # A full disk, say, or a locked database. Nobody else would tell the stores anything any more.
                 logger.exception("files could not be made documents; it is tried again")
                 await asyncio.sleep(RETRY_SECONDS)
@@ -154,7 +157,7 @@ class DocumentMaker:
                 time.sleep(LEAVING_SECONDS)
         except StorageFull as error:
             self._membership.fail(file.id, "server_error", str(error))
-        except Exception:
+        except TROUBLE:
             # One file's failure must not end the work on all others.
             logger.exception("file %s could not be made a document", file.id)
             self._membership.fail(file.id, "server_error", "something failed inside the server; add the file again")

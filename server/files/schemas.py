@@ -20,6 +20,8 @@ MOST_QUERY_CHARACTERS = 4096
 
 FileId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
 Key = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+# OpenAI's document lets these be left out, and does not let them be null.
+LEFT_OUT_IF_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
 ShortText = Annotated[Text, StringConstraints(max_length=MOST_VALUE_CHARACTERS)]
 Name = Annotated[Text, StringConstraints(max_length=256)]
 
@@ -71,11 +73,10 @@ class FileObject(BaseModel):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None
+    expires_at: int | None = LEFT_OUT_IF_NONE
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
-    status_details: None = None
 
 
 class FileDeleted(BaseModel):
@@ -179,7 +180,7 @@ class VectorStoreObject(BaseModel):
     usage_bytes: int
     file_counts: CountsView
     status: Literal["in_progress", "completed", "expired"]
-    expires_after: StoreExpiry | None
+    expires_after: StoreExpiry | None = LEFT_OUT_IF_NONE
     expires_at: int | None
     last_active_at: int
     metadata: dict[str, str]

@@ -1,6 +1,7 @@
 """An answer as the events of a response, in OpenAI's order, numbered from 0."""
 
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -105,7 +106,7 @@ class ResponseEvents:
         if not isinstance(error, ResponseNotStored):
             try:
                 await self._keep(response)
-            except Exception:
+            except (OSError, sqlite3.Error, ResponseNotStored):
                 # The client is told of the first failure all the same.
                 logger.exception("a failed response was not stored")
         return self._event("response.failed", response=included(response, self._include))
