@@ -78,7 +78,7 @@ class TextFormat(WireModel):
         if self.type != "json_schema":
             return {"type": self.type}
         shown = {"type": self.type, "name": self.name, "schema": self.wanted, "strict": self.strict is not False}
-        return shown | {"description": self.description}
+        return shown if self.description is None else shown | {"description": self.description}
 
 
 class TextOptions(WireModel):
