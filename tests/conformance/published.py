@@ -1,6 +1,6 @@
 """Every reply of these tests against OpenAI's published OpenAPI document, where there is a copy of it.
 
-The document (``openapi.json`` or ``openapi.yaml`` of github.com/openai/openai-openapi) is not part of Fano;
+The document (``openapi.json`` of github.com/openai/openai-openapi) is not part of Fano;
 ``OPENAI_OPENAPI_DOCUMENT`` is the path of a copy. The client's own types, which the tests look at in any case, are
 made from another form of it and are laxer: they know no ranges, no lengths and no pattern.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 from fakes_server import sse
 from jsonschema.exceptions import best_match
 from referencing import Registry, Resource
@@ -36,7 +35,7 @@ class Published:
     def __init__(self, path: Path) -> None:
         content = path.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
-        self._document = _with_null(json.loads(content) if path.suffix == ".json" else yaml.safe_load(content))
+        self._document = _with_null(json.loads(content))
         self.version = str(self._document["info"]["version"])
         self._registry: Any = Registry().with_resource(ROOT, Resource(self._document, DRAFT202012))
         self._operations = [
