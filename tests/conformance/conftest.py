@@ -71,10 +71,10 @@ async def client(
     else:
         async with StrictAsyncOpenAI(**options) as client:
             yield Recorder(client, recorded)
-    declared: frozenset[str] = getattr(request.function, "covers", frozenset())
-    assert declared <= recorded, f"not called: {declared - recorded}"
     failures = published.failures() if published else []
     assert not failures, "\n".join(failures)
+    declared: frozenset[str] = getattr(request.function, "covers", frozenset())
+    assert declared <= recorded, f"not called: {declared - recorded}"
 
 
 @pytest.fixture(params=KINDS)
