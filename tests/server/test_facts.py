@@ -108,7 +108,7 @@ async def test_a_pin_that_cannot_be_is_refused_by_field(
 async def test_nothing_of_another_tenant_and_nothing_before_there_is_text(
     library: Library, new_world: WorldMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "pending", list)
+    monkeypatch.setattr(library, "pending", lambda most=-1: [])
     url, theirs = put(library, tmp_path, process=False), put(library, tmp_path, "other", process=False)
     async with open_client(new_world()) as client:
         pin = {"start": 0, "end": 3}

@@ -47,7 +47,7 @@ async def test_a_request_is_counted_where_it_happens(client: httpx.AsyncClient, 
     await client.post("/v1/chat/completions", json=HELLO)
     world.engine.refuse(QueueFull(1, 1, 1))
     await client.post("/v1/chat/completions", json=HELLO)
-    await client.post("/v1/chat/completions", json={**HELLO, "tools": [{"type": "function"}]})
+    await client.post("/v1/chat/completions", json={**HELLO, "audio": {"voice": "ash", "format": "wav"}})
     samples = await scrape(client)
     assert samples['fano_requests_finished_total{reason="stop"}'] == 2
     assert samples['fano_requests_finished_total{reason="abort"}'] == 0
