@@ -127,13 +127,8 @@ class Keys:
         if is_new:
             sync_directory(self.path.parent)
         with self._opened() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with _transaction(connection):
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -186,17 +181,23 @@ def check_version(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     if check_version(connection, path) == len(_STEPS):
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         # Looked at again, for two may have come at once.
         for version in range(check_version(connection, path), len(_STEPS)):
             for statement in _STEPS[version].split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {version + 1}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
