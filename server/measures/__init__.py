@@ -1,0 +1,1 @@
+"""What the server measures: each family of ``/metrics`` with its labels, its meaning, and what helps when it is bad."""

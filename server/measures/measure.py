@@ -1,0 +1,80 @@
+"""One family of metrics: its definition, which is also its line in ``docs/metrics.md``, and the objects made of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+REQUEST_BYTES = tuple(float(1 << power) for power in range(14, 41, 2))
+CONTEXT_TOKENS = tuple(float(1 << power) for power in range(6, 25, 2))
+INFORMATION_BITS = tuple(float(1 << power) for power in range(8, 43, 2))
+
+
+class Kind(StrEnum):
+    """The types of Prometheus that are used here."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A family of samples. ``name`` is as on the wire, so that a counter's ends in ``_total``.
+
+    ``labels`` has for each label all its values, or in words where they come from; never an id of anything a client
+    made, so that the number of series is bound. ``bad`` is what it looks like when something is wrong, and what helps.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    what: str
+    bad: str = ""
+    labels: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
+    buckets: Sequence[float] = ()
+
+    def counter(self, registry: CollectorRegistry) -> Counter:
+        """A counter that is counted up where things happen. With one label, all its values begin at nought: a rate
+        does not see the first of a series that was not there before."""
+        counter = Counter(self.name, self.what, [*self.labels], registry=registry)
+        for value in self._values():
+            counter.labels(value)
+        return counter
+
+    def histogram(self, registry: CollectorRegistry) -> Histogram:
+        """A histogram in the registry."""
+        histogram = Histogram(self.name, self.what, [*self.labels], buckets=self.buckets, registry=registry)
+        for value in self._values():
+            histogram.labels(value)
+        return histogram
+
+    def of(self, value: float) -> Metric:
+        """The family without labels, at this value."""
+        if self.kind is Kind.COUNTER:
+            return CounterMetricFamily(self.name, self.what, value=value)
+        return GaugeMetricFamily(self.name, self.what, value=value)
+
+    def by(self, values: Mapping[str, float]) -> Metric:
+        """The family with one label, by its values."""
+        return self.by_each({(value,): number for value, number in values.items()})
+
+    def by_each(self, values: Mapping[tuple[str, ...], float]) -> Metric:
+        """The family by the values of all its labels, in their order."""
+        family: CounterMetricFamily | GaugeMetricFamily
+        if self.kind is Kind.COUNTER:
+            family = CounterMetricFamily(self.name, self.what, labels=[*self.labels])
+        else:
+            family = GaugeMetricFamily(self.name, self.what, labels=[*self.labels])
+        for labels, number in values.items():
+            family.add_metric(labels, number)
+        return family
+
+    def _values(self) -> Iterator[str]:
+        if len(self.labels) == 1:
+            (values,) = self.labels.values()
+            yield from () if isinstance(values, str) else values
