@@ -10,11 +10,14 @@ from typing import Any, Literal
 from platformdirs import user_data_dir
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from model.policy import BLOCK_TOKENS
 from server.answer_form import BEST_FORM
 
 PREFIX = "FANO_"
+# Where containers find their secrets: a file of a setting's name, FANO_API_KEY in any case, holds its value.
+SECRETS_DIR = Path("/run/secrets")
 
 
 class SettingsInvalid(Exception):
@@ -113,6 +116,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="How long running answers may take after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
+    @field_validator("api_key")
+    @classmethod
+    def _not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        # Of a variable this means "none"; an empty file is a mistake, and would be a key that everybody knows.
+        if value is not None and not value.get_secret_value():
+            raise ValueError("is empty; write a long random string into its file")
+        return value
+
     @field_validator("sinks", "window")
     @classmethod
     def _whole_blocks(cls, value: int | None) -> int | None:
@@ -141,8 +152,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from the environment, ``overrides`` (without Nones) first. Raises ``SettingsInvalid``."""
+def load_settings(
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    secrets_dir: Path = SECRETS_DIR,
+) -> Settings:
+    """Settings from the environment, ``overrides`` (without Nones) first and files in ``secrets_dir`` last.
+
+    Raises ``SettingsInvalid``.
+    """
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     for key in sorted(environ):
         if key.upper().startswith(PREFIX) and key.upper() not in known:
@@ -150,7 +168,14 @@ def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(sorted(known))}"
             raise SettingsInvalid(f"{key} is not a setting; {hint}")
     try:
-        return Settings(**{key: value for key, value in (overrides or {}).items() if value is not None})
+        given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        return Settings(_secrets_dir=secrets_dir if secrets_dir.is_dir() else None, **given)
+    except SettingsError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise SettingsInvalid(
+            f"{error.__cause__.filename} cannot be read ({error.__cause__.strerror}); let the server's user read it"
+        ) from None
     except ValidationError as invalid:
         raise SettingsInvalid("; ".join(_told(dict(error)) for error in invalid.errors())) from None
 

@@ -33,6 +33,28 @@ def test_the_environment_counts_and_options_count_more(monkeypatch: pytest.Monke
     assert load_settings({"port": 9001}).port == 9001
 
 
+def test_a_secret_is_read_from_its_file_and_a_variable_counts_more(tmp_path: Path) -> None:
+    (tmp_path / "fano_api_key").write_text("a-long-random-string\n")
+    (tmp_path / "grafana_password").write_text("of somebody else")
+    settings = load_settings(secrets_dir=tmp_path)
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "a-long-random-string"
+    assert load_settings({"api_key": "another"}, secrets_dir=tmp_path).api_key != settings.api_key
+    assert load_settings(secrets_dir=tmp_path / "missing").api_key is None
+
+
+def test_a_secret_that_says_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fano_api_key").write_text("\n")
+    with pytest.raises(SettingsInvalid, match="FANO_API_KEY is empty; write a long random string into its file"):
+        load_settings(secrets_dir=tmp_path)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "fano_api_key"))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SettingsInvalid, match=r"fano_api_key cannot be read \(Permission denied\); let the server"):
+        load_settings(secrets_dir=tmp_path)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(SettingsInvalid, match=r"FANO_MAX_SEQUENCE is not a setting; did you mean FANO_MAX_SEQUENCES\?"):
         load_settings(environ={"FANO_MAX_SEQUENCE": "4", "PATH": "/bin"})
