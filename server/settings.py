@@ -169,7 +169,8 @@ def load_settings(
             raise SettingsInvalid(f"{key} is not a setting; {hint}")
     try:
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
-        return Settings(_secrets_dir=secrets_dir if secrets_dir.is_dir() else None, **given)
+        given["_secrets_dir"] = secrets_dir if secrets_dir.is_dir() else None
+        return Settings(**given)
     except SettingsError as error:
         if not isinstance(error.__cause__, OSError):
             raise
