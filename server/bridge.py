@@ -73,8 +73,8 @@ class EngineThread:
     A failure outside a single request's own work ends the thread: every waiter is answered with
     ``EngineStopped``, ``ready`` turns false, and so it stays.
 
-    ``on_step`` and ``on_event`` are called on the engine's thread: after each step, and for each event as the
-    engine made it, before it is joined to others.
+    ``on_step`` is called after each step, on the engine's thread; ``on_event`` for each event that is read, as the
+    engine made it and before it is joined to others, on the reader's.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class EngineThread:
             asyncio.get_running_loop(),
             request.num_choices,
             on_room=lambda: self._inbox.put(_Resume(request.request_id, mailbox)),
+            on_event=self._on_event,
         )
         with self._lock:
             if self._closed is not None:
@@ -266,7 +267,6 @@ class EngineThread:
         mailbox = self._mailboxes.get(request_id)
         if mailbox is None:
             return None
-        self._on_event(event)
         mailbox.put(event)
         if _is_last(event):
             self._forget(request_id)

@@ -1,8 +1,9 @@
 """One request's place of exchange between the engine's thread and the task that reads the answer.
 
 What arrives before the reader comes is joined, choice by choice, so that a reader who is late gets few
-events. What may lie here is bounded: a mailbox that is full asks for a pause, and tells when there is
-room again. A slow reader costs the tokens up to that mark, and holds nobody else up.
+events; the reader does it, for while the engine's thread is busy with that, no step runs. What may lie
+here is bounded: a mailbox that is full asks for a pause, and tells when there is room again. A slow reader
+costs the tokens up to that mark, and holds nobody else up.
 """
 
 import asyncio
@@ -20,14 +21,22 @@ LOW_WATER_TOKENS = 64
 
 
 class Mailbox:
-    """The engine's thread puts, one task on ``loop`` takes. ``on_room`` is called on the loop's thread.
+    """The engine's thread puts, one task on ``loop`` takes. ``on_room``, and ``on_event`` for each event as it was put,
+    are called on the loop's thread.
 
     Events of one choice keep their order; the event that ends the request is taken last. The task learns of what
     ``accept``, ``refuse`` and ``put`` brought by ``wake``, which is one call for all the mailboxes of a step.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, num_choices: int, on_room: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        num_choices: int,
+        on_room: Callable[[], None],
+        on_event: Callable[[TokenEvent], None] = lambda _: None,
+    ) -> None:
         self._loop = loop
+        self._on_event = on_event
         self._high_water = HIGH_WATER_TOKENS * num_choices
         self._low_water = LOW_WATER_TOKENS * num_choices
         self._on_room = on_room
@@ -35,6 +44,7 @@ class Mailbox:
         self._changed = asyncio.Event()
         self._accepted = False
         self._refusal: ModelError | None = None
+        self._arrived: list[TokenEvent] = []
         self._choices: dict[int, _Joined] = {}
         self._failure: TokenEvent | None = None
         self._num_unread = 0
@@ -81,35 +91,41 @@ class Mailbox:
         self._refusal = refusal
 
     def put(self, event: TokenEvent) -> None:
-        """Lay an event down. An error is not joined to the text before it, which is still worth reading."""
+        """Lay an event down."""
         with self._lock:
-            if event.error is not None:
-                self._failure = event
-            else:
-                joined = self._choices.setdefault(event.choice, _Joined())
-                joined.add(event)
-                self._num_unread += len(event.token_ids)
-                if event.usage is not None:
-                    self._choices[event.choice] = self._choices.pop(event.choice)
-                elif self._num_unread >= self._high_water and not self._is_full:
-                    self._is_full, self._read_at = True, time.monotonic()
+            self._arrived.append(event)
+            self._num_unread += len(event.token_ids)
+            is_last = event.usage is not None or event.error is not None
+            if not is_last and self._num_unread >= self._high_water and not self._is_full:
+                self._is_full, self._read_at = True, time.monotonic()
 
     def _next(self) -> TokenEvent | None:
-        has_room = False
+        self._join()
+        if not self._choices:
+            event, self._failure = self._failure, None
+            return event
+        event = self._choices.pop(next(iter(self._choices))).as_event()
         with self._lock:
-            if self._choices:
-                event = self._choices.pop(next(iter(self._choices))).as_event()
-                self._num_unread -= len(event.token_ids)
-                self._read_at = time.monotonic()
-                if self._is_full and self._num_unread <= self._low_water:
-                    self._is_full, has_room = False, True
-            elif self._failure is not None:
-                event, self._failure = self._failure, None
-            else:
-                return None
+            self._num_unread -= len(event.token_ids)
+            self._read_at = time.monotonic()
+            has_room = self._is_full and self._num_unread <= self._low_water
+            self._is_full = self._is_full and not has_room
         if has_room:
             self._on_room()
         return event
+
+    def _join(self) -> None:
+        """What has arrived, by choice. An error is not joined to the text before it, which is still worth reading."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+        for event in arrived:
+            self._on_event(event)
+            if event.error is not None:
+                self._failure = event
+                continue
+            self._choices.setdefault(event.choice, _Joined()).add(event)
+            if event.usage is not None:  # the end of the request is taken last
+                self._choices[event.choice] = self._choices.pop(event.choice)
 
     def _owes_wake(self) -> bool:
         """Whether the loop is to be told: not while it has not yet heard what it was told last, for one that stalls

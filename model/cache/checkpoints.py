@@ -154,8 +154,10 @@ class Checkpoints:
         """Give up checkpoints on the device, but for the ``spared`` one, until so much is free, or none is left."""
         while True:
             lacks_slots, lacks_blocks = self._states.num_free < num_slots, self._blocks.num_free < num_blocks
+            if not (lacks_slots or lacks_blocks):
+                return
             candidates = [each for each in self._resident if each is not spared]
-            if not candidates or not (lacks_slots or lacks_blocks):
+            if not candidates:
                 return
             self._step_down(candidates, lacks_blocks and not lacks_slots)
 

@@ -187,9 +187,9 @@ class Engine:
         if plan is not None:
             events += self._run(plan)
             self._counts["num_steps"] += 1
-            record = StepRecord(plan.phase, plan.num_tokens, time.perf_counter() - started)
-            self._stats = replace(self._stats, last_step=record)
-        self._publish()
+            self._publish(StepRecord(plan.phase, plan.num_tokens, time.perf_counter() - started))
+        else:
+            self._publish()
         if not self._running:
             self.check()
         return events
@@ -373,7 +373,7 @@ class Engine:
         quoted = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans, request.whole_evidence)
         return VerbatimTranscript(request.sampling, quoted, eos_ids)
 
-    def _publish(self) -> None:
+    def _publish(self, last_step: StepRecord | None = None) -> None:
         # One assignment of a frozen object: a reader on another thread sees all of it or none.
         self._stats = replace(
             self._stats,
@@ -399,4 +399,5 @@ class Engine:
             num_failed=self._counts["num_failed"],
             num_steps=self._counts["num_steps"],
             draining=self._draining,
+            last_step=last_step or self._stats.last_step,
         )

@@ -287,11 +287,12 @@ class ModelRunner:
     def _chunk(self, planned: PlannedChunk) -> SequenceChunk:
         sequence = planned.sequence
         held = self._held.get(sequence)
-        self.checkpoints.make_room(held is None, 0)
         if held is None:
+            self.checkpoints.make_room(1, 0)
             held = self._held[sequence] = Held(self._states.allocate(), BlockTable(self._blocks))
-        self.checkpoints.make_room(0, held.table.num_missing(planned.start, planned.end))
-        held.table.prepare(planned.start, planned.end)
+        if num_missing := held.table.num_missing(planned.start, planned.end):
+            self.checkpoints.make_room(0, num_missing)
+            held.table.prepare(planned.start, planned.end)
         is_measured = not planned.is_decode and sequence.group.is_told(planned.end)
         return SequenceChunk(
             token_ids=sequence.token_ids[planned.start : planned.end],

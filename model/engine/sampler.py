@@ -5,6 +5,7 @@ temperature, top-k, top-p and min-p, each on what the one before left, as transf
 sequence draws depends on its own row, parameters and generator alone, whatever else is in the batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,9 +112,9 @@ def draw(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | ArithmeticError]
     Ties go to the lower id. Records what was drawn in the samplers; ``logits`` are left as they are.
     """
     assert len(logits) == len(draws), f"{len(logits)} rows for {len(draws)} draws"
-    # amax passes on a NaN, so one comparison finds any.
-    is_number = torch.isfinite(logits.amax(dim=1)).tolist()
-    ids = _choose(logits, draws, is_number)
+    places, peaks = _peaks(logits)
+    # A peak passes on a NaN, so one comparison finds any.
+    ids = _choose(logits, draws, [math.isfinite(peak) for peak in peaks], places)
     drawn: list[Drawn | ArithmeticError] = []
     for row, (one, token_id) in enumerate(zip(draws, ids, strict=True)):
         if token_id is None:
@@ -126,8 +127,10 @@ def draw(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | ArithmeticError]
     return drawn
 
 
-def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) -> list[int | None]:
-    """The id for each row; None where the row is no numbers."""
+def _choose(
+    logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool], peaks: Sequence[int]
+) -> list[int | None]:
+    """The id for each row, whose highest logit stands at ``peaks``; None where the row is no numbers."""
     chosen: list[int | None] = [None] * len(draws)
     rows = [row for row, fine in enumerate(is_number) if fine]
     adjusted = [row for row in rows if draws[row].sampler.adjusts]
@@ -137,10 +140,10 @@ def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) ->
             draws[row].sampler.adjust(logits[row])
     # Rows of one kind go through the same operations, so a row's bits do not depend on who else is there.
     greedy = [row for row in rows if draws[row].allowed is None and draws[row].sampler.is_greedy]
-    if greedy:
-        places = _places_of_peaks(_of(logits, greedy))
-        for row, place in zip(greedy, places, strict=True):
-            chosen[row] = place
+    if adjusted and greedy:
+        peaks, _ = _peaks(logits)
+    for row in greedy:
+        chosen[row] = peaks[row]
     for truncates in (False, True):
         sampled = [
             row
@@ -166,11 +169,15 @@ def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool]) ->
     return chosen
 
 
-def _places_of_peaks(logits: Tensor) -> list[int]:
-    # On a CPU numpy's takes a tenth of the time of torch's; both give the first of equals.
-    places = logits.numpy().argmax(axis=1) if logits.is_cpu else logits.argmax(dim=1)
-    found: list[int] = places.tolist()
-    return found
+def _peaks(logits: Tensor) -> tuple[list[int], list[float]]:
+    """Where the highest logit of each row stands, and what it is: NaN where the row holds one."""
+    if not logits.is_cpu:
+        values, places = logits.max(dim=1)
+        return places.tolist(), values.tolist()
+    # numpy's takes a tenth of the time of torch's; both give the first of equals.
+    rows = logits.numpy()
+    found = rows.argmax(axis=1)
+    return found.tolist(), rows[np.arange(len(rows)), found].tolist()
 
 
 def _of(logits: Tensor, rows: list[int]) -> Tensor:
