@@ -92,9 +92,7 @@ class Batch:
             block_tables=tuple(chunk.blocks for chunk in chunks),
             policies=tuple(chunk.policy for chunk in chunks),
             num_decodes=num_decodes,
-            next_ids=None
-            if all(chunk.next_ids is None for chunk in chunks)
-            else _indices(next_ids, device),
+            next_ids=None if all(chunk.next_ids is None for chunk in chunks) else _indices(next_ids, device),
         )
 
     def decodes(self) -> "Batch":

@@ -127,9 +127,7 @@ def draw(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | ArithmeticError]
     return drawn
 
 
-def _choose(
-    logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool], peaks: Sequence[int]
-) -> list[int | None]:
+def _choose(logits: Tensor, draws: Sequence[Draw], is_number: Sequence[bool], peaks: Sequence[int]) -> list[int | None]:
     """The id for each row, whose highest logit stands at ``peaks``; None where the row is no numbers."""
     chosen: list[int | None] = [None] * len(draws)
     rows = [row for row, fine in enumerate(is_number) if fine]
