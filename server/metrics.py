@@ -94,7 +94,7 @@ class Metrics:
         self._first_token.observe(seconds)
 
     def delivered(self, event: TokenEvent) -> None:
-        """An event of the engine was read: the time between tokens is the engine's own, not a reader's."""
+        """The engine made an event (called on its thread): the time between tokens is its own, not a reader's."""
         if event.gap_seconds is not None:
             self._inter_token.observe(event.gap_seconds)
         if event.usage is not None:
