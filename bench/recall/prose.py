@@ -2,7 +2,7 @@
 
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.recall.cases import Case, Corpus
 from bench.recall.haystack import Haystack, plant
@@ -29,12 +29,7 @@ def single(haystack: Haystack, num_tokens: int, num_cases: int, rng: random.Rand
             queue += [template for template in rng.sample(TEMPLATES, len(TEMPLATES)) if template not in queue]
         chosen, queue = queue[:count], queue[count:]
         rng.shuffle(chosen)
-        names = {
-            "N": rng.sample(SURNAMES, len(SURNAMES)),
-            "F": rng.sample(FIRST_NAMES, len(FIRST_NAMES)),
-            "P": rng.sample(PLACES, len(PLACES)),
-        }
-        filled = [_filled(template, names, rng) for template in chosen]
+        filled = filled_templates(chosen, rng)
         text, starts = plant(haystack.stretch(num_tokens, rng), [one[0] for one in filled], _even(count))
         cases = []
         for start, (sentence, value, named, described) in zip(starts, filled, strict=True):
@@ -43,6 +38,16 @@ def single(haystack: Haystack, num_tokens: int, num_cases: int, rng: random.Rand
                 Case.of(text, described, [(start, sentence, value)], "described"),
             ]
         yield Corpus(text, tuple(cases))
+
+
+def filled_templates(templates: Sequence[Template], rng: random.Random) -> list[tuple[str, str, str, str]]:
+    """Sentence, value, and the named and the described question of each; no two share a name."""
+    names = {
+        "N": rng.sample(SURNAMES, len(SURNAMES)),
+        "F": rng.sample(FIRST_NAMES, len(FIRST_NAMES)),
+        "P": rng.sample(PLACES, len(PLACES)),
+    }
+    return [_filled(template, names, rng) for template in templates]
 
 
 def _filled(template: Template, names: dict[str, list[str]], rng: random.Random) -> tuple[str, str, str, str]:
