@@ -305,8 +305,7 @@ class Contents:
         """How many vectors and how many facts the store holds."""
         with self._database.read() as connection:
             (vectors, facts) = connection.execute(
-                "SELECT coalesce(sum(CASE WHEN stage = 'ready' THEN num_rows WHEN stage = 'dense' THEN done "
-                "ELSE 0 END), 0), coalesce(sum(num_facts), 0) FROM documents WHERE stage != 'deleting'"
+                "SELECT sum(num_vectors), sum(num_facts) FROM tallies WHERE stage != 'deleting'"
             ).fetchone()
         return int(vectors), int(facts)
 

@@ -50,7 +50,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LibraryStats:
-    """The library's bill at one moment. ``host_bytes`` by index and embeddings, ``disk_bytes`` by store and index."""
+    """The library's bill at one moment. ``host_bytes`` by index and embeddings, ``disk_bytes`` by store and index.
+
+    ``num_pending`` documents have an index that is behind the store; of those that cannot be asked yet the first has
+    waited for ``waiting_seconds``.
+    """
 
     num_documents: dict[str, int]
     num_vectors: int
@@ -58,6 +62,8 @@ class LibraryStats:
     host_bytes: dict[str, int]
     disk_bytes: dict[str, int]
 
+    num_pending: int = 0
+    waiting_seconds: float = 0.0
 
 def never() -> bool:
     """Do not stop."""
@@ -355,7 +361,7 @@ class Library:
         return self._facts.dropped(self._store.record(document_id, tenant).number)
 
     def stats(self) -> LibraryStats:
-        """What the library holds and takes; reads counters only."""
+        """What the library holds and takes; reads counters only, so it costs the same for any number of documents."""
         num_vectors, num_facts = self._contents.totals()
         return LibraryStats(
             num_documents=self._store.num_documents(),
@@ -375,12 +381,15 @@ class Library:
         count_tokens: Callable[[str], int] | None,
         limits: Limits,
         large_index: type[VectorIndex],
+        num_pending, waiting_seconds = self._store.backlog()
     ) -> Self:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
         contents = Contents(store.database)
         folder = data_dir / "indexes"
         files = ShelfFiles(
+            num_pending=num_pending,
+            waiting_seconds=waiting_seconds,
             folder, store, contents, fingerprint, dimension, FaissIndex, large_index, large_rows=LARGE_ROWS
         )
         shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)

@@ -154,7 +154,43 @@ _RECOGNISERS = """
 ALTER TABLE documents ADD COLUMN recognisers INTEGER NOT NULL DEFAULT 0;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS)
+# 6. What would else be counted over all documents whenever somebody looks, kept while they change: every few seconds
+#    somebody does look.
+_VECTORS = "CASE {row}.stage WHEN 'ready' THEN coalesce({row}.num_rows, 0) WHEN 'dense' THEN {row}.done ELSE 0 END"
+_ADD = (
+    "UPDATE tallies SET num_documents = num_documents {sign} 1, num_vectors = num_vectors {sign} ({vectors}), "
+    "num_facts = num_facts {sign} {row}.num_facts WHERE stage = {row}.stage AND reading = coalesce({row}.reading, '');"
+)
+_COME = _ADD.format(sign="+", row="NEW", vectors=_VECTORS.format(row="NEW"))
+_GO = _ADD.format(sign="-", row="OLD", vectors=_VECTORS.format(row="OLD"))
+_TALLIES = f"""
+CREATE TABLE tallies (
+    stage TEXT NOT NULL,
+    reading TEXT NOT NULL,
+    num_documents INTEGER NOT NULL DEFAULT 0,
+    num_vectors INTEGER NOT NULL DEFAULT 0,
+    num_facts INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (stage, reading)
+) WITHOUT ROWID;
+WITH stages (stage) AS (VALUES ('queued'), ('parsing'), ('indexing'), ('dense'), ('ready'), ('failed'), ('deleting')),
+    readings (reading) AS (VALUES (''), ('wanted'), ('done'), ('left_out'))
+INSERT INTO tallies (stage, reading) SELECT stage, reading FROM stages, readings;
+UPDATE tallies SET (num_documents, num_vectors, num_facts) = (
+    SELECT count(*), coalesce(sum({_VECTORS.format(row="d")}), 0), coalesce(sum(d.num_facts), 0) FROM documents d
+    WHERE d.stage = tallies.stage AND coalesce(d.reading, '') = tallies.reading
+);
+CREATE TRIGGER documents_come AFTER INSERT ON documents BEGIN {_COME} END;
+CREATE TRIGGER documents_go AFTER DELETE ON documents BEGIN {_GO} END;
+CREATE TRIGGER documents_change AFTER UPDATE OF stage, reading, num_rows, num_facts, done ON documents
+    BEGIN {_GO} {_COME} END;
+
+CREATE TABLE blob_tally (id INTEGER PRIMARY KEY CHECK (id = 1), num_bytes INTEGER NOT NULL);
+INSERT INTO blob_tally SELECT 1, coalesce(sum(num_bytes), 0) FROM blobs;
+CREATE TRIGGER blobs_come AFTER INSERT ON blobs BEGIN UPDATE blob_tally SET num_bytes = num_bytes + NEW.num_bytes; END;
+CREATE TRIGGER blobs_go AFTER DELETE ON blobs BEGIN UPDATE blob_tally SET num_bytes = num_bytes - OLD.num_bytes; END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _TALLIES)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

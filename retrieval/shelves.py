@@ -35,7 +35,9 @@ class Shelves:
         self._making: dict[str, threading.Lock] = {}
         self._open: OrderedDict[str, tuple[_Revisions, Shelf]] = OrderedDict()
         self._open_bytes = 0
+        self._open_vectors = 0
         self._disk_bytes: dict[str, int] = {}
+        self._total_disk_bytes = 0
         make_directory(directory)
 
     def sweep(self, wanted: Iterable[str]) -> None:
@@ -45,7 +47,7 @@ class Shelves:
             if path.name in known:
                 for leftover in path.glob(f".*{TEMPORARY_SUFFIX}"):
                     leftover.unlink()
-                self._disk_bytes[path.name] = tree_bytes(path)
+                self._note_disk_bytes(path.name, tree_bytes(path))
             elif path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -73,7 +75,8 @@ class Shelves:
                 self._forget(document_id)
                 self._open[document_id] = (wanted, shelf)
                 self._open_bytes += shelf.num_bytes
-                self._disk_bytes[document_id] = disk_bytes
+                self._open_vectors += _num_vectors(shelf)
+                self._note_disk_bytes(document_id, disk_bytes)
                 while len(self._open) > 1 and self._open_bytes > self._max_bytes:
                     self._forget(next(iter(self._open)))
         return shelf
@@ -91,32 +94,38 @@ class Shelves:
                 sync_directory(self._directory)
             with self._lock:
                 self._forget(document_id)
-                self._disk_bytes.pop(document_id, None)
+                self._note_disk_bytes(document_id, 0)
                 self._making.pop(document_id, None)
 
     def close(self) -> None:
         """Let go of all shelves."""
         with self._lock:
             self._open.clear()
-            self._open_bytes = 0
+            self._open_bytes = self._open_vectors = 0
 
     def host_bytes(self) -> dict[str, int]:
         """Memory held now: the vectors themselves, and the rest of the indexes."""
         with self._lock:
-            shelves = [shelf for _, shelf in self._open.values()]
-        embeddings = sum(self._row_bytes * len(shelf.vectors) for shelf in shelves if shelf.vectors is not None)
-        return {"index": sum(shelf.num_bytes for shelf in shelves) - embeddings, "embeddings": embeddings}
+            embeddings = self._row_bytes * self._open_vectors
+            return {"index": self._open_bytes - embeddings, "embeddings": embeddings}
 
     def disk_bytes(self) -> int:
         """Bytes of all index files."""
         with self._lock:
-            return sum(self._disk_bytes.values())
+            return self._total_disk_bytes
 
     def _forget(self, document_id: str) -> None:
         """Let go of a shelf, if it is held. For the holder of the lock."""
         if document_id in self._open:
             _, shelf = self._open.pop(document_id)
             self._open_bytes -= shelf.num_bytes
+            self._open_vectors -= _num_vectors(shelf)
+
+    def _note_disk_bytes(self, document_id: str, num_bytes: int) -> None:
+        """What the files of a document take now. For the holder of the lock, or before there are others."""
+        self._total_disk_bytes += num_bytes - self._disk_bytes.pop(document_id, 0)
+        if num_bytes:
+            self._disk_bytes[document_id] = num_bytes
 
     def _making_lock(self, document_id: str) -> threading.Lock:
         with self._lock:
@@ -128,3 +137,7 @@ class Shelves:
                 return None
             self._open.move_to_end(document_id)
             return self._open[document_id][1]
+
+
+def _num_vectors(shelf: Shelf) -> int:
+    return 0 if shelf.vectors is None else len(shelf.vectors)

@@ -254,15 +254,33 @@ class Store:
         counts = {status.value: 0 for status in DocumentStatus}
         with self.database.read() as connection:
             for stage, reading, count in connection.execute(
-                "SELECT stage, reading, count(*) FROM documents WHERE stage != 'deleting' GROUP BY stage, reading"
+                "SELECT stage, reading, num_documents FROM tallies WHERE stage != 'deleting'"
             ):
                 counts[status_of(Stage(stage), reading, self.has_reader).value] += count
         return counts
 
     def disk_bytes(self) -> int:
+    def backlog(self) -> tuple[int, float]:
+        """How many documents have work left; and how many seconds the one has waited that came first of those that
+        cannot be asked yet, 0 where there is none."""
+        in_work = ", ".join(f"'{stage}'" for stage in UNFINISHED)
+        with self.database.read() as connection:
+            (num_pending,) = connection.execute(
+                f"SELECT sum(num_documents) FROM tallies WHERE stage IN ({in_work})"
+            ).fetchone()
+            # By stage, for that is in an index together with the order of coming.
+            first = [
+                row[0]
+                for stage in UNFINISHED[:-1]
+                for row in connection.execute(
+                    "SELECT created_at FROM documents WHERE stage = ? ORDER BY number LIMIT 1", (stage,)
+                )
+            ]
+        return int(num_pending), max(0.0, time.time() - min(first)) if first else 0.0
+
         """Bytes of the database and of the files as they were sent."""
         with self.database.read() as connection:
-            (blobs,) = connection.execute("SELECT coalesce(sum(num_bytes), 0) FROM blobs").fetchone()
+            (blobs,) = connection.execute("SELECT num_bytes FROM blob_tally").fetchone()
         return int(blobs) + self.database.disk_bytes()
 
     def _requeue(self, number: int) -> None:

@@ -16,6 +16,7 @@ from server.api_document import DocumentedApp
 from server.dependencies import AppState
 from server.errors import install_error_handlers
 from server.logs import log_event
+from server.measures.stage_collector import StageCollector
 from server.metrics import Metrics
 from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
@@ -52,6 +53,8 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     """
     state = AppState(settings, open_tenants(settings), metrics or Metrics(), Readiness())
 
+    stages = StageCollector(state.readiness, lambda: state.standing()[0], settings.drain_seconds)
+    state.metrics.registry.register(stages)
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, services))
@@ -99,7 +102,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         own_limit_paths=(re.compile(documents.UPLOAD_PATH), re.compile(files.FILES_PATH), uploads.PARTS_PATH),
     )
     app.add_middleware(LocalOnly, tenants=state.tenants)
-    app.add_middleware(RequestScope, readiness=state.readiness)
+    app.add_middleware(RequestScope, readiness=state.readiness, answered=state.metrics.answered)
     return app
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from model.engine.stats import EngineStats
@@ -37,7 +38,7 @@ class MemoryBill:
     library: "LibraryStats"
     sessions: SessionStats
     resident_set_bytes: int
-    file_disk_bytes: int = 0
+    other_disk_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def device_is_host(self) -> bool:
@@ -68,7 +69,7 @@ class MemoryBill:
     @property
     def disk_pools(self) -> dict[str, int]:
         """Bytes on disk by pool."""
-        return {**self.library.disk_bytes, "sessions": self.sessions.disk_bytes, "files": self.file_disk_bytes}
+        return {**self.library.disk_bytes, "sessions": self.sessions.disk_bytes, **self.other_disk_bytes}
 
 
 class Bookkeeper:
@@ -79,12 +80,12 @@ class Bookkeeper:
         engine_stats: Callable[[], EngineStats],
         library_stats: Callable[[], "LibraryStats"],
         session_stats: Callable[[], SessionStats] = SessionStats,
-        file_disk_bytes: Callable[[], int] = lambda: 0,
+        other_disk_bytes: Mapping[str, Callable[[], int]] = MappingProxyType({}),
     ) -> None:
         self._engine_stats = engine_stats
         self._library_stats = library_stats
         self._session_stats = session_stats
-        self._file_disk_bytes = file_disk_bytes
+        self._other_disk_bytes = other_disk_bytes
 
     def bill(self) -> MemoryBill:
         """The bill now. Asks the store, so it belongs on a worker thread."""
@@ -93,7 +94,7 @@ class Bookkeeper:
             self._library_stats(),
             self._session_stats(),
             resident_set_bytes(),
-            self._file_disk_bytes(),
+            {pool: count() for pool, count in self._other_disk_bytes.items()},
         )
 
 

@@ -237,6 +237,7 @@ class EngineThread:
                     self._resume(command)
                 case _Call():
                     command.run()
+                    self._engine.refresh()  # it may have changed what is kept
                 case _Stop():
                     return False
 

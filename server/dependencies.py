@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 
 from server.errors import NotReady
 from server.metrics import Metrics
-from server.readiness import Readiness
+from server.readiness import Readiness, Stage
 from server.services import Services
 from server.settings import Settings
 from server.tenants import Tenants
@@ -25,6 +25,13 @@ class AppState:
     metrics: Metrics
     readiness: Readiness
     services: Services | None = None
+
+    def standing(self) -> tuple[Stage, str]:
+        """Where the process stands, and why: one whose engine has stopped has failed."""
+        stage, reason = self.readiness.stage, self.readiness.reason
+        if stage is Stage.READY and self.services is not None and self.services.bridge.failure is not None:
+            return Stage.FAILED, f"the engine has stopped: {self.services.bridge.failure}"
+        return stage, reason
 
 
 async def app_state(request: Request) -> AppState:

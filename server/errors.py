@@ -261,8 +261,17 @@ TABLE: Mapping[type[Exception], Row] = {
 }
 UNEXPECTED = Row(500, "server_error", "internal_error")
 
+# What errors that name a code of their own may name.
+OWN_CODES = ("invalid_json", "unsupported_field", "unsupported_value", "unsupported_route", "unsupported_file",
+             "server_error", "http_error")  # fmt: skip
 # Refusals that the framework makes itself.
 FRAMEWORK_CODES = {400: "invalid_body", 404: "unknown_route", 405: "method_not_allowed", 413: "too_large"}
+
+
+def refusal_codes() -> tuple[str, ...]:
+    """All codes that an error may have: those of the table, of what is wrong with a body, and of the framework."""
+    codes = {row.code for row in (*TABLE.values(), UNEXPECTED)}
+    return tuple(sorted(codes | {*FRAMEWORK_CODES.values(), *_CODES_BY_TYPE.values(), *OWN_CODES}))
 
 
 def row_of(error: Exception) -> Row:
@@ -325,6 +334,7 @@ def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
         return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        count(UNEXPECTED.code)
         # This reply is made outside all middleware, which therefore cannot add the id.
         headers = {"x-request-id": str(request.scope.get("fano_request_id", "")), "x-should-retry": "false"}
         return JSONResponse(envelope(error), status_code=500, headers=headers)

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -28,11 +28,16 @@ DISCARD_SECONDS = 5.0
 
 
 class RequestScope:
-    """Gives each request an id (the client's own, if it is plain), a log line and a place in ``num_requests``."""
+    """Gives each request an id (the client's own, if it is plain), a log line and a place in ``num_requests``.
 
-    def __init__(self, app: ASGIApp, readiness: Readiness) -> None:
+    ``answered`` gets each one's method, the template of its route (None without one) and its status: 0 where nothing
+    was answered, because the client left.
+    """
+
+    def __init__(self, app: ASGIApp, readiness: Readiness, answered: Callable[[str, str | None, int], None]) -> None:
         self.app = app
         self.readiness = readiness
+        self.answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,8 +60,12 @@ class RequestScope:
         self.readiness.num_requests += 1
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception:
+            status = status or 500  # What replies to it stands outside all middleware.
+            raise
         finally:
             self.readiness.num_requests -= 1
+            self.answered(scope["method"], getattr(scope.get("route"), "path", None), status)
             log_event(
                 logger,
                 "request",

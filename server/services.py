@@ -26,7 +26,8 @@ from server.grammar import Grammars
 from server.ingesting import Ingestor
 from server.inquiry import Limits, ServedModel
 from server.logs import log_event
-from server.metrics import MemoryCollector, Metrics
+from server.measures.bill_collector import BillCollector
+from server.metrics import Metrics
 from server.prompt import ChatTokenizer
 from server.reading import Reader
 from server.responses.conversations import Conversations
@@ -107,8 +108,9 @@ class Services:
         self.files = Files(
             settings.data_dir, self.spool_dir, library, self.ingestor, self.eraser, settings.read_documents
         )
-        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats, self.files.disk_bytes)
-        metrics.registry.register(MemoryCollector(metrics, self.bookkeeper, model.state_recall_bits))
+        disk = {"files": self.files.disk_bytes, "responses": self.conversations.disk_bytes}
+        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats, disk)
+        metrics.registry.register(BillCollector(metrics, self.bookkeeper, settings, model.state_recall_bits))
 
     def start(self) -> None:
         """Start the engine's and the ingestion's threads, and the reader on the running event loop; sweep away uploads

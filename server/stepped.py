@@ -105,3 +105,6 @@ class SteppedEngine(Protocol):
 
     def stats(self) -> EngineStats:
         """The last published snapshot."""
+
+    def refresh(self) -> None:
+        """Publish what is true now."""

@@ -189,6 +189,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return self._stats
 
+    def refresh(self) -> None:
+        pass
+
     def _end_overdue(self) -> list[TokenEvent]:
         now = time.monotonic()
         late = [each for each in self._running.values() if each.deadline is not None and each.deadline <= now]

@@ -176,8 +176,12 @@ class Engine:
         return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
     def stats(self) -> EngineStats:
-        """What was true after the last step."""
+        """What was true after the last step, or the last ``refresh``."""
         return self._stats
+
+    def refresh(self) -> None:
+        """Let ``stats`` tell what is true now; for whoever changed something between two steps, as checkpoints."""
+        self._publish()
 
     def step(self) -> list[TokenEvent]:
         """Run one step; the events that it brought. A failure of one request is that request's last event."""

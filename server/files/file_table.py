@@ -33,6 +33,7 @@ class FileTable:
         self._database = database
         self._library_blobs = library_blobs
         self.blobs = Blobs(directory)
+        self._own_bytes: tuple[int, int] | None = None
 
     def recover(self) -> None:
         """Remove what a crash left: bytes that nobody refers to."""
@@ -120,10 +121,13 @@ class FileTable:
     def own_bytes(self) -> int:
         """Bytes of what was sent but for what a document of the library has, too."""
         with self._database.read() as connection:
-            (num_bytes,) = connection.execute(
-                "SELECT coalesce(sum(num_bytes), 0) FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM documents)"
-            ).fetchone()
-        return int(num_bytes)
+            # The connection is the only one, and somebody looks every few seconds: nothing is counted twice.
+            if self._own_bytes is None or self._own_bytes[0] != connection.total_changes:
+                (num_bytes,) = connection.execute(
+                    "SELECT coalesce(sum(num_bytes), 0) FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM documents)"
+                ).fetchone()
+                self._own_bytes = connection.total_changes, int(num_bytes)
+            return self._own_bytes[1]
 
     def discard_unwanted(self, hashes: Iterable[str] | None = None) -> None:
         """Take bytes that nobody refers to off the disk: those with these hashes, or all."""

@@ -69,7 +69,7 @@ class BillCollector(Collector):
         ended = {"abort": stats.num_aborted, "error": stats.num_failed}
         yield requests.FINISHED.by({**self._metrics.num_finished(), **ended})
         yield requests.TOKENS.by(stats.tokens_by_kind)
-        yield requests.PREFIX.by_each(stats.num_prefixes)
+        yield requests.PREFIX.by_each({**dict.fromkeys(requests.PREFIXES, 0), **stats.num_prefixes})
         yield requests.VLLM_RUNNING.of(stats.num_running)
         yield requests.VLLM_WAITING.of(stats.num_waiting)
 

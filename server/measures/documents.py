@@ -6,6 +6,14 @@ from server.measures.measure import LATENCY_SECONDS, Kind, Measure
 
 # In the order of the search; total is all of them and what lies between.
 STAGES = ("keys", "lexical", "dense", "ranking", "hops", "passages", "total")
+# Why a turn is not searched for; of any other reason it is, and something is found or nothing.
+SKIPPED = (Reason.SMALL_TALK, Reason.CONVERSATION, Reason.CERTAIN, Reason.NO_DOCUMENTS)
+# What is there at nought before it happens.
+DECISIONS = tuple(
+    (decision, reason)
+    for reason in Reason
+    for decision in (("skipped",) if reason in SKIPPED else ("retrieved", "nothing"))
+)
 SEARCH_SECONDS = (0.0005, 0.001, 0.0025, 0.005, *LATENCY_SECONDS[1:11])
 
 RETRIEVAL = Measure(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -63,8 +64,8 @@ class Measure:
         """The family with one label, by its values."""
         return self.by_each({(value,): number for value, number in values.items()})
 
-    def by_each(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """The family by the values of all its labels, in their order."""
+    def by_each(self, values: Mapping[Any, float]) -> Metric:
+        """The family by tuples of the values of all its labels, in their order."""
         family: CounterMetricFamily | GaugeMetricFamily
         if self.kind is Kind.COUNTER:
             family = CounterMetricFamily(self.name, self.what, labels=[*self.labels])

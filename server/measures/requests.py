@@ -16,6 +16,8 @@ MISSES = (
     "empty", "different", "not_kept", "evicted", "no_information", "no_room", "not_wanted", "prompt_logprobs",
     "not_begun",
 )  # fmt: skip
+# What is there at nought before it happens.
+PREFIXES = (*(("hit", place.value) for place in Place), *(("miss", reason) for reason in MISSES))
 METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH", "other")
 
 REQUESTS = Measure(

@@ -56,6 +56,10 @@ class Conversations:
         self._claims: dict[tuple[str, str], Claim] = {}
         self._swept = float("-inf")
 
+    def disk_bytes(self) -> int:
+        """Bytes of all that is stored. From any thread."""
+        return self._store.disk_bytes()
+
     async def get(self, tenant: str, response_id: str) -> StoredResponse:
         """A stored response. Raises ``UnknownResponse``."""
         return await anyio.to_thread.run_sync(self._store.get, tenant, response_id)

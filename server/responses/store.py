@@ -100,6 +100,14 @@ class ResponseStore:
                 self._connection.close()
                 self._connection = None
 
+    def disk_bytes(self) -> int:
+        """Bytes of the file and its journal. From any thread."""
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                total += self._path.with_name(self._path.name + suffix).stat().st_size
+        return total
+
     def put(self, tenant: str, response: StoredResponse) -> None:
         """Keep a response. Raises ``ResponseNotStored`` where the disk is full."""
         documents = [[each.document_id, each.file_id, each.filename] for each in response.documents]

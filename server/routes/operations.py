@@ -19,9 +19,7 @@ async def health() -> dict[str, str]:
 @router.get("/readyz")
 async def ready(state: StateDep) -> JSONResponse:
     """200 while questions are taken; 503 with the reason while loading, draining, or when the engine has stopped."""
-    stage, reason = state.readiness.stage, state.readiness.reason
-    if stage is Stage.READY and state.services is not None and state.services.bridge.failure is not None:
-        stage, reason = Stage.FAILED, f"the engine has stopped: {state.services.bridge.failure}"
+    stage, reason = state.standing()
     return JSONResponse({"status": stage.value, "reason": reason}, status_code=200 if stage is Stage.READY else 503)
 
 

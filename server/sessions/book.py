@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from model.errors import EngineDraining, EngineStopped, ModelError
 from model.policy import AttentionPolicy
-from server.bill import SessionStats
+from server.bill import TIERS, SessionStats
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
 from server.logs import log_event
@@ -67,9 +67,7 @@ class Book:
 
     def stats(self) -> SessionStats:
         """Sessions by the tier that each was last seen in, and bytes on the disk."""
-        counts = dict.fromkeys(("resident", "host", "saved", "tokens"), 0)
-        for session in self._register.all():
-            counts[session.status] += 1
+        counts = {**dict.fromkeys(TIERS, 0), **self._register.num_by_status()}
         return SessionStats(counts, self._vault.disk_bytes, self._vault.max_bytes)
 
     @asynccontextmanager

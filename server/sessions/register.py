@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,11 @@ class Register:
         with self._lock:
             chosen = [each for each in self._sessions.values() if tenant is None or each.tenant == tenant]
         return sorted(chosen, key=lambda session: (session.name, session.tenant))
+
+    def num_by_status(self) -> Mapping[str, int]:
+        """How many sessions there are of each status, of statuses with any."""
+        with self._lock:
+            return Counter(session.status for session in self._sessions.values())
 
     def containing(self, tenant: str, document_id: str) -> list[Session]:
         """The tenant's sessions with a document in them, but for the document's own."""

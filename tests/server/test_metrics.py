@@ -134,4 +134,4 @@ async def test_no_label_holds_an_id(client: httpx.AsyncClient, world: World) -> 
     assert "doc_" not in text and "req_" not in text
     labels = set(re.findall(r'([a-z_]+)="', text))
     assert labels <= {"pool", "status", "kind", "code", "decision", "reason", "stage", "phase", "le", "version",
-                      "model", "device", "kernels", "dtype", "policy"}  # fmt: skip
+                      "model", "device", "kernels", "dtype", "policy", "method", "route", "result", "tier"}  # fmt: skip
