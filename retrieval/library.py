@@ -61,9 +61,9 @@ class LibraryStats:
     num_facts: int
     host_bytes: dict[str, int]
     disk_bytes: dict[str, int]
-
     num_pending: int = 0
     waiting_seconds: float = 0.0
+
 
 def never() -> bool:
     """Do not stop."""
@@ -363,12 +363,15 @@ class Library:
     def stats(self) -> LibraryStats:
         """What the library holds and takes; reads counters only, so it costs the same for any number of documents."""
         num_vectors, num_facts = self._contents.totals()
+        num_pending, waiting_seconds = self._store.backlog()
         return LibraryStats(
             num_documents=self._store.num_documents(),
             num_vectors=num_vectors,
             num_facts=num_facts,
             host_bytes=self._shelves.host_bytes(),
             disk_bytes={"store": self._store.disk_bytes(), "index": self._shelves.disk_bytes()},
+            num_pending=num_pending,
+            waiting_seconds=waiting_seconds,
         )
 
     @classmethod
@@ -381,15 +384,12 @@ class Library:
         count_tokens: Callable[[str], int] | None,
         limits: Limits,
         large_index: type[VectorIndex],
-        num_pending, waiting_seconds = self._store.backlog()
     ) -> Self:
         # Read once: an embedder at work answers only between its batches.
         fingerprint, dimension = embedder.fingerprint, embedder.dimension
         contents = Contents(store.database)
         folder = data_dir / "indexes"
         files = ShelfFiles(
-            num_pending=num_pending,
-            waiting_seconds=waiting_seconds,
             folder, store, contents, fingerprint, dimension, FaissIndex, large_index, large_rows=LARGE_ROWS
         )
         shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)

@@ -259,7 +259,6 @@ class Store:
                 counts[status_of(Stage(stage), reading, self.has_reader).value] += count
         return counts
 
-    def disk_bytes(self) -> int:
     def backlog(self) -> tuple[int, float]:
         """How many documents have work left; and how many seconds the one has waited that came first of those that
         cannot be asked yet, 0 where there is none."""
@@ -278,6 +277,7 @@ class Store:
             ]
         return int(num_pending), max(0.0, time.time() - min(first)) if first else 0.0
 
+    def disk_bytes(self) -> int:
         """Bytes of the database and of the files as they were sent."""
         with self.database.read() as connection:
             (blobs,) = connection.execute("SELECT num_bytes FROM blob_tally").fetchone()

@@ -52,9 +52,9 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     ``SettingsInvalid`` where no key protects what other machines can reach, and ``KeysUnreadable``.
     """
     state = AppState(settings, open_tenants(settings), metrics or Metrics(), Readiness())
-
     stages = StageCollector(state.readiness, lambda: state.standing()[0], settings.drain_seconds)
     state.metrics.registry.register(stages)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, services))
