@@ -8,7 +8,7 @@ from typing_extensions import override
 # What comes before any route: a wrong host without keys, a body over the limit, and defects.
 _EVERYWHERE = {"403": "Without keys, another host or site is named", "500": "A defect of the server; its log has it"}
 _OF_BODIES = {"400": "The body or a field of it cannot be used", "413": "The body is too large"}
-_KEYLESS = ("/healthz", "/readyz")
+_KEYLESS = ("/healthz", "/readyz", "/console/{asset}")
 
 
 class DocumentedApp(FastAPI):

@@ -25,6 +25,7 @@ from server.routes import (
     bill,
     chat,
     completions,
+    console,
     documents,
     embeddings,
     facts,
@@ -93,6 +94,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         models,
         bill,
         operations,
+        console,
     ):
         app.include_router(routes.router)
     app.add_middleware(

@@ -127,7 +127,7 @@ class DiskView(BaseModel):
 
 class BillView(BaseModel):
     """The whole bill: on a CPU ``device.held_bytes + host.bytes + unaccounted_bytes == resident_set_bytes``, else the
-    same without the device."""
+    same without the device. ``tokens`` are those that were read, spared and written since the process began."""
 
     object: str = "memory"
     device: DeviceView
@@ -135,6 +135,7 @@ class BillView(BaseModel):
     disk: DiskView
     sessions: dict[str, int]
     checkpoints: dict[str, int]
+    tokens: dict[str, int]
     device_is_host: bool
     unaccounted_bytes: int
     resident_set_bytes: int
@@ -177,6 +178,7 @@ def bill_view(bill: MemoryBill) -> BillView:
         ),
         sessions=dict(bill.sessions.num_sessions),
         checkpoints={**stats.num_checkpoints, "lost": stats.num_checkpoints_lost},
+        tokens=dict(stats.tokens_by_kind),
         device_is_host=bill.device_is_host,
         unaccounted_bytes=bill.unaccounted_bytes,
         resident_set_bytes=bill.resident_set_bytes,

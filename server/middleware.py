@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Asked every few seconds by whoever watches the process.
-WATCHED_PATHS = ("/healthz", "/readyz", "/metrics")
+WATCHED_PATHS = ("/healthz", "/readyz", "/metrics", "/v1/memory")
 DISCARD_BYTES = 256 << 20
 DISCARD_SECONDS = 5.0
 

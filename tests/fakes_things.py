@@ -16,6 +16,7 @@ KINDS = {
     "batch_id": "batch",
     "response_id": "response",
     "model_id": None,
+    "asset": None,
 }
 HELLO = [{"role": "user", "content": "Hello there, who is it?"}]
 

@@ -1,14 +1,15 @@
 """The models that are served: the one that writes, and the one that embeds."""
 
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter
 
+from server.chat_schema import PolicyOptions
 from server.dependencies import ServicesDep
 from server.errors import UnknownModel
 from server.inquiry import ServedModel
 from server.rendering import policy_view
-from server.schemas import error_responses
+from server.schemas import Recall, error_responses
 from server.services import Services
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=error_responses(401, 404, 503))
@@ -32,7 +33,13 @@ async def retrieve_model(model_id: str, services: ServicesDep) -> dict[str, Any]
 
 
 def _view(model: ServedModel) -> dict[str, Any]:
-    fano = {"policy": policy_view(model.policy), "dtype": model.dtype, "max_context_tokens": model.max_context_tokens}
+    fano = {
+        "policy": policy_view(model.policy),
+        "policies": list(get_args(PolicyOptions.model_fields["name"].annotation)),
+        "recalls": list(get_args(Recall)),
+        "dtype": model.dtype,
+        "max_context_tokens": model.max_context_tokens,
+    }
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "fano", "fano": fano}
 
 

@@ -316,7 +316,7 @@ async def test_nothing_is_served_without_a_key(world: World, keys: dict[str, dic
             for headers in ({}, {"authorization": "Bearer fano-wrong"}):
                 named = filled(path, dict.fromkeys(parameters_of(path), "x"))
                 reply = await client.request(method, named, headers=headers)
-                is_open = path in ("/healthz", "/readyz", "/metrics", "/v1/memory")
+                is_open = path in ("/healthz", "/readyz", "/metrics", "/v1/memory", "/", "/console/{asset}")
                 assert (reply.status_code == 401) is not is_open, (method, path, reply.text)
 
 

@@ -1,7 +1,7 @@
 """The official client against a server on a real socket, sync and async."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import openai
 import pytest
@@ -10,6 +10,7 @@ from fakes_server import EMBEDDER, MODEL, World, serving
 from model.engine.request import FinishReason
 from model.errors import GenerationFailed, PromptTooLong, QueueFull
 from model.tokenizer import Tokenizer
+from server.chat_schema import PolicyOptions
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -34,6 +35,8 @@ def test_models(client: openai.OpenAI) -> None:
     retrieved = client.models.retrieve(MODEL).model_dump()
     assert retrieved["fano"] == {
         "policy": {"name": "window", "sinks": 64, "window": 2048},
+        "policies": list(get_args(PolicyOptions.model_fields["name"].annotation)),
+        "recalls": ["verbatim", "grounded", "free"],
         "dtype": "float32",
         "max_context_tokens": 100_000,
     }
