@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval.durability import make_directory, sync_directory
+from retrieval.errors import StoreInvalid
+from server.database import Schema, connect, transaction
 
 FILE_NAME = "keys.sqlite3"
 KEY_PREFIX = "fano-"
 KEY_BYTES = 32
 DEFAULT_TENANT = "default"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-BUSY_SECONDS = 10.0
 MAX_NAME_CHARACTERS = 100
 
-# Steps are only ever added at the end; user_version counts those that were taken.
-_STEPS = (
-    """
+_FIRST = """
     CREATE TABLE keys (
         id TEXT PRIMARY KEY,
         digest BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
@@ -38,8 +37,8 @@ _STEPS = (
         revoked_at INTEGER
     );
     CREATE UNIQUE INDEX keys_by_name ON keys (name) WHERE revoked_at IS NULL;
-    """,
-)
+"""
+SCHEMA = Schema("keys", (_FIRST,))
 
 
 class KeysError(Exception):
@@ -126,15 +125,14 @@ class Keys:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         if is_new:
             sync_directory(self.path.parent)
-        with self._opened() as connection:
-            with _transaction(connection):
-                yield connection
+        with self._opened() as connection, transaction(connection):
+            yield connection
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         with unreadable_by_name(self.path), closing(connect(self.path)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-            _migrate(connection, self.path)
+            SCHEMA.migrate(connection, self.path)
             yield connection
 
 
@@ -146,58 +144,15 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection to a file that exists; threads may share it, one at a time."""
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        timeout=BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    connection.execute("PRAGMA synchronous = FULL")
-    return connection
-
-
 @contextmanager
 def unreadable_by_name(path: Path) -> Iterator[None]:
     """What SQLite says of the file at ``path``, as ``KeysUnreadable``."""
     try:
         yield
+    except StoreInvalid as error:
+        raise KeysUnreadable(str(error)) from error
     except sqlite3.DatabaseError as error:
         raise KeysUnreadable(
             f"the keys in {path} cannot be read ({error}); restore the file from a backup, or move it away and make "
             "new keys with `fano keys add`"
         ) from error
-
-
-def check_version(connection: sqlite3.Connection, path: Path) -> int:
-    """The version of the schema, 0 of an empty file. Raises ``KeysUnreadable`` for one of a later Fano."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(_STEPS):
-        raise KeysUnreadable(
-            f"the keys in {path} have version {version}, and this Fano knows {len(_STEPS)}; install a later Fano"
-        )
-    return int(version)
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    if check_version(connection, path) == len(_STEPS):
-        return
-    with _transaction(connection):
-        # Looked at again, for two may have come at once.
-        for version in range(check_version(connection, path), len(_STEPS)):
-            for statement in _STEPS[version].split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {version + 1}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from server.database import connect
 from server.errors import KeyRefused, KeysUnknown
-from server.keys import DEFAULT_TENANT, Keys, KeysUnreadable, check_version, connect, digest_of, unreadable_by_name
+from server.keys import DEFAULT_TENANT, SCHEMA, Keys, KeysUnreadable, digest_of, unreadable_by_name
 from server.settings import Settings, SettingsInvalid
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Tenants:
                 self._seen = seen
 
     def _read(self, connection: sqlite3.Connection) -> dict[bytes, tuple[bytes, str]]:
-        if check_version(connection, self._path) == 0:
+        if SCHEMA.version(connection, self._path) == 0:
             return {}
         rows = connection.execute("SELECT digest, tenant, revoked_at FROM keys").fetchall()
         self._needs_key = self._needs_key or bool(rows)

@@ -5,23 +5,19 @@ A response that others go on from stays for them when it is deleted, seen by nob
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval.durability import is_full, make_directory, sync_directory
-from retrieval.errors import StoreInvalid
+from retrieval.durability import is_full
+from server.database import Database, Schema
 from server.files.nouns import StoreDocument
 from server.responses.errors import ResponseNotStored, UnknownResponse
 
-BUSY_SECONDS = 10.0
-
-# Steps are only ever added at the end; user_version counts those that were taken. ``number`` is the order of coming.
-_STEPS = (
-    """
+# ``number`` is the order of coming.
+_FIRST = """
     CREATE TABLE responses (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         tenant TEXT NOT NULL,
@@ -38,8 +34,8 @@ _STEPS = (
     CREATE INDEX responses_by_previous ON responses (tenant, previous) WHERE previous IS NOT NULL;
     CREATE INDEX responses_by_session ON responses (tenant, session, number) WHERE session IS NOT NULL;
     CREATE INDEX responses_by_time ON responses (created_at) WHERE NOT is_deleted;
-    """,
-)
+"""
+_SCHEMA = Schema("responses", (_FIRST,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,49 +60,19 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """One connection, for one thread at a time; what was put is on the disk on return (WAL, FULL)."""
+    """What was put is on the disk on return. For any thread."""
 
     def __init__(self, path: Path) -> None:
         """Raises ``StoreInvalid``."""
-        self._path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        make_directory(path.parent)
-        is_new = not path.exists()
-        # Connections change threads, but under the lock.
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")
-            _migrate(connection, path)
-        except sqlite3.OperationalError:  # No permission, no room: the file itself may be sound.
-            connection.close()
-            raise
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise StoreInvalid(
-                f"{path} cannot be read as a store of responses ({error}); restore it from a backup, or move it away "
-                "to start empty"
-            ) from error
-        if is_new:
-            sync_directory(path.parent)
-        self._connection = connection
+        self._database = Database(path, _SCHEMA)
 
     def close(self) -> None:
         """Idempotent."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._database.close()
 
     def disk_bytes(self) -> int:
         """Bytes of the file and its journal. From any thread."""
-        total = 0
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                total += self._path.with_name(self._path.name + suffix).stat().st_size
-        return total
+        return self._database.disk_bytes()
 
     def put(self, tenant: str, response: StoredResponse) -> None:
         """Keep a response. Raises ``ResponseNotStored`` where the disk is full."""
@@ -121,8 +87,8 @@ class ResponseStore:
 
     def get(self, tenant: str, response_id: str) -> StoredResponse:
         """Raises ``UnknownResponse``."""
-        with self._lock:
-            row = self._open.execute(
+        with self._database.read() as connection:
+            row = connection.execute(
                 f"SELECT {_COLUMNS} FROM responses WHERE tenant = ? AND id = ? AND NOT is_deleted",
                 (tenant, response_id),
             ).fetchone()
@@ -133,8 +99,8 @@ class ResponseStore:
     def chain(self, tenant: str, response_id: str) -> list[StoredResponse]:
         """The response after all those before it, the first of the conversation first. Raises ``UnknownResponse``."""
         last = self.get(tenant, response_id)
-        with self._lock:
-            rows = self._open.execute(
+        with self._database.read() as connection:
+            rows = connection.execute(
                 f"""
                 WITH RECURSIVE line (at, next) AS (
                     SELECT number, previous FROM responses WHERE tenant = ?1 AND id = ?2
@@ -149,8 +115,8 @@ class ResponseStore:
 
     def head(self, tenant: str, session: str) -> str | None:
         """The response whose turn is the last of the session."""
-        with self._lock:
-            row = self._open.execute(
+        with self._database.read() as connection:
+            row = connection.execute(
                 "SELECT id FROM responses WHERE tenant = ? AND session = ? ORDER BY number DESC LIMIT 1",
                 (tenant, session),
             ).fetchone()
@@ -167,39 +133,26 @@ class ResponseStore:
             if not found:
                 raise UnknownResponse(response_id)
             sessions = _swept(connection, tenant, response_id)
-        with self._lock, suppress(sqlite3.OperationalError):
-            # What was deleted is still in the journal.
-            self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._database.checkpoint()
         return sessions
 
     def expired(self, before: int, limit: int = 100) -> list[tuple[str, str]]:
         """(tenant, id) of some of the responses that were made before a time, the oldest first."""
-        with self._lock:
-            return self._open.execute(
+        with self._database.read() as connection:
+            return connection.execute(
                 "SELECT tenant, id FROM responses WHERE created_at < ? AND NOT is_deleted ORDER BY created_at LIMIT ?",
                 (before, limit),
             ).fetchall()
 
-    @property
-    def _open(self) -> sqlite3.Connection:
-        assert self._connection is not None, "closed"
-        return self._connection
-
     @contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            connection = self._open
-            try:
-                connection.execute("BEGIN IMMEDIATE")
+        try:
+            with self._database.transaction() as connection:
                 yield connection
-                connection.execute("COMMIT")
-            except BaseException as error:
-                # Of some errors, a full disk among them, SQLite has undone the transaction itself.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError) and is_full(error):
-                    raise ResponseNotStored from error
-                raise
+        except sqlite3.OperationalError as error:
+            if is_full(error):
+                raise ResponseNotStored from error
+            raise
 
 
 _COLUMNS = "id, previous, session, created_at, object, input, documents"
@@ -235,13 +188,3 @@ def _swept(connection: sqlite3.Connection, tenant: str, response_id: str) -> set
         sessions |= {row[1]} - {None}
         at = row[0]
     return sessions
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(_STEPS):
-        raise StoreInvalid(
-            f"{path} has schema {version}, and this version knows up to {len(_STEPS)}; start the version that wrote it"
-        )
-    for number, step in enumerate(_STEPS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {step}; PRAGMA user_version = {number}; COMMIT;")

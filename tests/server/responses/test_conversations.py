@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -307,9 +309,9 @@ async def test_old_responses_are_deleted(
 
 def test_a_store_of_a_later_version_or_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "responses.sqlite3"
-    store = ResponseStore(path)
-    store._open.execute("PRAGMA user_version = 99")
-    store.close()
+    ResponseStore(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreInvalid, match="schema 99"):
         ResponseStore(path)
     path.write_bytes(b"no database" * 1000)
