@@ -278,6 +278,13 @@ class Contents:
             ).fetchall()
         return [(Span(start, end), key) for start, end, key in rows]
 
+    def shown(self, number: int, piece: Span, place: Span) -> Span:
+        """What of ``piece`` is in the part that ``place``, which is in it, stands in."""
+        for part in self._parts.get(number, ()):
+            if part.start < place.end and place.start < part.end:
+                return Span(max(piece.start, part.start), min(piece.end, part.end))
+        return piece
+
     def _cut(self, number: int, chunk: StoredChunk) -> StoredChunk | None:
         """What of a chunk is in the part, if any is."""
         span = cut(Span(chunk.start, chunk.end), self._parts.get(number))

@@ -35,6 +35,8 @@ def collapsed(passages: Iterable[Passage], most: int) -> tuple[Passage, ...]:
 
 def says_the_same(better: Passage, other: Passage) -> bool:
     """Whether ``other`` adds nothing to ``better``: nearly the same text, and the same under the keys asked for."""
+    if better.document_id == other.document_id and better.cutting != other.cutting:
+        return False  # Somebody wants it cut in both ways.
     if _particulars(better.text) != _particulars(other.text) or _told(better) != _told(other):
         return False
     one, two = _shingles(better.text), _shingles(other.text)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.clustered_index import LARGE_ROWS, ClusteredIndex
 from retrieval.contents import Contents
+from retrieval.cutting import Cuttings
 from retrieval.durability import make_directory
 from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
@@ -21,7 +22,7 @@ from retrieval.faiss_index import FaissIndex
 from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
 from retrieval.occurrences import occurrences
-from retrieval.passage import Document, DocumentStatus, Progress, SearchResult, Span, page_at
+from retrieval.passage import Cutting, Document, DocumentStatus, Progress, SearchResult, Span, page_at
 from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.record import Record
 from retrieval.scope import Scope
@@ -85,6 +86,7 @@ class Library:
         self._store = store
         self._contents = contents
         self._facts = FactBook(store.database)
+        self._cuttings = Cuttings(store.database)
         self.surprises = Surprises(store, ingestion.max_facts)
         self._shelves = shelves
         self._ingestion = ingestion
@@ -255,9 +257,13 @@ class Library:
         document_ids: Sequence[str],
         max_passages: int = 5,
         scope: Scope | None = None,
+        cuttings: Mapping[str, Sequence[Cutting | None]] | None = None,
     ) -> SearchResult:
         """The passages of these documents that may hold the answer, best first; nothing of any other document, and
         nothing outside ``scope``.
+
+        ``cuttings`` says, by its id, of each document whose passages are not put together for the question alone how
+        they are cut, in one way or in several; ``scope`` has no parts of these. Those were told by ``cut``.
 
         Raises:
             DocumentNotReady: one of them cannot be asked yet, or has failed.
@@ -266,7 +272,19 @@ class Library:
         for record in records:
             if not record.document.answerable:
                 raise DocumentNotReady(self._with_progress(record.document))
-        return self._search.run(query, records, max_passages, scope)
+        return self._search.run(query, records, max_passages, scope, cuttings)
+
+    def is_cut(self, tenant: str, document_id: str, cutting: Cutting) -> bool:
+        """Whether somebody told where the document is cut so."""
+        return self._cuttings.has(self._store.record(document_id, tenant).number, cutting)
+
+    def cut(self, tenant: str, document_id: str, cutting: Cutting, pieces: Sequence[Span]) -> None:
+        """Keep where the document's text is cut, for passages that are to be such pieces; on the disk on return."""
+        self._cuttings.keep(self._store.record(document_id, tenant).number, cutting, pieces)
+
+    def pieces(self, tenant: str, document_id: str, cutting: Cutting) -> Sequence[Span]:
+        """The pieces of a document that ``is_cut`` so, in reading order."""
+        return self._cuttings.pieces(self._store.record(document_id, tenant).number, cutting)
 
     def locate(
         self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100, scope: Scope | None = None

@@ -154,7 +154,18 @@ _RECOGNISERS = """
 ALTER TABLE documents ADD COLUMN recognisers INTEGER NOT NULL DEFAULT 0;
 """
 
-# 6. What would else be counted over all documents whenever somebody looks, kept while they change: every few seconds
+# 6. Where the pieces of a document begin and end that has to be cut in a way of its own: pairs of 32-bit integers.
+_CUTTINGS = """
+CREATE TABLE pieces (
+    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+    max_tokens INTEGER NOT NULL,
+    overlap_tokens INTEGER NOT NULL,
+    spans BLOB NOT NULL,
+    PRIMARY KEY (document, max_tokens, overlap_tokens)
+) WITHOUT ROWID;
+"""
+
+# 7. What would else be counted over all documents whenever somebody looks, kept while they change: every few seconds
 #    somebody does look.
 _VECTORS = "CASE {row}.stage WHEN 'ready' THEN coalesce({row}.num_rows, 0) WHEN 'dense' THEN {row}.done ELSE 0 END"
 _ADD = (
@@ -190,7 +201,7 @@ CREATE TRIGGER blobs_come AFTER INSERT ON blobs BEGIN UPDATE blob_tally SET num_
 CREATE TRIGGER blobs_go AFTER DELETE ON blobs BEGIN UPDATE blob_tally SET num_bytes = num_bytes - OLD.num_bytes; END;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _TALLIES)
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _CUTTINGS, _TALLIES)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -165,6 +165,18 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Cutting:
+    """How the passages of a document are cut: pieces of at most ``max_tokens`` tokens of the serving model, which share
+    ``overlap_tokens``, at most half of them, with the one before."""
+
+    max_tokens: int
+    overlap_tokens: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= 2 * self.overlap_tokens <= self.max_tokens, f"{self.overlap_tokens} of {self.max_tokens} tokens"
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """Another place that says what a passage says."""
 
@@ -183,7 +195,8 @@ class Passage:
     did not return the passage. ``values`` are what stands under the keys of the question, in reading order, at every
     place where a key was met: equal keys may have several. Each lies in the passage. ``also`` are places of nearly
     the same text, which are no passages of their own. The question names the documents of passages that are
-    ``is_named`` and not those of others.
+    ``is_named`` and not those of others. ``cutting`` is how the document's text was to be cut, None for a passage that
+    was put together for the question.
     """
 
     document_id: str
@@ -198,6 +211,7 @@ class Passage:
     values: tuple[Value, ...] = ()
     also: tuple[Copy, ...] = ()
     is_named: bool = False
+    cutting: Cutting | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from retrieval.asked_documents import AskedDocuments, in_turn
 from retrieval.contents import Contents, StoredChunk, StoredFact
+from retrieval.cutting import Pieces
 from retrieval.duplicates import collapsed
 from retrieval.errors import UnknownDocument
-from retrieval.passage import Nearest, Passage, Span
+from retrieval.passage import Cutting, Nearest, Passage, Span, page_at
 from retrieval.record import Record
 from retrieval.store import Store
 from retrieval.values import Asked, Reader
@@ -95,21 +96,44 @@ class Rankings:
         return sum(hit.is_leading for hit in self.keys.values())
 
 
+@dataclass(slots=True)
+class Group:
+    """Chunks that make one passage: neighbours, or with ``piece`` those that stand in it, as ``cutting`` has it."""
+
+    places: list[Place]
+    cutting: Cutting | None = None
+    piece: Span | None = None
+
+
 def compose(
-    store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
+    store: Store,
+    contents: Contents,
+    records: Sequence[Record],
+    rankings: Rankings,
+    max_passages: int,
+    cuttings: Mapping[str, Sequence[Cutting | None]] | None = None,
+    pieces: Pieces | None = None,
 ) -> tuple[Passage, ...]:
     """At most ``max_passages`` passages, best first; those that say the same as a better one are told in it.
 
     Chunks that a key led to come before all others: those that a user pinned under it first, then those with more
     keys of the question, then those where the keys stand as they were asked; then those that these lead on to. The
     others follow by their score; equal ones in reading order. But where documents have a share each, the best of every
-    one comes before the second best of any.
+    one comes before the second best of any. ``cuttings`` says of documents, by their ids, how they are cut: their
+    passages are whole ``pieces``.
     """
-    return collapsed(_passages(store, contents, records, rankings, max_passages), max_passages)
+    found = _passages(store, contents, records, rankings, max_passages, cuttings or {}, pieces)
+    return collapsed(found, max_passages)
 
 
 def _passages(
-    store: Store, contents: Contents, records: Sequence[Record], rankings: Rankings, max_passages: int
+    store: Store,
+    contents: Contents,
+    records: Sequence[Record],
+    rankings: Rankings,
+    max_passages: int,
+    cuttings: Mapping[str, Sequence[Cutting | None]],
+    pieces: Pieces | None,
 ) -> Iterator[Passage]:
     scores, asked = rankings.scores, Asked(rankings.question)
     # Where a key leads is asked of as much as what is named: nothing named comes before it.
@@ -117,38 +141,60 @@ def _passages(
     asked_for = replace(rankings.asked, shares=rankings.asked.shares | led) if rankings.asked.shares else rankings.asked
     each, shares = asked_for.most(max_passages), asked_for.shares
     order = in_turn(_order(rankings.keys, rankings.hops, scores), each, shares, lambda place: place[0])
-    order = order[: max_passages * JOIN_DEPTH]
+    # Whatever stands in a piece belongs to it.
+    most = max_passages * JOIN_DEPTH
+    order = [place for n, place in enumerate(order) if n < most or records[place[0]].document.id in cuttings]
     chunks = _chunks(contents, records, order)
-    for group in _join(order, chunks, rankings.keys):
-        record = records[group[0][0]]
-        start = min(chunks[place].start for place in group)
-        end = max(chunks[place].end for place in group)
-        hits = [rankings.keys[place] for place in group if place in rankings.keys]
+    for group in _join(order, chunks, rankings, records, cuttings, pieces):
+        places = group.places
+        record = records[places[0][0]]
+        start = min(chunks[place].start for place in places)
+        end = max(chunks[place].end for place in places)
+        page = chunks[min(places)].page
+        hits = [rankings.keys[place] for place in places if place in rankings.keys]
         is_led = any(hit.is_leading for hit in hits)
         hits = [hit for hit in hits if hit.is_leading or not is_led]
         evidence = _evidence(store, record, hits, rankings.question_words)
-        if evidence is not None:
-            # A sentence that was too long for one chunk: what may be quoted must stand in the passage.
-            start, end = min(start, evidence.start), max(end, evidence.end)
         values = Reader(store, contents, record, asked).values(hits)
-        for value in values:
-            start, end = min(start, value.span.start), max(end, value.span.end)
-        score = max(scores.get(place, 0.0) for place in group)
-        is_hop = any(place in rankings.hops for place in group)
+        nearest = _nearest(contents, record, places, rankings.dense)
+        if group.piece is None:
+            if evidence is not None:
+                # A sentence that was too long for one chunk: what may be quoted must stand in the passage.
+                start, end = min(start, evidence.start), max(end, evidence.end)
+            for value in values:
+                start, end = min(start, value.span.start), max(end, value.span.end)
+        else:
+            shown = contents.shown(record.number, group.piece, Span(start, end))
+            start, end, page = shown.start, shown.end, page_at(store.pages(record.number), shown.start)
+            evidence = _inside(evidence, shown)
+            values = tuple(value for value in values if _inside(value.span, shown) == value.span)
+            if nearest is not None:
+                inside = _inside(nearest.span, shown)
+                nearest = None if inside is None else replace(nearest, span=inside)
+        score = max(scores.get(place, 0.0) for place in places)
+        is_hop = any(place in rankings.hops for place in places)
         yield Passage(
             document_id=record.document.id,
             document_name=record.document.name,
             span=Span(start, end),
             text=store.text(record.number, start, end),
-            page=chunks[min(group)].page,
+            page=page,
             # In the order of the passages: where keys led above one half, what that led on to at it, others below.
             score=(1.0 + score) / 2 if is_led else 0.5 if is_hop else score / 2,
-            found_by=_finders(group, rankings),
+            found_by=_finders(places, rankings),
             evidence=evidence,
-            nearest=_nearest(contents, record, group, rankings.dense),
+            nearest=nearest,
             values=values,
-            is_named=group[0][0] in rankings.asked.named,
+            is_named=places[0][0] in rankings.asked.named,
+            cutting=group.cutting,
         )
+
+
+def _inside(span: Span | None, piece: Span) -> Span | None:
+    """What of ``span`` stands in the piece, if anything does."""
+    if span is None or span.end <= piece.start or piece.end <= span.start:
+        return None
+    return Span(max(span.start, piece.start), min(span.end, piece.end))
 
 
 def _nearest(
@@ -192,20 +238,53 @@ def _chunks(contents: Contents, records: Sequence[Record], places: Sequence[Plac
 
 
 def _join(
-    order: Sequence[Place], chunks: Mapping[Place, StoredChunk], keys: Mapping[Place, KeyHit]
-) -> list[list[Place]]:
-    groups: list[list[Place]] = []
+    order: Sequence[Place],
+    chunks: Mapping[Place, StoredChunk],
+    rankings: Rankings,
+    records: Sequence[Record],
+    cuttings: Mapping[str, Sequence[Cutting | None]],
+    pieces: Pieces | None,
+) -> list[Group]:
+    groups: list[Group] = []
     for place in order:
         if place not in chunks:
             continue
-        # A key hit opens a passage of its own: a passage has one evidence, and no hit may hide another.
-        is_led = place in keys and keys[place].is_leading
-        group = None if is_led else next((group for group in groups if _fits(place, group, chunks)), None)
-        if group is not None:
-            group.append(place)
-        else:
-            groups.append([place])
+        record = records[place[0]]
+        for cutting in cuttings.get(record.document.id, (None,)):
+            piece = None
+            if cutting is not None:
+                assert pieces is not None, "a document is cut, and nobody knows where"
+                piece = pieces.around(record.number, cutting, _focus(place, chunks[place], rankings.keys))
+            group = next((group for group in groups if _belongs(place, group, chunks, rankings, cutting, piece)), None)
+            if group is not None:
+                group.places.append(place)
+            else:
+                groups.append(Group([place], cutting, piece))
     return groups
+
+
+def _focus(place: Place, chunk: StoredChunk, keys: Mapping[Place, KeyHit]) -> Span:
+    """What of a chunk must not be cut off: what keys led to, else as much of it as can be."""
+    if place in keys and keys[place].is_leading:
+        return min(meeting.fact.evidence for meeting in keys[place].meetings)
+    return Span(chunk.start, chunk.end)
+
+
+def _belongs(
+    place: Place,
+    group: Group,
+    chunks: Mapping[Place, StoredChunk],
+    rankings: Rankings,
+    cutting: Cutting | None,
+    piece: Span | None,
+) -> bool:
+    if (cutting, piece) != (group.cutting, group.piece):
+        return False
+    if piece is not None:
+        return place[0] == group.places[0][0]
+    # A key hit opens a passage of its own: a passage has one evidence, and no hit may hide another.
+    is_led = place in rankings.keys and rankings.keys[place].is_leading
+    return not is_led and _fits(place, group.places, chunks)
 
 
 def _fits(place: Place, group: Sequence[Place], chunks: Mapping[Place, StoredChunk]) -> bool:

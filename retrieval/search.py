@@ -12,13 +12,14 @@ from retrieval.asked_keys import Met, meet
 from retrieval.candidates import candidates
 from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.contents import Contents
+from retrieval.cutting import Cuttings, Pieces
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentNotReady
 from retrieval.features import NAMES, AskedWords, Candidate, features
 from retrieval.fusion import fuse
 from retrieval.hops import Trail
 from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
-from retrieval.passage import SearchResult
+from retrieval.passage import Cutting, SearchResult
 from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
 from retrieval.ranker import Ranker
 from retrieval.rare_words import only_places, rare_places, spread
@@ -56,12 +57,19 @@ class Search:
         self._contents = contents
         self._shelves = shelves
         self._embedder = embedder
+        self._cuttings = Cuttings(store.database)
         self._is_learned = embedder.fingerprint.startswith(LEARNED_WITH)
 
     def run(
-        self, question: str, records: Sequence[Record], max_passages: int, scope: Scope | None = None
+        self,
+        question: str,
+        records: Sequence[Record],
+        max_passages: int,
+        scope: Scope | None = None,
+        cuttings: Mapping[str, Sequence[Cutting | None]] | None = None,
     ) -> SearchResult:
-        """The best passages of ``records``, which must be answerable, or of what of them is in ``scope``.
+        """The best passages of ``records``, which must be answerable, or of what of them is in ``scope``; cut as
+        ``cuttings`` say.
 
         The same store gives the same result.
 
@@ -72,7 +80,8 @@ class Search:
         rankings = self.rank(question, records, scope)
         started = time.perf_counter()
         contents = (scope or Scope()).contents(self._contents, records)
-        passages = compose(self._store, contents, records, rankings, max_passages)
+        pieces = Pieces(self._cuttings)
+        passages = compose(self._store, contents, records, rankings, max_passages, cuttings or {}, pieces)
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
         # Ranks and texts were read one after the other; a document that went in between may have lost its text.
         for record in records:

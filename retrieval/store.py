@@ -21,6 +21,7 @@ _PIECES = (
     ("embeddings", "fingerprint, row", 400),
     ("texts", "start", 8),
     ("vector_rows", "row", 5000),
+    ("pieces", "max_tokens, overlap_tokens", 1),
     ("chunks", "ordinal", 2000),
     ("fact_keys", "key, form, fact", 2000),
     ("facts", "fact", 2000),
@@ -285,7 +286,7 @@ class Store:
 
     def _requeue(self, number: int) -> None:
         with self.database.write() as (connection, _):
-            for table in ("texts", "pages", "chunks", "vector_rows", "embeddings", "facts", "fact_keys"):
+            for table in ("texts", "pages", "chunks", "vector_rows", "embeddings", "facts", "fact_keys", "pieces"):
                 connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
             connection.execute(
                 "UPDATE documents SET stage = 'queued', answerable = 0, done = 0, total = 0, num_characters = NULL, "

@@ -151,7 +151,9 @@ class Answering:
         documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
         scope = scope_of(self._library, inquiry, documents)
         query = inquiry.decision.query
-        found = self._library.search(inquiry.tenant, query, inquiry.documents, inquiry.max_passages, scope)
+        found = self._library.search(
+            inquiry.tenant, query, inquiry.documents, inquiry.max_passages, scope, inquiry.cuttings
+        )
         return any(passage.evidence is not None for passage in found.passages)
 
     def _skipping(self, inquiry: Inquiry, decision: Decision) -> Inquiry:
@@ -243,7 +245,9 @@ class Answering:
         question = inquiry.turns[-1].content
         chosen = inquiry.decision or decide(inquiry.turns)
         scope = scope_of(self._library, inquiry, documents)
-        result = self._library.search(inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages, scope)
+        result = self._library.search(
+            inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages, scope, inquiry.cuttings
+        )
         seconds = time.monotonic() - begun
         given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query, scope)
         found = tuple(each for each in result.passages if each.score >= inquiry.min_score) if result.found else ()

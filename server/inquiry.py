@@ -1,13 +1,13 @@
 """What is asked, and what comes back: an inquiry, and the events of its answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model.config import ReadingUnit
 from model.engine.constraint import ConstraintMaker
 from model.engine.request import FinishReason, RequestUsage, TokenLogprob
 from model.policy import AttentionPolicy
-from retrieval.passage import FactKind
+from retrieval.passage import Cutting, FactKind
 from retrieval.scope import Scope
 from server.answer_form import AnswerForm, AnswerStart
 from server.citations import Citation
@@ -84,7 +84,8 @@ class Inquiry:
     ``started`` is the monotonic time of the request's arrival. ``policy`` of None is the engine's own, or that of the
     ``session`` which the conversation goes on. With ``may_skip`` the gate may leave the documents alone;
     ``decision`` is what it decided. Of a document that ``within`` names only the part is searched, and keys lead to
-    facts of ``fact_kinds`` alone, if there are any. Passages that score less than ``min_score`` are left out.
+    facts of ``fact_kinds`` alone, if there are any. Passages that score less than ``min_score`` are left out;
+    ``cuttings`` says of documents how these are cut, where not for the question alone.
     ``constraint`` says of each reply which tokens may come, ``tools`` are the
     functions that the model is told of.
     """
@@ -106,6 +107,7 @@ class Inquiry:
     within: tuple[AskedPart, ...] = ()
     fact_kinds: tuple[FactKind, ...] = ()
     min_score: float = 0.0
+    cuttings: Mapping[str, Sequence[Cutting | None]] = field(default_factory=dict)
     constraint: ConstraintMaker | None = None
     tools: tuple[Mapping[str, object], ...] = ()
 

@@ -7,12 +7,15 @@ their numbers are those of the reply's sources.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from model.errors import PromptTooLong
 from server.answer_form import QuestionPlace
 from server.conversation import Conversation, History, PartTokenizer, converse
 from server.errors import EvidenceTooLong
+
+if TYPE_CHECKING:
+    from model.tokenizer import Encoding
 
 NOT_FOUND = "Not found in the passages."
 # To read fewer tokens than this again takes as long as to read one.
@@ -37,6 +40,9 @@ class ChatTokenizer(PartTokenizer, Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
+
+    def encode(self, text: str) -> "Encoding":
+        """Ids of a text, and where each token stands in it. Raises ``InvalidRequest`` for half a surrogate pair."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to a text; empty for a control token."""

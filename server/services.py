@@ -20,6 +20,7 @@ from server.bridge import EngineThread
 from server.completing import Completing
 from server.embeddings import Embeddings
 from server.erasing import Eraser
+from server.files.chunking import Cutter
 from server.files.files import Files
 from server.forecast import Forecaster
 from server.grammar import Grammars
@@ -106,7 +107,13 @@ class Services:
         self.spool_dir = settings.data_dir / "uploads"
         self.eraser = Eraser(library, self.readings, self.traces)
         self.files = Files(
-            settings.data_dir, self.spool_dir, library, self.ingestor, self.eraser, settings.read_documents
+            settings.data_dir,
+            self.spool_dir,
+            library,
+            self.ingestor,
+            self.eraser,
+            Cutter(tokenizer),
+            settings.read_documents,
         )
         disk = {"files": self.files.disk_bytes, "responses": self.conversations.disk_bytes}
         self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats, disk)

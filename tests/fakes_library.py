@@ -7,13 +7,14 @@ a word with the question, best first; ``plant`` overrides the result.
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.library import LibraryStats
 from retrieval.passage import (
+    Cutting,
     Document,
     DocumentError,
     DocumentStatus,
@@ -63,6 +64,7 @@ class FakeLibrary:
     closed: bool = False
     half_deleted: set[str] = field(default_factory=set)
     surprises: FakeSurprises = field(default_factory=FakeSurprises)
+    cut_at: dict[tuple[str, Cutting], Sequence[Span]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._may_process = threading.Event()
@@ -169,6 +171,7 @@ class FakeLibrary:
         document_ids: Sequence[str],
         max_passages: int = 5,
         scope: Scope | None = None,
+        cuttings: Mapping[str, Sequence[Cutting | None]] | None = None,
     ) -> SearchResult:
         documents = [self.get(tenant, document_id) for document_id in document_ids]
         for document in documents:
@@ -178,7 +181,8 @@ class FakeLibrary:
         sentences = [
             passage
             for document in documents
-            for passage in self._sentences(document)
+            for cutting in (cuttings or {}).get(document.id, (None,))
+            for passage in (self._sentences(document) if cutting is None else self._pieces(document, cutting))
             if _is_in(passage.span, parts.get(document.id))
         ]
         if self.planted is not None:
@@ -196,6 +200,12 @@ class FakeLibrary:
             num_chunks_searched=len(sentences),
             seconds={"lexical": 0.001},
         )
+
+    def is_cut(self, tenant: str, document_id: str, cutting: Cutting) -> bool:
+        return (self.get(tenant, document_id).id, cutting) in self.cut_at
+
+    def cut(self, tenant: str, document_id: str, cutting: Cutting, pieces: Sequence[Span]) -> None:
+        self.cut_at[self.get(tenant, document_id).id, cutting] = pieces
 
     def locate(
         self, tenant: str, document_ids: Sequence[str], text: str, limit: int = 100, scope: Scope | None = None
@@ -237,6 +247,15 @@ class FakeLibrary:
         return [
             Passage(document.id, document.name, Span(match.start(), match.end()), match[0], 1, 1.0, ("lexical",))
             for match in re.finditer(r"\S[^.]*\.?", self.texts[document.id])
+        ]
+
+    def _pieces(self, document: Document, cutting: Cutting) -> Sequence[Passage]:
+        text = self.texts[document.id]
+        return [
+            Passage(
+                document.id, document.name, span, text[span.start : span.end], 1, 1.0, ("lexical",), cutting=cutting
+            )
+            for span in self.cut_at[document.id, cutting]
         ]
 
     def _new(self, tenant: str, name: str, media_type: str, text: str, document_id: str | None = None) -> Document:

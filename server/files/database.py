@@ -1,19 +1,16 @@
 """One SQLite file with what is known of files, uploads and vector stores; the schema, and the steps that lead to it."""
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval.durability import is_full, make_directory
-from retrieval.errors import StoreInvalid
+from retrieval.durability import is_full
+from server.database import Database, Schema
 from server.errors import RequestInvalid, StorageFull
 from server.pages import Order
-
-BUSY_SECONDS = 10.0
 
 # 1. `number` orders rows by their coming. A row in `blobs` stands as long as a file or a part refers to it.
 #    `documents` says which document of the library is made of a content, read as a media type; `is_owned` is whether
@@ -139,8 +136,12 @@ CREATE TRIGGER store_file_gone AFTER DELETE ON store_files BEGIN
     INSERT OR REPLACE INTO gone VALUES ('in ' || OLD.store_id, OLD.file_id, OLD.number, strftime('%s', 'now'));
 END;
 """
-# Steps are only ever added at the end.
-STEPS = (_FIRST,)
+# 2. How the text of a file is cut in a store; null between sentences, as each question wants it.
+_CUTTING = """
+ALTER TABLE store_files ADD COLUMN max_tokens INTEGER;
+ALTER TABLE store_files ADD COLUMN overlap_tokens INTEGER;
+"""
+SCHEMA = Schema("files", (_FIRST, _CUTTING))
 
 
 @contextmanager
@@ -191,85 +192,43 @@ class Listed:
         return int(row["number"])
 
 
-class FilesDatabase:
-    """WAL journal, ``synchronous=FULL``: what a transaction committed is on the disk. One connection, behind a lock.
-
-    What has expired by ``now`` (seconds since 1970) is gone for every transaction that begins.
-    """
+class FilesDatabase(Database):
+    """What has expired by ``now`` (seconds since 1970) is gone for every transaction that begins."""
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        make_directory(path.parent)
-        self._path = path
-        self._lock = threading.RLock()
-        self._depth = 0
+        """Raises ``StoreInvalid``."""
+        super().__init__(path, SCHEMA)
         self.now = now
-        try:
-            # Connections may change threads; the lock gives this one to one thread at a time.
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._migrate(path)
-        except sqlite3.OperationalError:  # No permission, no room: the file itself may be sound.
-            raise
-        except sqlite3.DatabaseError as error:
-            raise StoreInvalid(
-                f"{path} cannot be read ({error}); restore it from a backup, or move it away to start without files"
-            ) from error
-
-    def close(self) -> None:
-        """Close the connection; SQLite then empties and removes the journal."""
-        with self._lock:
-            self._connection.close()
+        with super().read() as connection:
+            connection.row_factory = sqlite3.Row
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, or a part of the one that this thread is in. An exception inside undoes all of it.
-
-        Raises ``StorageFull`` where the disk has no room.
-        """
-        with self._lock:
-            if self._depth:
-                yield self._connection
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._depth += 1
-            try:
-                self._expire()
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException as error:
-                with suppress(sqlite3.OperationalError):  # Of some errors SQLite has undone the transaction itself.
-                    self._connection.execute("ROLLBACK")
-                if isinstance(error, OSError | sqlite3.OperationalError) and is_full(error):
-                    raise StorageFull from error
-                raise
-            finally:
-                self._depth -= 1
+        """As of any database. Raises ``StorageFull`` where the disk has no room."""
+        try:
+            with super().transaction() as connection:
+                yield connection
+        except (OSError, sqlite3.OperationalError) as error:
+            if is_full(error):
+                raise StorageFull from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """The connection, to look at one state of the database."""
-        with self._lock:
-            if self._depth == 0 and self._something_expired():
+        with super().read() as connection:
+            if not self.is_changing and self._something_expired(connection):
                 with self.transaction():
                     pass
-            yield self._connection
+            yield connection
 
-    def disk_bytes(self) -> int:
-        """Bytes of the file and its journal."""
-        total = 0
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                total += self._path.with_name(self._path.name + suffix).stat().st_size
-        return total
-
-    def checkpoint(self) -> None:
-        """Move the journal into the file, so that what was deleted does not stay in it."""
-        with self._lock:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    def began(self, connection: sqlite3.Connection) -> None:
+        """Let go of what has expired."""
+        moment = int(self.now())
+        connection.execute("DELETE FROM files WHERE expires_at <= ?", (moment,))
+        expired = "UPDATE uploads SET status = 'expired' WHERE status = 'pending' AND expires_at <= ? RETURNING id"
+        for row in connection.execute(expired, (moment,)).fetchall():
+            connection.execute("DELETE FROM parts WHERE upload_id = ?", (row["id"],))
 
     def page(
         self, listed: "Listed", window: Window, filters: Sequence[tuple[str, object]] = ()
@@ -301,27 +260,9 @@ class FilesDatabase:
         rows = found[: window.limit]
         return (rows[::-1] if is_backwards else rows), len(found) > window.limit
 
-    def _something_expired(self) -> bool:
+    def _something_expired(self, connection: sqlite3.Connection) -> bool:
         moment = int(self.now())
-        return any(self._connection.execute(f"{query} LIMIT 1", (moment,)).fetchone() for query in _EXPIRED)
-
-    def _expire(self) -> None:
-        moment = int(self.now())
-        self._connection.execute("DELETE FROM files WHERE expires_at <= ?", (moment,))
-        expired = "UPDATE uploads SET status = 'expired' WHERE status = 'pending' AND expires_at <= ? RETURNING id"
-        for row in self._connection.execute(expired, (moment,)).fetchall():
-            self._connection.execute("DELETE FROM parts WHERE upload_id = ?", (row["id"],))
-
-    def _migrate(self, path: Path) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > len(STEPS):
-            raise StoreInvalid(
-                f"{path} was written by a newer version of this program (schema {version}, known are {len(STEPS)}); "
-                "use that version, or move the file away to start without files"
-            )
-        for number, step in enumerate(STEPS[version:], start=version + 1):
-            # In one transaction with its number, so that no step is ever half taken.
-            self._connection.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;")
+        return any(connection.execute(f"{query} LIMIT 1", (moment,)).fetchone() for query in _EXPIRED)
 
 
 _EXPIRED = (

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from retrieval.errors import DocumentNotReady, UnknownDocument
-from retrieval.passage import DocumentStatus, Passage
+from retrieval.passage import Cutting, DocumentStatus, Passage, Span
 from server.erasing import Eraser
 from server.errors import DeletionUnfinished
+from server.files.chunking import Cutter
 from server.files.database import FilesDatabase
 from server.files.errors import FileUnanswerable, StoreFileNotReady
 from server.files.file_table import FileTable
@@ -49,6 +50,7 @@ class Files:
         library: "Library",
         ingestor: Ingestor,
         eraser: Eraser,
+        cutter: Cutter,
         is_to_be_read: bool,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -59,7 +61,7 @@ class Files:
         self.membership = Membership(self._database, self.table, self.stores)
         self._library = library
         self._eraser = eraser
-        self._maker = DocumentMaker(library, ingestor, self.table, self.membership, is_to_be_read)
+        self._maker = DocumentMaker(library, ingestor, self.table, self.membership, cutter, is_to_be_read)
         self._collecting = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -179,13 +181,14 @@ class Files:
     def _search(
         self, tenant: str, documents: Sequence[StoreDocument], queries: Sequence[str], most: int, threshold: float
     ) -> list[Hit]:
-        files: dict[str, dict[str, StoreDocument]] = {}
+        files: dict[tuple[str, Cutting | None], dict[str, StoreDocument]] = {}
         for document in documents:
-            files.setdefault(document.document_id, {}).setdefault(document.file_id, document)
-        best: dict[tuple[str, int, int], Passage] = {}
+            files.setdefault((document.document_id, document.cutting), {}).setdefault(document.file_id, document)
+        cuttings = cuttings_of(documents)
+        best: dict[tuple[str, Span, Cutting | None], Passage] = {}
         for query in queries:
-            for passage in self._passages(tenant, query, list(files), most):
-                place = (passage.document_id, passage.span.start, passage.span.end)
+            for passage in self._passages(tenant, query, documents, cuttings, most):
+                place = (passage.document_id, passage.span, passage.cutting)
                 if place not in best or best[place].score < passage.score:
                     best[place] = passage
         hits = [
@@ -203,15 +206,22 @@ class Files:
             # Sorting keeps the order of one search among equals.
             for passage in sorted(best.values(), key=lambda each: -each.score)
             if passage.score >= threshold
-            for file in files[passage.document_id].values()
+            for file in files[passage.document_id, passage.cutting].values()
         ]
         return hits[:most]
 
-    def _passages(self, tenant: str, query: str, document_ids: list[str], most: int) -> Sequence[Passage]:
-        left = list(document_ids)
+    def _passages(
+        self,
+        tenant: str,
+        query: str,
+        documents: Sequence[StoreDocument],
+        cuttings: Mapping[str, Sequence[Cutting | None]],
+        most: int,
+    ) -> Sequence[Passage]:
+        left = list(dict.fromkeys(each.document_id for each in documents))
         while left:
             try:
-                return self._library.search(tenant, query, left, most).passages
+                return self._library.search(tenant, query, left, most, cuttings=cuttings).passages
             except UnknownDocument as gone:  # deleted since the stores were looked at
                 left.remove(gone.document_id)
             except DocumentNotReady as unready:  # being read anew
@@ -257,6 +267,14 @@ class Files:
                 # A full disk, say: the next round tries it again.
                 logger.exception("the upkeep of files did not come to its end")
             await asyncio.sleep(UPKEEP_SECONDS)
+
+
+def cuttings_of(documents: Sequence[StoreDocument]) -> dict[str, tuple[Cutting | None, ...]]:
+    """How each document is cut for its files, where not for the question alone."""
+    ways: dict[str, dict[Cutting | None, None]] = {}
+    for each in documents:
+        ways.setdefault(each.document_id, {})[each.cutting] = None
+    return {document: tuple(each) for document, each in ways.items() if any(each)}
 
 
 def _parsed(filters: Mapping[str, Any] | Filter | None) -> Filter | None:

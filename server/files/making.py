@@ -13,6 +13,7 @@ import anyio.to_thread
 from retrieval.errors import RetrievalError, UnknownDocument
 from retrieval.passage import Document, DocumentStatus
 from server.errors import StorageFull
+from server.files.chunking import Cutter
 from server.files.file_table import FileTable
 from server.files.membership import Membership
 from server.files.nouns import StoredFile
@@ -48,12 +49,19 @@ class DocumentMaker:
     """
 
     def __init__(
-        self, library: "Library", ingestor: Ingestor, files: FileTable, membership: Membership, is_to_be_read: bool
+        self,
+        library: "Library",
+        ingestor: Ingestor,
+        files: FileTable,
+        membership: Membership,
+        cutter: Cutter,
+        is_to_be_read: bool,
     ) -> None:
         self._library = library
         self._ingestor = ingestor
         self._files = files
         self._membership = membership
+        self._cutter = cutter
         self._is_to_be_read = is_to_be_read
         self._lock = threading.Lock()
         self._leaving: set[str] = set()
@@ -170,13 +178,25 @@ class DocumentMaker:
         if document is None:
             self._files.forget_document(tenant, document_id)
         elif document.status in SETTLED:
-            self._membership.settle(tenant, document_id, fault_of(document))
+            self._tell(tenant, document_id, fault_of(document))
         elif self._ingestor.has_given_up(document_id):
-            self._membership.settle(tenant, document_id, None if document.answerable else ("server_error", GIVEN_UP))
+            self._tell(tenant, document_id, None if document.answerable else ("server_error", GIVEN_UP))
         else:
             return False
         self._awaited.pop(document_id, None)
         return True
+
+    def _tell(self, tenant: str, document_id: str, fault: tuple[str, str] | None) -> None:
+        # One way of cutting after the other; a file that comes meanwhile is seen to by itself.
+        for cutting in self._membership.cuttings(tenant, document_id):
+            try:
+                if cutting is not None and fault is None and not self._library.is_cut(tenant, document_id, cutting):
+                    text = self._library.text(tenant, document_id)
+                    self._library.cut(tenant, document_id, cutting, self._cutter.pieces(text, cutting))
+            except UnknownDocument:
+                self._files.forget_document(tenant, document_id)
+                return
+            self._membership.settle(tenant, document_id, cutting, fault)
 
     def _look(self, tenant: str, document_id: str) -> Document | None:
         try:

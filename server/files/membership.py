@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from retrieval.passage import Cutting
 from server.errors import RequestInvalid
 from server.files.database import FilesDatabase, Listed, Window
 from server.files.errors import UnknownBatch, UnknownStoreFile
@@ -24,11 +25,12 @@ _QUERY = (
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file that is to be in a store. ``param`` is where the request names it."""
+    """A file that is to be in a store, cut so. ``param`` is where the request names it."""
 
     file_id: str
     attributes: Attributes
     param: str | None = None
+    cutting: Cutting | None = None
 
 
 class Membership:
@@ -40,8 +42,8 @@ class Membership:
         self._stores = stores
 
     def add(self, tenant: str, store_id: str, members: Sequence[Member]) -> None:
-        """Put files into a store, all or none. One that is there already keeps its place and status unless it failed or
-        was cancelled, and has the new attributes.
+        """Put files into a store, all or none. One that is there already keeps its place and status unless it failed,
+        was cancelled or is to be cut otherwise, and has the new attributes.
 
         Raises ``UnknownVectorStore``, ``VectorStoreExpired``, ``UnknownFile``, and ``RequestInvalid`` for too many.
         """
@@ -54,14 +56,15 @@ class Membership:
                 attributes = json.dumps(dict(member.attributes))
                 # A new row, for those who work on what is under way look at what came last.
                 connection.execute(
-                    "DELETE FROM store_files WHERE store_id = ? AND file_id = ? AND status IN ('failed', 'cancelled')",
-                    key,
+                    "DELETE FROM store_files WHERE store_id = ? AND file_id = ? AND (status IN ('failed', 'cancelled') "
+                    f"OR NOT ({CUT_SO}))",
+                    (*key, *columns_of(member.cutting)),
                 )
                 connection.execute(
-                    "INSERT INTO store_files (store_id, file_id, created_at, status, attributes) "
-                    "VALUES (?, ?, ?, 'in_progress', ?) "
+                    "INSERT INTO store_files (store_id, file_id, created_at, status, attributes, max_tokens, "
+                    "overlap_tokens) VALUES (?, ?, ?, 'in_progress', ?, ?, ?) "
                     "ON CONFLICT (store_id, file_id) DO UPDATE SET attributes = excluded.attributes",
-                    (*key, moment, attributes),
+                    (*key, moment, attributes, *columns_of(member.cutting)),
                 )
             (num_files,) = connection.execute(
                 "SELECT count(*) FROM store_files WHERE store_id = ?", (store_id,)
@@ -206,14 +209,24 @@ class Membership:
                 (code, message, file_id),
             )
 
-    def settle(self, tenant: str, document_id: str, error: tuple[str, str] | None) -> None:
-        """The document can be asked from now on, or failed: so are the files that wait for it."""
+    def cuttings(self, tenant: str, document_id: str) -> list[Cutting | None]:
+        """In which ways the files are to be cut that wait for the document."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT max_tokens, overlap_tokens FROM store_files "
+                f"WHERE status = 'in_progress' AND file_id IN ({FILES_OF_DOCUMENT})",
+                (document_id, tenant),
+            ).fetchall()
+        return [cutting_of(row) for row in rows]
+
+    def settle(self, tenant: str, document_id: str, cutting: Cutting | None, error: tuple[str, str] | None) -> None:
+        """The document can be asked from now on, cut so, or failed: so are the files that wait for it."""
         code, message = error or (None, None)
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE store_files SET status = ?, error_code = ?, error_message = ? "
-                f"WHERE status = 'in_progress' AND file_id IN ({FILES_OF_DOCUMENT})",
-                ("failed" if error else "completed", code, message, document_id, tenant),
+                f"WHERE status = 'in_progress' AND {CUT_SO} AND file_id IN ({FILES_OF_DOCUMENT})",
+                ("failed" if error else "completed", code, message, *columns_of(cutting), document_id, tenant),
             )
 
     def lose(self, tenant: str, document_id: str) -> None:
@@ -229,16 +242,31 @@ class Membership:
         """The documents of the completed files of a store that pass the filter, oldest file first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT d.document, f.id, f.filename, sf.attributes FROM store_files sf "
+                "SELECT d.document, f.id, f.filename, sf.attributes, sf.max_tokens, sf.overlap_tokens "
+                "FROM store_files sf "
                 "JOIN files f ON f.id = sf.file_id "
                 "JOIN documents d ON d.tenant = f.tenant AND d.sha256 = f.sha256 AND d.media_type = f.media_type "
                 "WHERE sf.store_id = ? AND f.tenant = ? AND sf.status = 'completed' ORDER BY sf.number",
                 (store_id, tenant),
             ).fetchall()
         documents = (
-            StoreDocument(row["document"], row["id"], row["filename"], _attributes(row), store_id) for row in rows
+            StoreDocument(row["document"], row["id"], row["filename"], _attributes(row), store_id, cutting_of(row))
+            for row in rows
         )
         return [each for each in documents if passes(filter_, each.attributes)]
+
+
+CUT_SO = "max_tokens IS ? AND overlap_tokens IS ?"
+
+
+def columns_of(cutting: Cutting | None) -> tuple[int | None, int | None]:
+    """What a row says of how a file is cut."""
+    return (None, None) if cutting is None else (cutting.max_tokens, cutting.overlap_tokens)
+
+
+def cutting_of(row: sqlite3.Row) -> Cutting | None:
+    """How the file of a row is cut."""
+    return None if row["max_tokens"] is None else Cutting(row["max_tokens"], row["overlap_tokens"])
 
 
 def _attributes(row: sqlite3.Row) -> Attributes:
@@ -256,4 +284,5 @@ def _store_file(row: sqlite3.Row) -> StoreFile:
         error=(row["error_code"], row["error_message"]) if row["error_code"] is not None else None,
         attributes=_attributes(row),
         usage_bytes=row["usage_bytes"],
+        cutting=cutting_of(row),
     )

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from retrieval.passage import Cutting
+
 AttributeValue = str | float | bool
 Attributes = Mapping[str, AttributeValue]
 
@@ -122,7 +124,8 @@ class VectorStore:
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """A file in a vector store. ``error`` is (code, message) where the status is ``failed``."""
+    """A file in a vector store. ``error`` is (code, message) where the status is ``failed``; ``cutting`` is how its
+    text is cut there, None between sentences as each question wants it."""
 
     number: int
     store_id: str
@@ -132,6 +135,7 @@ class StoreFile:
     error: tuple[str, str] | None
     attributes: Attributes
     usage_bytes: int
+    cutting: Cutting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,8 @@ class Batch:
 class StoreDocument:
     """The document behind a file, and how the file stands in the store that it was found by (None without one).
 
-    ``filename`` and ``attributes`` are the file's own: several files may share one document.
+    ``filename`` and ``attributes`` are the file's own, and so is ``cutting``, how its text is cut in that store:
+    several files may share one document.
     """
 
     document_id: str
@@ -158,6 +163,7 @@ class StoreDocument:
     filename: str
     attributes: Attributes = field(default_factory=dict)
     vector_store_id: str | None = None
+    cutting: Cutting | None = None
 
 
 @dataclass(frozen=True, slots=True)

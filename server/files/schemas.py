@@ -1,4 +1,4 @@
-"""Files, uploads and vector stores on the wire, as OpenAI's clients send and read them."""
+"""Files and vector stores on the wire, as OpenAI's clients send and read them."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -87,50 +87,43 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-class NewUpload(WireModel):
-    """A file that is going to come in parts."""
-
-    bytes: Annotated[int, Field(ge=1)]
-    filename: Annotated[Text, StringConstraints(pattern=r"\S", max_length=255)]
-    mime_type: Annotated[Text, StringConstraints(max_length=255)]
-    purpose: Purpose
-    expires_after: FileExpiry | None = None
-
-
-class CompleteUpload(WireModel):
-    """The order of the parts, and the checksum of all of them together."""
-
-    part_ids: Annotated[list[FileId], Field(min_length=1, max_length=10_000)]
-    md5: Annotated[Text, StringConstraints(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
-
-
-class UploadObject(BaseModel):
-    """An upload; ``file`` is what became of it."""
-
-    id: str
-    object: Literal["upload"] = "upload"
-    bytes: int
-    created_at: int
-    expires_at: int
-    filename: str
-    purpose: str
-    status: Literal["pending", "completed", "cancelled", "expired"]
-    file: FileObject | None = None
-
-
-class PartObject(BaseModel):
-    """A part of an upload, on the disk."""
-
-    id: str
-    object: Literal["upload.part"] = "upload.part"
-    created_at: int
-    upload_id: str
-
-
 class AutoChunking(WireModel):
     """The server's own way to cut texts."""
 
     type: Literal["auto"]
+
+
+class FixedSize(WireModel):
+    """Pieces of at most ``max_chunk_size_tokens`` tokens of the served model; each begins ``chunk_overlap_tokens``, at
+    most half as many, before the end of the one before it. They begin and end between words."""
+
+    max_chunk_size_tokens: Annotated[int, Field(ge=100, le=4096)]
+    chunk_overlap_tokens: Annotated[int, Field(ge=0, le=2048)]
+
+
+class StaticChunking(WireModel):
+    """Texts cut into pieces of a fixed size, which a search then finds."""
+
+    type: Literal["static"]
+    static: FixedSize
+
+
+# Validated where it is used, so that an error's path is the path in the request and names no member of a union.
+Chunking = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "properties": {"type": {"const": "auto"}}, "required": ["type"]},
+                {
+                    "type": "object",
+                    "properties": {"type": {"const": "static"}, "static": FixedSize.model_json_schema()},
+                    "required": ["type", "static"],
+                },
+            ]
+        }
+    ),
+]
 
 
 class StoreExpiry(WireModel):
@@ -146,7 +139,7 @@ class NewVectorStore(WireModel):
     name: Name | None = None
     description: ShortText | None = None
     file_ids: Annotated[list[FileId], Field(max_length=MOST_BATCH_FILES)] | None = None
-    chunking_strategy: dict[str, Any] | None = None
+    chunking_strategy: Chunking | None = None
     expires_after: StoreExpiry | None = None
     metadata: Metadata | None = None
 
@@ -199,7 +192,7 @@ class NewStoreFile(WireModel):
 
     file_id: FileId
     attributes: Attributes | None = None
-    chunking_strategy: dict[str, Any] | None = None
+    chunking_strategy: Chunking | None = None
 
 
 class StoreFileUpdate(WireModel):
@@ -238,7 +231,7 @@ class StoreFileObject(BaseModel):
     status: Status
     last_error: LastError | None
     attributes: dict[str, bool | int | float | str]
-    chunking_strategy: OtherChunking = OtherChunking()
+    chunking_strategy: OtherChunking | StaticChunking = OtherChunking()
 
 
 class StoreFileDeleted(BaseModel):
@@ -255,7 +248,7 @@ class NewBatch(WireModel):
     file_ids: Annotated[list[FileId], Field(min_length=1, max_length=MOST_BATCH_FILES)] | None = None
     files: Annotated[list[NewStoreFile], Field(min_length=1, max_length=MOST_BATCH_FILES)] | None = None
     attributes: Attributes | None = None
-    chunking_strategy: dict[str, Any] | None = None
+    chunking_strategy: Chunking | None = None
 
     @model_validator(mode="after")
     def _either(self) -> Self:

@@ -2,20 +2,23 @@
 
 from typing import Literal
 
+from retrieval.passage import Cutting
 from server.files.nouns import Batch, FileCounts, FileStatus, Hit, Part, StoredFile, StoreFile, Upload, VectorStore
 from server.files.schemas import (
     BatchObject,
     CountsView,
     FileObject,
+    FixedSize,
     LastError,
-    PartObject,
+    OtherChunking,
     SearchHit,
+    StaticChunking,
     StoreExpiry,
     StoreFileObject,
     TextContent,
-    UploadObject,
     VectorStoreObject,
 )
+from server.files.upload_schemas import PartObject, UploadObject
 
 
 def file_view(file: StoredFile) -> FileObject:
@@ -93,7 +96,15 @@ def store_file_view(file: StoreFile) -> StoreFileObject:
         status=file.status.value,
         last_error=error,
         attributes=dict(file.attributes),
+        chunking_strategy=_chunking(file.cutting),
     )
+
+
+def _chunking(cutting: Cutting | None) -> OtherChunking | StaticChunking:
+    if cutting is None:
+        return OtherChunking()
+    size = FixedSize(max_chunk_size_tokens=cutting.max_tokens, chunk_overlap_tokens=cutting.overlap_tokens)
+    return StaticChunking(type="static", static=size)
 
 
 def batch_view(batch: Batch) -> BatchObject:

@@ -7,6 +7,7 @@ from model.errors import PromptTooLong
 from server.answer_form import answer_form
 from server.chat_inquiry import OF_DOCUMENTS
 from server.errors import RequestInvalid
+from server.files.files import cuttings_of
 from server.files.nouns import StoreDocument
 from server.inquiry import GivenFact, Inquiry, Sampling, ServedModel
 from server.prompt import ChatTokenizer, Turn, build_chat
@@ -29,12 +30,20 @@ class Asked:
 
 
 def conversation(body: ResponseInput, before: Sequence[StoredResponse]) -> tuple[Turn, ...]:
-    """All turns: the request's own instructions, what was said before, the input."""
-    turns = [Turn("system", body.instructions)] if body.instructions else []
-    for response in before:
-        turns += turns_of(response.input)
-        turns += turns_of(response.object["output"])
-    return tuple(turns) + tuple(turn for item in body.input if (turn := item.turn()) is not None)
+    """All turns: the request's own instructions, what was said before, the input. Raises ``RequestInvalid``."""
+    items = [item for response in before for item in (*response.input, *response.object["output"])]
+    calls = {item["call_id"] for item in items if item["type"] == "function_call"}
+    for place, item in enumerate(body.input):
+        if item.type == "function_call":
+            calls.add(item.call_id)
+        elif item.type == "function_call_output" and item.call_id not in calls:
+            raise RequestInvalid(
+                f"input.{place}.call_id is {item.call_id!r}, which is of no call before it; send the call as well, or "
+                "go on from its response with previous_response_id",
+                f"input.{place}.call_id",
+            )
+    turns = turns_of([*items, *(item.view() for item in body.input)])
+    return (*([Turn("system", body.instructions)] if body.instructions else []), *turns)
 
 
 def response_inquiry(
@@ -72,6 +81,7 @@ def response_inquiry(
         within=asked_parts(fano.within, "fano.within"),
         fact_kinds=tuple(fano.fact_kinds or ()),
         min_score=body.file_search.score_threshold if body.file_search else 0.0,
+        cuttings=cuttings_of(asked.of_stores),
     )
 
 

@@ -1,6 +1,5 @@
 """The objects of a response as OpenAI shapes them."""
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,13 +8,9 @@ from server.citations import Citation, Source
 from server.files.nouns import StoreDocument
 from server.inquiry import AnswerDone, ServedModel
 from server.rendering import usage_view
+from server.responses.items import new_id
 from server.responses.schema import ResponseRequest
 from server.token_view import TokenView
-
-
-def new_id(prefix: str) -> str:
-    """An id that nobody can guess."""
-    return f"{prefix}_{secrets.token_urlsafe(18)}"
 
 
 class ResponseShape:
@@ -101,7 +96,7 @@ class FileSearch:
         self._files: dict[str, list[StoreDocument]] = {}
         for each in of_stores:
             files = self._files.setdefault(each.document_id, [])
-            if all(file.file_id != each.file_id for file in files):
+            if all((file.file_id, file.cutting) != (each.file_id, each.cutting) for file in files):
                 files.append(each)
         self._names = {each.document_id: each for each in reversed((*others, *of_stores))}
 
@@ -150,6 +145,7 @@ class FileSearch:
                 "page": passage.page,
             }
             for file in self._files.get(passage.document_id, ())
+            if file.cutting == passage.cutting
         ]
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from server.dependencies import ServicesDep, TenantDep
 from server.errors import RequestInvalid
-from server.files.chunking import check_chunking
+from server.files.chunking import asked_cutting
 from server.files.database import Window
 from server.files.membership import Member
 from server.files.nouns import FileStatus
@@ -41,9 +41,9 @@ async def add_file(
     store_id: str, new: NewStoreFile, services: ServicesDep, tenant: TenantDep, response: Response
 ) -> StoreFileObject:
     """Put a file into a store. It is `in_progress` until it can be searched; a file that cannot be read ends `failed`,
-    with the reason in `last_error`."""
-    check_chunking(new.chunking_strategy)
-    member = Member(new.file_id, new.attributes or {}, "file_id")
+    with the reason in `last_error`. `chunking_strategy` says how its text is cut, in this store alone."""
+    cutting = asked_cutting(new.chunking_strategy)
+    member = Member(new.file_id, new.attributes or {}, "file_id", cutting)
     await anyio.to_thread.run_sync(services.files.membership.add, tenant, store_id, [member])
     services.files.wake()
     response.headers[POLL_HEADER] = POLL_MILLISECONDS
@@ -129,18 +129,23 @@ async def list_batch_files(
 
 
 def _members(new: NewBatch) -> list[Member]:
-    if new.files is not None:
-        for place, file in enumerate(new.files):
-            check_chunking(file.chunking_strategy, f"files.{place}.chunking_strategy")
-        members = [
-            Member(file.file_id, file.attributes or {}, f"files.{place}.file_id")
-            for place, file in enumerate(new.files)
-        ]
-    else:
-        check_chunking(new.chunking_strategy)
+    if new.files is None:
+        cutting = asked_cutting(new.chunking_strategy)
         # An id that is named twice is meant once.
         places = {file_id: f"file_ids.{place}" for place, file_id in reversed([*enumerate(new.file_ids or [])])}
-        return [Member(file_id, new.attributes or {}, places[file_id]) for file_id in dict.fromkeys(new.file_ids or [])]
+        return [
+            Member(file_id, new.attributes or {}, places[file_id], cutting)
+            for file_id in dict.fromkeys(new.file_ids or [])
+        ]
+    members = [
+        Member(
+            file.file_id,
+            file.attributes or {},
+            f"files.{place}.file_id",
+            asked_cutting(file.chunking_strategy, f"files.{place}.chunking_strategy"),
+        )
+        for place, file in enumerate(new.files)
+    ]
     seen: set[str] = set()
     for member in members:
         if member.file_id in seen:

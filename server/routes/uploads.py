@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from server.dependencies import ServicesDep, StateDep, TenantDep
 from server.files.nouns import NewFile, Upload
-from server.files.schemas import CompleteUpload, NewUpload, PartObject, UploadObject
+from server.files.upload_schemas import CompleteUpload, NewUpload, PartObject, UploadObject
 from server.files.upload_table import PART_BYTES
 from server.files.views import part_view, upload_view
 from server.forms import received_form

@@ -6,7 +6,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Query
 
 from server.dependencies import ServicesDep, TenantDep
-from server.files.chunking import check_chunking
+from server.files.chunking import asked_cutting
 from server.files.database import Window
 from server.files.filters import parse_filter
 from server.files.membership import Member
@@ -29,9 +29,9 @@ router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"], responses
 
 @router.post("", response_model=VectorStoreObject)
 async def create_store(new: NewVectorStore, services: ServicesDep, tenant: TenantDep) -> VectorStoreObject:
-    """Make a vector store, with files if `file_ids` names some."""
-    check_chunking(new.chunking_strategy)
-    members = [Member(file_id, {}, f"file_ids.{place}") for place, file_id in enumerate(new.file_ids or [])]
+    """Make a vector store, with files if `file_ids` names some, cut as `chunking_strategy` says."""
+    cutting = asked_cutting(new.chunking_strategy)
+    members = [Member(file_id, {}, f"file_ids.{place}", cutting) for place, file_id in enumerate(new.file_ids or [])]
     days = new.expires_after.days if new.expires_after is not None else None
     store_id = await anyio.to_thread.run_sync(
         services.files.membership.found_store,

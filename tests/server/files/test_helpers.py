@@ -279,15 +279,10 @@ def test_a_store_is_searched(client: openai.OpenAI) -> None:
 def test_what_is_refused_is_refused_by_name(client: openai.OpenAI) -> None:
     store = client.vector_stores.create().id
     file = client.files.create(file=("a.txt", LEASE), purpose="assistants").id
-    static: Any = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
     add = client.vector_stores.files.create
     search = client.vector_stores.search
     batch = client.vector_stores.file_batches.create
     refused: list[tuple[Any, str]] = [
-        (lambda: client.vector_stores.create(chunking_strategy=static), "chunking_strategy.type"),
-        (lambda: add(store, file_id=file, chunking_strategy=static), "chunking_strategy.type"),
-        (lambda: batch(store, files=[{"file_id": file, "chunking_strategy": static}]),
-         "files.0.chunking_strategy.type"),
         (lambda: add(store, file_id=file, attributes={"a": "x" * 513}), "attributes.a"),
         (lambda: batch(store), ""),
         (lambda: search(store, query="a", filters={"type": "eq", "key": "a", "value": []}), "filters.value"),
@@ -304,8 +299,6 @@ def test_what_is_refused_is_refused_by_name(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as error:
             use()
         assert (error.value.param or "") == param, (error.value, param)
-        # Why not is said, for this is a value that OpenAI takes.
-        assert (error.value.code == "unsupported_value") == param.endswith("chunking_strategy.type")
     with pytest.raises(openai.NotFoundError) as unknown:
         batch(store, file_ids=[file, "file-none"])
     assert unknown.value.param == "file_ids.1"

@@ -14,7 +14,7 @@ from fakes_server import World, WorldMaker, open_client
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import StoreInvalid
 from retrieval.library import Library
-from server.files.database import STEPS, FilesDatabase
+from server.files.database import SCHEMA, FilesDatabase
 from server.files.errors import FileUnanswerable
 from server.files.file_table import FileTable
 from server.files.files import Files
@@ -320,7 +320,7 @@ def test_a_file_of_a_newer_program_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "files.sqlite3"
     FilesDatabase(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
+        connection.execute(f"PRAGMA user_version = {len(SCHEMA.steps) + 1}")
     before = path.read_bytes()
     with pytest.raises(StoreInvalid, match="newer version"):
         FilesDatabase(path)

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from retrieval.passage import Cutting
 from server.files.database import FilesDatabase, Window
 from server.files.errors import FilesError
 from server.files.file_table import FileTable
@@ -21,6 +22,7 @@ from server.files.store_table import StoreTable
 
 TENANTS = st.sampled_from(["ann", "bob"])
 CONTENTS = st.sampled_from([b"one", b"two", b"three"])
+CUTTINGS = [None, Cutting(100, 0), Cutting(100, 50)]
 EVERYTHING = Window(limit=1000, order="asc")
 
 
@@ -28,6 +30,7 @@ EVERYTHING = Window(limit=1000, order="asc")
 class ModelStore:
     tenant: str
     members: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    cut: dict[str, Cutting | None] = field(default_factory=dict)
 
 
 class Tables(RuleBasedStateMachine):
@@ -99,8 +102,17 @@ class Tables(RuleBasedStateMachine):
         number=st.integers(0, 3),
         is_batch=st.sampled_from([True, True, False]),
         is_foreign=st.sampled_from([False, False, False, True]),
+        cutting=st.sampled_from(CUTTINGS),
     )
-    def add(self, store: str, chosen: list[str], number: int, is_batch: bool, is_foreign: bool) -> Any:
+    def add(
+        self,
+        store: str,
+        chosen: list[str],
+        number: int,
+        is_batch: bool,
+        is_foreign: bool,
+        cutting: Cutting | None,
+    ) -> Any:
         if store not in self.known_stores:
             return multiple()
         model = self.known_stores[store]
@@ -109,7 +121,7 @@ class Tables(RuleBasedStateMachine):
             chosen = [file for file in chosen if self.known_files[file][0] == model.tenant]
         if not chosen:
             return multiple()
-        members = [Member(file, {"n": number}) for file in chosen]
+        members = [Member(file, {"n": number}, None, cutting) for file in chosen]
         act = self.membership.add_batch if is_batch else self.membership.add
         if any(self.known_files[file][0] != model.tenant for file in chosen):
             with pytest.raises(FilesError):
@@ -118,26 +130,34 @@ class Tables(RuleBasedStateMachine):
         batch = act(model.tenant, store, members)
         for file in chosen:
             status, _ = model.members.get(file, ("new", {}))
-            if status not in ("in_progress", "completed"):
+            if status not in ("in_progress", "completed") or model.cut[file] != cutting:
                 model.members.pop(file, None)
                 status = "in_progress"
-            model.members[file] = (status, {"n": number})
+            model.members[file], model.cut[file] = (status, {"n": number}), cutting
         if batch is None:
             return multiple()
         self.known_batches[batch.id] = (store, set(chosen), False)
         return batch.id
 
-    @rule(file=files, is_error=st.booleans())
-    def settle(self, file: str, is_error: bool) -> None:
-        """As when the document of its content can be asked, or failed."""
+    @rule(file=files, is_error=st.booleans(), cutting=st.sampled_from(CUTTINGS))
+    def settle(self, file: str, is_error: bool, cutting: Cutting | None) -> None:
+        """As when the document of its content can be asked, cut so, or failed."""
         if file not in self.known_files:
             return
         tenant, content = self.known_files[file]
         document = self.table.intend(self.table.get(tenant, file))
-        self.membership.settle(tenant, document, ("invalid_file", "locked") if is_error else None)
+        waiting = {
+            store.cut[other]
+            for store in self.known_stores.values()
+            for other, (status, _) in store.members.items()
+            if self.known_files[other] == (tenant, content) and status == "in_progress"
+        }
+        assert set(self.membership.cuttings(tenant, document)) == waiting
+        self.membership.settle(tenant, document, cutting, ("invalid_file", "locked") if is_error else None)
         for store in self.known_stores.values():
             for other, (status, attributes) in store.members.items():
-                if self.known_files[other] == (tenant, content) and status == "in_progress":
+                is_meant = self.known_files[other] == (tenant, content) and store.cut[other] == cutting
+                if is_meant and status == "in_progress":
                     store.members[other] = ("failed" if is_error else "completed", attributes)
 
     @rule(file=files)
@@ -190,6 +210,7 @@ class Tables(RuleBasedStateMachine):
         for store, model in self.known_stores.items():
             found, _ = self.membership.page(model.tenant, store, EVERYTHING)
             assert [(each.file_id, (each.status.value, each.attributes)) for each in found] == [*model.members.items()]
+            assert {each.file_id: each.cutting for each in found} == {file: model.cut[file] for file in model.members}
             counts = Counter(status for status, _ in model.members.values())
             told = self.store_table.get(model.tenant, store)
             assert told.counts == FileCounts(**counts)
