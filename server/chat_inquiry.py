@@ -1,6 +1,5 @@
 """A chat request as an inquiry: what goes together, and what is refused by name; for the chat and for its plan."""
 
-import json
 from collections.abc import Sequence
 
 from server.answer_form import answer_form
@@ -11,7 +10,6 @@ from server.inquiry import GivenFact, Inquiry, ServedModel
 from server.prompt import Turn
 from server.schemas import MAX_DOCUMENTS, Recall
 from server.settings import Settings
-from server.tool_schema import CalledFunction
 from server.within import asked_parts, whole_start
 
 # What means something only where documents are searched.
@@ -62,19 +60,11 @@ def chat_inquiry(
 def _turn(message: ChatMessage) -> Turn:
     more: list[tuple[str, object]] = []
     if message.tool_calls:
-        # Templates write the arguments as the object they are.
-        calls = [{**call.model_dump(), "function": _called(call.function)} for call in message.tool_calls]
+        calls = [{**call.model_dump(), "function": call.function.told()} for call in message.tool_calls]
         more.append(("tool_calls", calls))
     if message.tool_call_id is not None:
         more.append(("tool_call_id", message.tool_call_id))
     return Turn("system" if message.role == "developer" else message.role, message.text, tuple(more))
-
-
-def _called(function: CalledFunction) -> dict[str, object]:
-    try:
-        return {"name": function.name, "arguments": json.loads(function.arguments)}
-    except ValueError:
-        return {"name": function.name, "arguments": function.arguments}
 
 
 def _recall(body: ChatRequest, documents: Sequence[str]) -> Recall:

@@ -30,6 +30,10 @@ class TokenView:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
+    def num_bytes(self, token_id: int) -> int:
+        """How many bytes the token adds to a text."""
+        return len(self._tokenizer.token_bytes(token_id))
+
     def entry(self, token_id: int, logprob: float) -> dict[str, Any]:
         """A token of a chat; ``bytes`` is exact where the text of half a character is U+FFFD, null where there are
         none."""

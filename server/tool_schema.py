@@ -1,5 +1,6 @@
 """Functions that a model may call, as OpenAI's chat requests bring them, and the calls as messages carry them."""
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -83,6 +84,13 @@ class CalledFunction(WireModel):
 
     name: Text
     arguments: Text
+
+    def told(self) -> dict[str, object]:
+        """As chat templates write it: the arguments as the object they are, if they are one."""
+        try:
+            return {"name": self.name, "arguments": json.loads(self.arguments)}
+        except ValueError:
+            return {"name": self.name, "arguments": self.arguments}
 
 
 class ToolCall(WireModel):

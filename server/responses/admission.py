@@ -10,6 +10,7 @@ import anyio.to_thread
 from starlette.requests import Request
 
 from model.errors import PromptTooLong
+from server.chat_fields import FieldRefused
 from server.delivery import while_connected
 from server.errors import UnknownModel
 from server.files.errors import FilesError
@@ -28,6 +29,7 @@ from server.services import Services
 from server.sessions.errors import SessionDamaged, SessionError
 from server.sessions.refusals import SessionBusy, SessionFingerprint, SessionPolicy
 from server.settings import Settings
+from server.tooling import untaught, with_functions
 
 # The session is there and cannot be gone on with: what was said is read again.
 UNUSABLE = (SessionDamaged, SessionFingerprint, SessionPolicy, SessionBusy)
@@ -71,6 +73,7 @@ class Admission:
         if (form := body.form.schema_asked) is not None:
             constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *form)
             inquiry = replace(inquiry, constraint=constraint)
+        inquiry = await self._with_functions(inquiry, body, body.parallel_tool_calls is not False)
         search = FileSearch(_query(body, whole, inquiry), asked.of_stores, asked.brought)
         async with AsyncExitStack() as stack:
             claim: Claim | None = None
@@ -94,7 +97,9 @@ class Admission:
                 await conversations.keep(self._tenant, stored)
                 claim.release()
 
-            yield ResponseEvents(shape, answer, search, body.include or (), services.tokenizer, keep)
+            yield ResponseEvents(
+                shape, answer, search, body.include or (), services.tokenizer, keep, bool(inquiry.tools)
+            )
 
     async def count(self, body: CountRequest) -> int:
         """How many tokens the prompt of such a response would have; 0 where no model would be asked.
@@ -105,7 +110,7 @@ class Admission:
         self._check_model(body)
         before = await services.conversations.before(self._tenant, body.previous_response_id)
         whole = self._inquiry(body, before, await self._asked(body, before))
-        inquiry, history = await answering.begin(answering.decided(whole))
+        inquiry, history = await answering.begin(answering.decided(await self._with_functions(whole, body)))
         if before and before[-1].session is not None:
             with suppress(SessionError):
                 preview = await services.book.preview(self._tenant, before[-1].session, inquiry.policy)
@@ -120,6 +125,20 @@ class Admission:
     def _check_model(self, body: CountRequest | ResponseRequest) -> None:
         if body.model not in (None, self._services.model.name):
             raise UnknownModel(str(body.model), self._services.model.name)
+
+    async def _with_functions(self, inquiry: Inquiry, body: ResponseInput, several: bool = True) -> Inquiry:
+        """The inquiry with the functions that the model may call. Raises ``RequestInvalid``; ``FieldRefused`` where
+        this model cannot be told of any."""
+        functions = replace(body.functions, several=several)
+        if (reason := untaught(self._services.tokenizer)) is not None:
+            for path, _ in functions.specs:
+                raise FieldRefused(f"{path}.type", reason)
+            for place, item in enumerate(body.input):
+                if item.type in ("function_call", "function_call_output"):
+                    raise FieldRefused(f"input.{place}.type", reason)
+        return await anyio.to_thread.run_sync(
+            with_functions, inquiry, functions, self._services.grammars, "text.format"
+        )
 
     def _inquiry(self, body: ResponseInput, before: Sequence[StoredResponse], asked: Asked) -> Inquiry:
         return response_inquiry(

@@ -3,17 +3,18 @@
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from model.engine.request import FinishReason, TokenLogprob
+from model.engine.request import FinishReason
 from server.citations import Citation
 from server.errors import envelope, row_of
 from server.inquiry import AnswerDone, AnswerText
 from server.prompt import ChatTokenizer
 from server.replies import Answer
 from server.responses.errors import ResponseNotStored
-from server.responses.shape import FileSearch, ResponseShape, included, new_id, token_views
+from server.responses.output import Output, Told
+from server.responses.shape import FileSearch, ResponseShape, included
 from server.token_view import TokenView
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ Event = dict[str, Any]
 
 
 class ResponseEvents:
-    """The events of one response: those of its search, of its message, and the end.
+    """The events of one response: those of its search, of what the model writes, and the end.
 
     ``keep`` gets the whole response, with all that could be included, before its end is told. After an exception of
     ``events``, ``failed`` is the last event.
@@ -36,18 +37,15 @@ class ResponseEvents:
         include: Sequence[str],
         tokenizer: ChatTokenizer,
         keep: Callable[[dict[str, Any]], Awaitable[None]],
+        has_functions: bool = False,
     ) -> None:
         self._shape = shape
         self._answer = answer
         self._search = search
         self._include = include
-        self._tokens = TokenView(tokenizer)
         self._keep = keep
         self._number = 0
-        self._text = ""
-        self._logprobs: list[TokenLogprob] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._message_id = new_id("msg")
+        self._written = Output(1 if search.is_used else 0, TokenView(tokenizer), has_functions)
 
     async def events(self) -> AsyncIterator[Event]:
         """From ``response.created`` to ``response.completed`` or ``response.incomplete``.
@@ -60,37 +58,28 @@ class ResponseEvents:
         if self._search.is_used:
             for event in self._searching():
                 yield event
-        place = {"item_id": self._message_id, "output_index": self._message_index, "content_index": 0}
-        yield self._item("added", self._message_index, self._message("in_progress", []))
-        empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        yield self._event("response.content_part.added", **place, part=empty)
+        for event in self._told(self._written.begin()):
+            yield event
         done: AnswerDone | None = None
         async for each in self._answer.events():
+            told: Iterable[Told] = ()
             match each:
                 case AnswerText():
-                    self._text += each.text
-                    self._logprobs += each.logprobs
-                    if each.text or each.logprobs:
-                        logprobs = token_views(self._tokens, each.logprobs)
-                        yield self._event("response.output_text.delta", **place, delta=each.text, logprobs=logprobs)
+                    told = self._written.add(each)
                 case Citation():
-                    annotation = self._search.annotation(each, self._answer.sources)
-                    at = len(self._annotations)
-                    self._annotations.append(annotation)
-                    yield self._event(
-                        "response.output_text.annotation.added", **place, annotation_index=at, annotation=annotation
-                    )
+                    told = self._written.cite(self._search.annotation(each, self._answer.sources))
                 case AnswerDone():
                     done = each
+            for event in self._told(told):
+                yield event
         assert done is not None, "an answer ends with AnswerDone or an error"
         status = "incomplete" if done.finish_reason is FinishReason.LENGTH else "completed"
         completed_at = int(time.time()) if status == "completed" else None
+        closing = list(self._written.end(status))
         response = self._shape.view(status, self._output(status), self._shape.usage(done), completed_at=completed_at)
         await self._keep(response)
-        part = self._part()
-        yield self._event("response.output_text.done", **place, text=self._text, logprobs=part["logprobs"])
-        yield self._event("response.content_part.done", **place, part=part)
-        yield self._item("done", self._message_index, self._message(status, [part]))
+        for event in self._told(closing):
+            yield event
         yield self._event(f"response.{status}", response=included(response, self._include))
 
     async def failed(self, error: Exception) -> Event:
@@ -111,10 +100,6 @@ class ResponseEvents:
                 logger.exception("a failed response was not stored")
         return self._event("response.failed", response=included(response, self._include))
 
-    @property
-    def _message_index(self) -> int:
-        return 1 if self._search.is_used else 0
-
     def _searching(self) -> list[Event]:
         """The search was done before anything could be told."""
         place = {"item_id": self._search.id, "output_index": 0}
@@ -131,24 +116,11 @@ class ResponseEvents:
 
     def _output(self, status: str) -> list[dict[str, Any]]:
         calls = [self._search.view("completed", self._answer.sources)] if self._search.is_used else []
-        return [*calls, self._message(status, [self._part()])]
+        return [*calls, *self._written.view(status)]
 
-    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._message_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
-
-    def _part(self) -> dict[str, Any]:
-        return {
-            "type": "output_text",
-            "text": self._text,
-            "annotations": list(self._annotations),
-            "logprobs": token_views(self._tokens, self._logprobs),
-        }
+    def _told(self, told: Iterable[Told]) -> Iterator[Event]:
+        for kind, fields in told:
+            yield self._event(kind, **fields)
 
     def _item(self, what: str, output_index: int, item: dict[str, Any]) -> Event:
         return self._event(f"response.output_item.{what}", output_index=output_index, item=item)

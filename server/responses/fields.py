@@ -6,7 +6,7 @@ nothing.
 
 from collections.abc import Mapping
 
-from server.chat_fields import HONOURED, ChatField, Treatment
+from server.chat_fields import HONOURED, WHERE_TAUGHT, ChatField, Treatment
 
 
 def _neutral(reason: str) -> ChatField:
@@ -32,7 +32,7 @@ RESPONSE_FIELDS: Mapping[str, ChatField] = {
     "temperature": HONOURED,
     "text": HONOURED,
     "tool_choice": HONOURED,
-    "tools": HONOURED,
+    "tools": ChatField(Treatment.HONOURED, f"`file_search`; and functions, {WHERE_TAUGHT}"),
     "top_logprobs": HONOURED,
     "top_p": HONOURED,
     "truncation": HONOURED,
@@ -64,7 +64,7 @@ COUNT_FIELDS: Mapping[str, ChatField] = {
     "tool_choice": HONOURED,
     "tools": HONOURED,
     "truncation": HONOURED,
-    "parallel_tool_calls": _neutral("no tool's call is written by the model"),
+    "parallel_tool_calls": _neutral("the prompt is the same"),
     "conversation": RESPONSE_FIELDS["conversation"],
     "personality": _refused("there are no personalities"),
     "reasoning": RESPONSE_FIELDS["reasoning"],
@@ -111,6 +111,45 @@ FILE_SEARCH_FIELDS: Mapping[str, ChatField] = {
     "ranking_options": HONOURED,
 }
 
+_NO_CALLERS = _refused("functions are called by the client", {"type": "direct"})
+_NO_ASYNC = _refused("a call waits for its output", False)
+_NO_NAMESPACE = _refused("functions have no namespaces")
+
+FUNCTION_FIELDS: Mapping[str, ChatField] = {
+    "type": HONOURED,
+    "name": HONOURED,
+    "description": HONOURED,
+    "parameters": HONOURED,
+    "strict": ChatField(Treatment.HONOURED, "the arguments of every call keep to the schema, whether it is or not"),
+    "allowed_callers": _refused("functions are called by the client", ["direct"]),
+    "defer_loading": _refused("the model is told of every function at once", False),
+    "output_schema": _refused("outputs are read as they are"),
+    "async": _NO_ASYNC,
+}
+
+FUNCTION_CALL_FIELDS: Mapping[str, ChatField] = {
+    "type": HONOURED,
+    "call_id": HONOURED,
+    "name": HONOURED,
+    "arguments": HONOURED,
+    "id": _neutral("each item gets an id of its own when it is stored"),
+    "status": _neutral("how far an earlier reply came"),
+    "namespace": _NO_NAMESPACE,
+    "caller": _NO_CALLERS,
+    "async": _NO_ASYNC,
+}
+
+FUNCTION_OUTPUT_FIELDS: Mapping[str, ChatField] = {
+    "type": HONOURED,
+    "call_id": HONOURED,
+    "output": HONOURED,
+    "id": _neutral("each item gets an id of its own when it is stored"),
+    "status": _neutral("an output that is sent is whole"),
+    "name": _neutral("the call says it"),
+    "namespace": _NO_NAMESPACE,
+    "caller": _NO_CALLERS,
+}
+
 RANKING_FIELDS: Mapping[str, ChatField] = {
     "score_threshold": HONOURED,
     "ranker": _neutral("there is one ranker"),
@@ -135,10 +174,9 @@ NEVER_OCCURS = (
 
 # Types that OpenAI has and this server has not, each with the reason.
 TOOLS_REFUSED: Mapping[str, str] = {
-    "function": "functions are not called",
-    "custom": "functions are not called",
-    "namespace": "functions are not called",
-    "tool_search": "functions are not called",
+    "custom": "only functions with JSON arguments are called",
+    "namespace": "functions have no namespaces",
+    "tool_search": "the model is told of every function at once",
     "programmatic_tool_calling": "no code is run",
     "web_search": "the web is not searched",
     "web_search_2025_08_26": "the web is not searched",
@@ -154,4 +192,4 @@ TOOLS_REFUSED: Mapping[str, str] = {
     "shell": "no commands are run",
     "apply_patch": "no files are changed",
 }
-ITEMS_REFUSED = "only messages, and file searches of earlier replies, are taken"
+ITEMS_REFUSED = "only messages, calls of functions with their outputs, and file searches of earlier replies, are taken"

@@ -3,16 +3,24 @@
 An item is validated as one kind of object, so that the path of an error names no member of a union.
 """
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from server.chat_fields import FieldRefused, without_idle_fields
 from server.prompt import Turn
-from server.responses.fields import ITEMS_REFUSED, MESSAGE_FIELDS, PART_FIELDS, SEARCH_CALL_FIELDS
+from server.responses.fields import (
+    FUNCTION_CALL_FIELDS,
+    FUNCTION_OUTPUT_FIELDS,
+    ITEMS_REFUSED,
+    MESSAGE_FIELDS,
+    PART_FIELDS,
+    SEARCH_CALL_FIELDS,
+)
+from server.responses.items import call_view, new_id
 from server.schemas import Text, WireModel, carried_by_utf8
+from server.tool_schema import CalledFunction, FunctionName
 
 Role = Literal["user", "assistant", "system", "developer"]
 TEXT_TYPES = ("input_text", "output_text")
@@ -59,62 +67,85 @@ Content = Annotated[
 ]
 
 
-class InputItem(WireModel):
-    """A message, or the file search of an earlier reply, which says nothing to the model."""
+ItemId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+# Of each type, what it has and what else it may have.
+ITEM_FIELDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "message": (("role", "content"), ()),
+    "file_search_call": (("queries",), ("status",)),
+    "function_call": (("call_id", "name", "arguments"), ()),
+    "function_call_output": (("call_id", "output"), ()),
+}
 
-    type: Literal["message", "file_search_call"] = "message"
+
+class InputItem(WireModel):
+    """A message; the file search of an earlier reply, which says nothing to the model; a call of a function by an
+    earlier reply, and its output."""
+
+    type: Literal["message", "file_search_call", "function_call", "function_call_output"] = "message"
     role: Role | None = None
     content: Content | None = None
     queries: list[Text] | None = None
     status: Literal["in_progress", "searching", "completed", "incomplete", "failed"] | None = None
+    call_id: ItemId | None = None
+    name: FunctionName | None = None
+    arguments: Text | None = None
+    output: Content | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if self.type == "message":
-            if self.role is None or self.content is None:
-                raise ValueError("a message has role and content")
-            if self.queries is not None or self.status is not None:
-                raise ValueError("a message has no queries")
-            if self.role != "user" and any(part.type == "input_file" for part in self.content):
-                raise ValueError("files come in messages of the user")
-        elif self.queries is None or self.role is not None or self.content is not None:
-            raise ValueError("a file_search_call has queries, and neither role nor content")
+        needed, others = ITEM_FIELDS[self.type]
+        for field in ("role", "content", "queries", "status", "call_id", "name", "arguments", "output"):
+            is_there = getattr(self, field) is not None
+            if field in needed and not is_there:
+                raise ValueError(f"an item of type {self.type} has {' and '.join(needed)}")
+            if is_there and field not in (*needed, *others):
+                raise ValueError(f"an item of type {self.type} has no {field}")
+        if self.role != "user" and any(
+            part.type == "input_file" for part in (*(self.content or ()), *(self.output or ()))
+        ):
+            raise ValueError("files come in messages of the user")
         return self
 
     @property
     def text(self) -> str:
         """The content as one text."""
-        return "".join(part.text or "" for part in self.content or ())
-
-    def turn(self) -> Turn | None:
-        """What the model reads of it."""
-        if self.role is None:
-            return None
-        return Turn("system" if self.role == "developer" else self.role, self.text)
+        return _text_of(self.content)
 
     def view(self) -> dict[str, Any]:
-        """The item as it is listed, with an id of its own. Of a file sent as such only its name stays."""
-        if self.role is None:
-            # Its first id was left behind with the reply that it came from.
-            return {
-                "id": f"fs_{secrets.token_urlsafe(18)}",
-                "type": self.type,
-                "queries": list(self.queries or ()),
-                "status": self.status or "completed",
-                "results": None,
-            }
-        item_id = f"msg_{secrets.token_urlsafe(18)}"
-        head = {"id": item_id, "type": "message", "role": self.role, "status": "completed"}
-        return head | {"content": [_part_view(part, self.role) for part in self.content or ()]}
+        """The item as it is listed, with an id of its own: its first one was left behind with the reply that it came
+        from. Of a file sent as such only its name stays."""
+        if self.type == "file_search_call":
+            searched = {"queries": list(self.queries or ()), "status": self.status or "completed", "results": None}
+            return {"id": new_id("fs"), "type": self.type, **searched}
+        if self.type == "function_call":
+            return call_view(new_id("fc"), self.call_id or "", self.name or "", self.arguments or "", "completed")
+        if self.type == "function_call_output":
+            told = {"call_id": self.call_id, "output": _text_of(self.output), "status": "completed"}
+            return {"id": new_id("fco"), "type": self.type, **told}
+        head = {"id": new_id("msg"), "type": "message", "role": self.role, "status": "completed"}
+        return head | {"content": [_part_view(part, self.role or "") for part in self.content or ()]}
+
+
+def _text_of(parts: Sequence[ContentPart] | None) -> str:
+    return "".join(part.text or "" for part in parts or ())
 
 
 def turns_of(items: Sequence[dict[str, Any]]) -> list[Turn]:
-    """What the model reads of stored items, those of a response's output among them."""
+    """What the model reads of items as they are listed, those of a response's output among them."""
     turns: list[Turn] = []
     for item in items:
         if item["type"] == "message":
             role = "system" if item["role"] == "developer" else item["role"]
             turns.append(Turn(role, "".join(part.get("text", "") for part in item["content"])))
+        elif item["type"] == "function_call":
+            function = CalledFunction(name=item["name"], arguments=item["arguments"])
+            call = {"id": item["call_id"], "type": "function", "function": function.told()}
+            # What was said before a call, and several calls, were one reply.
+            before = turns.pop() if turns and turns[-1].role == "assistant" else Turn("assistant", "")
+            calls = [each for _, value in before.more if isinstance(value, list) for each in value]
+            turns.append(Turn("assistant", before.content, (("tool_calls", [*calls, call]),)))
+        elif item["type"] == "function_call_output":
+            turns.append(Turn("tool", item["output"], (("tool_call_id", item["call_id"]),)))
     return turns
 
 
@@ -130,17 +161,28 @@ def input_items(value: object) -> object:
 
 def _item(item: dict[str, Any], path: str) -> dict[str, Any]:
     kind = item.get("type") or "message"
-    if kind == "file_search_call":
-        return without_idle_fields(item, SEARCH_CALL_FIELDS, path)
+    if isinstance(kind, str) and kind in OTHER_ITEMS:
+        kept = without_idle_fields(item, OTHER_ITEMS[kind], path)
+        if isinstance(kept.get("output"), list):
+            kept["output"] = _parts(kept["output"], f"{path}output.")
+        return kept
     if kind != "message":
         raise FieldRefused(f"{path}type", ITEMS_REFUSED)
     kept = without_idle_fields(item, MESSAGE_FIELDS, path) | {"type": "message"}
     if isinstance(kept.get("content"), list):
-        kept["content"] = [
-            _part(part, f"{path}content.{place}.") if isinstance(part, dict) else part
-            for place, part in enumerate(kept["content"])
-        ]
+        kept["content"] = _parts(kept["content"], f"{path}content.")
     return kept
+
+
+OTHER_ITEMS = {
+    "file_search_call": SEARCH_CALL_FIELDS,
+    "function_call": FUNCTION_CALL_FIELDS,
+    "function_call_output": FUNCTION_OUTPUT_FIELDS,
+}
+
+
+def _parts(parts: list[Any], path: str) -> list[Any]:
+    return [_part(part, f"{path}{place}.") if isinstance(part, dict) else part for place, part in enumerate(parts)]
 
 
 PARTS_REFUSED = {

@@ -12,9 +12,10 @@ from server.errors import RequestInvalid
 from server.response_format import ANY_OBJECT
 from server.responses.fields import COUNT_FIELDS, INCLUDED, NEVER_OCCURS, RESPONSE_FIELDS, TEXT_FIELDS, TOOLS_REFUSED
 from server.responses.input_items import Items, input_items
-from server.responses.tools import FileSearchTool, tool_choice, tools
+from server.responses.tools import ALLOWED, MOST_TOOLS, AnyTool, FileSearchTool, FunctionTool, tool_choice, tools
 from server.sampling_schema import NumLogprobs
 from server.schemas import Text, WireModel, carried_by_utf8
+from server.tooling import Functions
 
 ResponseId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
 Metadata = Annotated[
@@ -94,20 +95,33 @@ class ResponseInput(WireModel):
     instructions: Text | None = None
     previous_response_id: ResponseId | None = None
     text: TextOptions | None = None
-    tools: list[FileSearchTool] = Field(default_factory=list)
+    tools: Annotated[list[AnyTool], Field(max_length=MOST_TOOLS)] = Field(default_factory=list)
     tool_choice: ToolChoice | None = None
     truncation: Literal["auto", "disabled"] | None = None
     fano: FanoOptions = FanoOptions()
 
     @model_validator(mode="after")
     def _tools_go_together(self) -> Self:
-        if len(self.tools) > 1:
-            raise RequestInvalid("tools has more than one file_search; name all vector stores in one", "tools.1")
+        searches = [place for place, tool in enumerate(self.tools) if isinstance(tool, FileSearchTool)]
+        if len(searches) > 1:
+            raise RequestInvalid(
+                "tools has more than one file_search; name all vector stores in one", f"tools.{searches[1]}"
+            )
+        if searches and len(self.tools) > 1:
+            raise RequestInvalid(
+                "tools has file_search beside functions, but an answer from documents calls nothing; search in one "
+                "response, and call functions in another that goes on from it",
+                "tools",
+            )
         if self.fano.session is not None:
             reason = "previous_response_id says which conversation goes on"
             raise FieldRefused("fano.session", reason)
-        if self.must_search and not self.tools:
-            raise RequestInvalid(f"tool_choice is {self.tool_choice!r}, which needs tools", "tool_choice")
+        if self.tool_choice == "required" and not self.tools:
+            raise RequestInvalid("tool_choice is 'required', which needs tools", "tool_choice")
+        known = [tool.named for tool in self.tools]
+        for path, named in self._named_tools():
+            if named not in known:
+                raise RequestInvalid(f"{path} is {named!r}, which is not among tools", path)
         return self
 
     @property
@@ -118,14 +132,39 @@ class ResponseInput(WireModel):
     @property
     def file_search(self) -> FileSearchTool | None:
         """The tool, where the model may use it."""
-        return self.tools[0] if self.tools and self.tool_choice != "none" else None
+        tool = self.tools[0] if self.tools and self.tool_choice != "none" else None
+        return tool if isinstance(tool, FileSearchTool) else None
 
     @property
     def must_search(self) -> bool:
         """Whether the documents are searched whatever the question."""
+        return self.file_search is not None and self._is_required
+
+    @property
+    def functions(self) -> Functions:
+        """The functions that the model is told of."""
+        named = [tool["name"] for _, tool in self._named_tools() if tool["type"] == "function"]
+        return Functions(
+            tuple(
+                (f"tools.{place}", tool.spec) for place, tool in enumerate(self.tools) if isinstance(tool, FunctionTool)
+            ),
+            "none" if self.tool_choice == "none" else "required" if self._is_required else "auto",
+            tuple(named) or None,
+        )
+
+    @property
+    def _is_required(self) -> bool:
         if isinstance(self.tool_choice, dict):
-            return self.tool_choice["type"] == "file_search" or self.tool_choice.get("mode") == "required"
+            return bool(self.tool_choice["type"] != ALLOWED or self.tool_choice["mode"] == "required")
         return self.tool_choice == "required"
+
+    def _named_tools(self) -> list[tuple[str, dict[str, Any]]]:
+        """What ``tool_choice`` names, each with its path."""
+        if not isinstance(self.tool_choice, dict):
+            return []
+        if self.tool_choice["type"] != ALLOWED:
+            return [("tool_choice", self.tool_choice)]
+        return [(f"tool_choice.tools.{place}", tool) for place, tool in enumerate(self.tool_choice["tools"])]
 
 
 class ResponseRequest(ResponseInput):

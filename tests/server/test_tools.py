@@ -2,43 +2,25 @@
 and how calls reach the official client."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fakes_world
 import httpx
 import jsonschema
 import openai
 import pytest
-from fakes_engine import write_tokenizer
-from fakes_library import FakeLibrary
 from fakes_server import MODEL, World, chunks, make_world, open_client, serving
+from fakes_tools import random_app, teach
 
-from model.config import EngineConfig, ModelConfig
 from model.engine.request import FinishReason
-from model.kernels import REFERENCE
 from model.tokenizer import Tokenizer
-from server.app import create_app
-from server.forecast import Forecaster
 from server.grammar import Grammars
-from server.inquiry import ServedModel
-from server.metrics import Metrics
-from server.services import Services, embedded_checkpoint
-from server.settings import Settings
 from server.tool_calls import CallArguments, CallBegins, CallReader
 from server.tool_grammar import CallsOrText, call_grammar
 from server.tool_schema import FunctionSpec
 
 ROUTE = "/v1/chat/completions"
-TEMPLATE = (
-    "<|startoftext|>{% if tools %}<|system|>Call as <tool_call>{...}</tool_call>:"
-    "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|end|>{% endif %}"
-    "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|end|>"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 CITY = {
     "type": "object",
     "properties": {"city": {"$ref": "#/$defs/city"}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
@@ -54,12 +36,6 @@ ASK: Any = [{"role": "user", "content": "What is the weather in Bonn?"}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "B\\"}n", "days": 2}}\n</tool_call>'
 
 
-def teach(directory: Path) -> Tokenizer:
-    path = write_tokenizer(directory) / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TEMPLATE}))
-    return Tokenizer(directory)
-
-
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return teach(tmp_path_factory.mktemp("taught"))
@@ -72,18 +48,7 @@ def tooled(tmp_path: Path, taught: Tokenizer) -> World:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory, taught: Tokenizer) -> Iterator[str]:
-    """A real engine of random weights."""
-    tiny = fakes_world.make_world(tmp_path_factory.mktemp("world"), {1: REFERENCE})
-    tiny.tokenizer = taught
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fakes_world, "MAX_CONTEXT", 800)
-        engine, _ = tiny.engine(EngineConfig(num_slots=4, num_blocks=60, max_context_tokens=800), time.monotonic)
-    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), read_documents=False)
-    forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), EngineConfig())
-    model, metrics = ServedModel(MODEL, 0, engine.policy, "float32", 800), Metrics()
-    library: Any = FakeLibrary()
-    services = Services(settings, metrics, library, engine, taught, model, forecaster)
-    with serving(create_app(settings, services, metrics)) as url:
+    with serving(random_app(tmp_path_factory.mktemp("random"), taught)) as url:
         yield f"{url}/v1"
 
 

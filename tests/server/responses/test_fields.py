@@ -7,7 +7,9 @@ import pytest
 from openai.types.responses import (
     EasyInputMessageParam,
     FileSearchToolParam,
+    FunctionToolParam,
     ResponseFileSearchToolCallParam,
+    ResponseFunctionToolCallParam,
     ResponseIncludable,
     ResponseInputFileParam,
     ResponseInputTextParam,
@@ -19,7 +21,7 @@ from openai.types.responses import (
     response_create_params,
 )
 from openai.types.responses.file_search_tool_param import RankingOptions
-from openai.types.responses.response_input_item_param import Message, ResponseInputItemParam
+from openai.types.responses.response_input_item_param import FunctionCallOutput, Message, ResponseInputItemParam
 from pydantic import ValidationError
 
 from server.chat_fields import ChatField, FieldRefused, Treatment, without_idle_fields
@@ -27,7 +29,7 @@ from server.errors import RequestInvalid
 from server.responses import fields
 from server.responses.input_items import ContentPart, InputItem
 from server.responses.schema import CountRequest, ResponseRequest, TextFormat, TextOptions
-from server.responses.tools import FileSearchTool
+from server.responses.tools import FileSearchTool, FunctionTool
 
 Table = typing.Mapping[str, ChatField]
 MINIMAL: dict[str, Any] = {"model": "m", "input": "Hello"}
@@ -70,6 +72,9 @@ CREATE = parameters(
             parameters(ResponseInputTextParam, ResponseInputFileParam, ResponseOutputTextParam) | {"parsed"},
         ),
         (fields.FILE_SEARCH_FIELDS, parameters(FileSearchToolParam)),
+        (fields.FUNCTION_FIELDS, parameters(FunctionToolParam)),
+        (fields.FUNCTION_CALL_FIELDS, parameters(ResponseFunctionToolCallParam)),
+        (fields.FUNCTION_OUTPUT_FIELDS, parameters(FunctionCallOutput)),
         (fields.RANKING_FIELDS, parameters(RankingOptions)),
         (fields.TEXT_FIELDS, parameters(ResponseTextConfigParam)),
     ],
@@ -81,17 +86,22 @@ def test_every_field_of_the_installed_client_is_in_the_table_and_no_other(table:
 def test_the_honoured_fields_are_those_the_models_have() -> None:
     assert named(fields.RESPONSE_FIELDS, Treatment.HONOURED) == set(ResponseRequest.model_fields) - {"fano"}
     assert named(fields.COUNT_FIELDS, Treatment.HONOURED) == set(CountRequest.model_fields) - {"fano"}
-    items = named(fields.MESSAGE_FIELDS, Treatment.HONOURED) | named(fields.SEARCH_CALL_FIELDS, Treatment.HONOURED)
+    of_items = (
+        *(fields.MESSAGE_FIELDS, fields.SEARCH_CALL_FIELDS),
+        *(fields.FUNCTION_CALL_FIELDS, fields.FUNCTION_OUTPUT_FIELDS),
+    )
+    items = {name for table in of_items for name in named(table, Treatment.HONOURED)}
     assert items == set(InputItem.model_fields)
+    assert named(fields.FUNCTION_FIELDS, Treatment.HONOURED) == set(FunctionTool.model_fields)
     assert named(fields.PART_FIELDS, Treatment.HONOURED) == set(ContentPart.model_fields)
     assert named(fields.FILE_SEARCH_FIELDS, Treatment.HONOURED) == set(FileSearchTool.model_fields)
     assert named(fields.TEXT_FIELDS, Treatment.HONOURED) == set(TextOptions.model_fields)
 
 
 def test_every_type_of_tool_and_inclusion_is_known() -> None:
-    assert set(fields.TOOLS_REFUSED) >= types_of(ToolParam) - {"file_search"}
+    assert set(fields.TOOLS_REFUSED) >= types_of(ToolParam) - {"file_search", "function"}
     assert {*fields.INCLUDED, *fields.NEVER_OCCURS} == set(typing.get_args(ResponseIncludable))
-    for kind in types_of(ToolParam) - {"file_search"}:
+    for kind in types_of(ToolParam) - {"file_search", "function"}:
         with pytest.raises(FieldRefused) as refused:
             ResponseRequest.model_validate(MINIMAL | {"tools": [{"type": kind}]})
         assert refused.value.param == "tools.0.type"
@@ -102,8 +112,10 @@ def test_every_type_of_tool_and_inclusion_is_known() -> None:
 
 
 def test_every_other_type_of_item_is_refused_by_its_path() -> None:
-    kinds = types_of(ResponseInputItemParam) - {"message", "file_search_call"}
-    assert "reasoning" in kinds and "function_call_output" in kinds
+    kinds = types_of(ResponseInputItemParam) - {
+        *("message", "file_search_call", "function_call", "function_call_output"),
+    }
+    assert "reasoning" in kinds and "custom_tool_call_output" in kinds
     for kind in kinds:
         with pytest.raises(FieldRefused) as refused:
             ResponseRequest.model_validate({"model": "m", "input": ["x", {"type": kind, "id": "x"}]})
@@ -120,6 +132,9 @@ def test_every_other_type_of_item_is_refused_by_its_path() -> None:
             fields.PART_FIELDS,
             fields.RANKING_FIELDS,
             fields.TEXT_FIELDS,
+            fields.FUNCTION_FIELDS,
+            fields.FUNCTION_CALL_FIELDS,
+            fields.FUNCTION_OUTPUT_FIELDS,
         )
         for name in sorted(named(table, Treatment.REFUSED))
     ],
@@ -168,6 +183,11 @@ def form(**changes: Any) -> dict[str, Any]:
          "tools.0.ranking_options.hybrid_search"),
         ({"tools": [*search()["tools"], *search()["tools"]]}, "tools.1"),
         (search(filters={"type": "eq"}), "tools.0.filters.key"),
+        (search(vector_store_ids=[]), "tools.0.vector_store_ids"),
+        (search(max_num_results=51), "tools.0.max_num_results"),
+        (search(ranking_options={"score_threshold": 2}), "tools.0.ranking_options.score_threshold"),
+        ({"tools": [{"type": "telepathy"}]}, "tools.0.type"),
+        ({"tools": [{}]}, "tools.0.type"),
         (form(schema={"title": "\ud83d"}), "text.format.schema"),
         (form(schema={"maximum": float("inf")}), "text.format.schema"),
         (form(), "text.format.schema"),
@@ -199,10 +219,6 @@ def test_what_is_refused_is_refused_by_its_path(body: dict[str, Any], param: str
         (part(type="input_file", text=None, file_data="d"), ("input", 0, "content", 0)),
         ({"input": [{"role": "assistant", "content": [{"type": "input_file", "file_id": "f"}]}]}, ("input", 0)),
         ({"input": "half \ud83d"}, ("input", 0, "content")),
-        (search(vector_store_ids=[]), ("tools", 0, "vector_store_ids")),
-        (search(max_num_results=51), ("tools", 0, "max_num_results")),
-        (search(ranking_options={"score_threshold": 2}), ("tools", 0, "ranking_options", "score_threshold")),
-        ({"tools": [{"type": "telepathy"}]}, ("tools", 0, "type")),
         ({"tool_choice": "perhaps"}, ("tool_choice",)),
         ({"tool_choice": {"type": []}}, ("tool_choice",)),
         ({"previous_response_id": "\ud83d"}, ("previous_response_id",)),
