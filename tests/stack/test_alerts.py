@@ -1,5 +1,6 @@
 """The alerts, with promtool: each fires when it should, rests when it should, and ends by itself."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def test_each_alert_has_series_that_make_it_fire_rest_and_end() -> None:
     never = {case.alert for case in CASES if not case.fires_at}
     ends = {case.alert for case in CASES if case.fires_at and max(case.rests_at, default=0) > max(case.fires_at)}
     assert fires == never == ends == set(ALERTS)
+
+
+def test_each_alert_is_provoked_in_a_server_that_runs() -> None:
+    source = (Path(__file__).parent / "test_live_alerts.py").read_text()
+    for step in ("expect", "expect_end"):
+        assert set(re.findall(rf'\b{step}\(prometheus, "(\w+)"\)', source)) == set(ALERTS)
 
 
 def expected(case: Case) -> dict[str, Any]:
