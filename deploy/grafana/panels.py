@@ -7,7 +7,7 @@ from typing import Literal
 # Grafana puts in a window that holds at least four scrapes.
 WINDOW = "$__rate_interval"
 Kind = Literal["lines", "stack", "stat"]
-Unit = Literal["bytes", "bits", "s", "short", "percentunit", "ops"]
+Unit = Literal["bytes", "decbits", "s", "short", "percentunit", "ops"]
 
 
 @dataclass(frozen=True, slots=True)

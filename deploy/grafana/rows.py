@@ -121,7 +121,7 @@ REQUESTS = Row("What a request holds", (
          Query(quantile(0.95, "fano_context_tokens"), "95%")), is_logarithmic=True,
     ),
     Panel(
-        "Information read, and what memory can hold", "lines", "bits",
+        "Information read, and what memory can hold", "lines", "decbits",
         "Mean information of the prompts (the model's surprisal, measured with FANO_INFORMATION=true), the "
         "capacity of all memory that a request held, and how much a model's state was measured to recall.",
         "Read above capacity: what is asked word for word has to come from retrieval. A recall of 0 says that the"
