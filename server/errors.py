@@ -42,7 +42,13 @@ from server.files.errors import (
     UploadNotPending,
     VectorStoreExpired,
 )
-from server.responses.errors import NotCancellable, ResponseFailed, ResponseNotStored, UnknownResponse
+from server.responses.errors import (
+    NotCancellable,
+    ResponseFailed,
+    ResponseNotStored,
+    ResponseUnderWay,
+    UnknownResponse,
+)
 from server.sessions.errors import (
     SessionChanged,
     SessionDamaged,
@@ -216,6 +222,7 @@ TABLE: Mapping[type[Exception], Row] = {
     UnknownSession: Row(404, INVALID, "session_not_found"),
     UnknownResponse: Row(404, INVALID, "response_not_found"),
     ResponseFailed: Row(400, INVALID, "response_failed"),
+    ResponseUnderWay: Row(409, INVALID, "response_under_way"),
     NotCancellable: Row(400, INVALID, "not_cancellable"),
     ResponseNotStored: Row(507, "server_error", "storage_full"),
     UnknownFile: Row(404, INVALID, "file_not_found"),
@@ -266,6 +273,11 @@ OWN_CODES = ("invalid_json", "unsupported_field", "unsupported_value", "unsuppor
              "server_error", "http_error")  # fmt: skip
 # Refusals that the framework makes itself.
 FRAMEWORK_CODES = {400: "invalid_body", 404: "unknown_route", 405: "method_not_allowed", 413: "too_large"}
+
+
+def own_faults() -> tuple[str, ...]:
+    """The codes of errors that are no mistake of a client: the server's own, and that too much is asked of it."""
+    return tuple(sorted({row.code for row in (*TABLE.values(), UNEXPECTED) if row.status >= 500 or row.status == 429}))
 
 
 def refusal_codes() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from server.measures.bill_collector import BillCollector
 from server.metrics import Metrics
 from server.prompt import ChatTokenizer
 from server.reading import Reader
+from server.responses.background import Background
 from server.responses.conversations import Conversations
 from server.responses.store import ResponseStore
 from server.sessions.book import open_book
@@ -103,6 +104,7 @@ class Services:
             library, self.bridge, tokenizer, model, metrics, limits, self.book, self.readings, self.traces
         )
         self.conversations = Conversations(ResponseStore(settings.data_dir / "responses.sqlite3"), self.book)
+        self.background = Background()
         self.completing = Completing(library, self.bridge, tokenizer, metrics, limits)
         self.spool_dir = settings.data_dir / "uploads"
         self.eraser = Eraser(library, self.readings, self.traces)
@@ -124,6 +126,7 @@ class Services:
         that a crash cut off."""
         for cut_off in self.spool_dir.glob(f"{SPOOL_PREFIX}*"):
             cut_off.unlink(missing_ok=True)
+        self.conversations.recover()
         self.bridge.start()
         self.ingestor.start()
         self.files.start()
@@ -132,6 +135,7 @@ class Services:
 
     async def aclose(self) -> None:
         """End the reader and both threads and close the library. Waits for a step of each."""
+        await self.background.stop()
         await self.reader.stop()
         await self.files.stop()
         await anyio.to_thread.run_sync(self._stop)

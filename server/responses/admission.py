@@ -89,17 +89,21 @@ class Admission:
             async def keep(response: dict[str, Any]) -> None:
                 if claim is None:
                     return
-                # The turn of one that failed is not in the session.
-                session = inquiry.session if response["status"] != "failed" else None
+                # The turn of one that did not come to its end is not in the session.
+                session = inquiry.session if response["status"] in ("completed", "incomplete") else None
                 stored = StoredResponse(
                     shape.id, body.previous_response_id, session, created_at, response, items, asked.brought
                 )
                 await conversations.keep(self._tenant, stored)
-                claim.release()
+                if not stored.is_under_way:
+                    claim.release()
 
-            yield ResponseEvents(
+            events = ResponseEvents(
                 shape, answer, search, body.include or (), services.tokenizer, keep, bool(inquiry.tools)
             )
+            if body.background:
+                await keep(events.opening())
+            yield events
 
     async def count(self, body: CountRequest) -> int:
         """How many tokens the prompt of such a response would have; 0 where no model would be asked.

@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from model.errors import ModelError
 from server.logs import log_event
-from server.responses.errors import ResponseFailed, ResponseNotStored, UnknownResponse
+from server.responses.errors import ResponseFailed, ResponseNotStored, ResponseUnderWay, UnknownResponse
 from server.responses.store import ResponseStore, StoredResponse
 from server.sessions.book import Book
 from server.sessions.errors import SessionError, UnknownSession
@@ -60,6 +60,12 @@ class Conversations:
         """Bytes of all that is stored. From any thread."""
         return self._store.disk_bytes()
 
+    def recover(self) -> None:
+        """Say of responses in the background that the last process left unfinished that they failed. Blocks."""
+        error = {"code": "server_error", "message": "the server was stopped while the response was made; ask again"}
+        if count := self._store.end_broken_off(error):
+            log_event(logger, "responses in the background had been broken off", count=count)
+
     async def get(self, tenant: str, response_id: str) -> StoredResponse:
         """A stored response. Raises ``UnknownResponse``."""
         return await anyio.to_thread.run_sync(self._store.get, tenant, response_id)
@@ -67,7 +73,7 @@ class Conversations:
     async def before(self, tenant: str, previous_id: str | None) -> list[StoredResponse]:
         """The responses that a new one goes on from, the first one first.
 
-        Raises ``UnknownResponse`` and ``ResponseFailed``, about ``previous_response_id``.
+        Raises ``UnknownResponse``, ``ResponseUnderWay`` and ``ResponseFailed``, about ``previous_response_id``.
         """
         if previous_id is None:
             return []
@@ -75,8 +81,10 @@ class Conversations:
             chain = await anyio.to_thread.run_sync(self._store.chain, tenant, previous_id)
         except UnknownResponse:
             raise UnknownResponse(previous_id, "previous_response_id") from None
-        if chain[-1].status == "failed":
-            raise ResponseFailed(previous_id)
+        if chain[-1].is_under_way:
+            raise ResponseUnderWay(previous_id)
+        if chain[-1].status in ("failed", "cancelled"):
+            raise ResponseFailed(previous_id, chain[-1].status)
         return chain
 
     async def line(self, tenant: str, response_id: str) -> list[StoredResponse]:

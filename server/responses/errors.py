@@ -19,16 +19,26 @@ class UnknownResponse(ResponsesError):
 
 
 class ResponseFailed(ResponsesError):
-    """A response that failed said nothing that a conversation could go on from."""
+    """A response that failed, or was cancelled, said nothing that a conversation could go on from."""
+
+    param = "previous_response_id"
+
+    def __init__(self, response_id: str, status: str) -> None:
+        told = "was cancelled" if status == "cancelled" else "failed"
+        super().__init__(f"the response {response_id!r} {told}; go on from the one before it")
+
+
+class ResponseUnderWay(ResponsesError):
+    """A response that is still made in the background cannot be gone on from yet."""
 
     param = "previous_response_id"
 
     def __init__(self, response_id: str) -> None:
-        super().__init__(f"the response {response_id!r} failed; go on from the one before it")
+        super().__init__(f"the response {response_id!r} is still being made; go on from it when its status says so")
 
 
 class NotCancellable(ResponsesError):
-    """A response that was not made in the background has ended before anyone knows its id for sure."""
+    """A response that is not made in the background has ended before anyone knows its id for sure."""
 
     param = "response_id"
 

@@ -47,14 +47,22 @@ class ResponseEvents:
         self._number = 0
         self._written = Output(1 if search.is_used else 0, TokenView(tokenizer), has_functions)
 
+    @property
+    def response_id(self) -> str:
+        """The id of the response."""
+        return self._shape.id
+
+    def opening(self) -> dict[str, Any]:
+        """The response before anything is in it."""
+        return self._shape.view("in_progress", [])
+
     async def events(self) -> AsyncIterator[Event]:
         """From ``response.created`` to ``response.completed`` or ``response.incomplete``.
 
         Raises what ended the answer, and what keeping the response raises.
         """
-        opening = self._shape.view("in_progress", [])
-        yield self._event("response.created", response=opening)
-        yield self._event("response.in_progress", response=opening)
+        yield self._event("response.created", response=self.opening())
+        yield self._event("response.in_progress", response=self.opening())
         if self._search.is_used:
             for event in self._searching():
                 yield event
@@ -99,6 +107,16 @@ class ResponseEvents:
                 # The client is told of the first failure all the same.
                 logger.exception("a failed response was not stored")
         return self._event("response.failed", response=included(response, self._include))
+
+    async def cancelled(self) -> Event:
+        """The last event of a response that somebody cancelled; what was said so far is kept."""
+        response = self._shape.view("cancelled", self._output("incomplete") if self._number > 2 else [])
+        try:
+            await self._keep(response)
+        except (OSError, sqlite3.Error, ResponseNotStored):
+            # The next start of the server says that it failed.
+            logger.exception("a cancelled response was not stored")
+        return self._event("response.incomplete", response=included(response, self._include))
 
     def _searching(self) -> list[Event]:
         """The search was done before anything could be told."""

@@ -18,6 +18,7 @@ def _refused(reason: str, *harmless: object) -> ChatField:
 
 
 RESPONSE_FIELDS: Mapping[str, ChatField] = {
+    "background": HONOURED,
     "include": HONOURED,
     "input": HONOURED,
     "instructions": HONOURED,
@@ -44,8 +45,7 @@ RESPONSE_FIELDS: Mapping[str, ChatField] = {
     "stream_options": _neutral("there is no padding to leave out"),
     "user": _neutral("names the user to a provider"),
     "access_programs": _refused("there are no access programs", {}, {"cyber": "standard"}),
-    "background": _refused("responses are made while the client waits", False),
-    "background_options": _refused("responses are made while the client waits", {}),
+    "background_options": _refused("responses in the background have no options", {}),
     "context_management": _refused("contexts are not compacted", []),
     "conversation": _refused("there are no conversation objects: go on with previous_response_id"),
     "image": _refused("this model sees no images", {}),

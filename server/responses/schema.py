@@ -171,6 +171,7 @@ class ResponseRequest(ResponseInput):
     """A request with the fields that ``fields.RESPONSE_FIELDS`` calls honoured."""
 
     model: Text
+    background: bool | None = None
     include: list[Include] | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     # There is at most one call, that of the file search.
@@ -192,6 +193,8 @@ class ResponseRequest(ResponseInput):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.background and not self.is_stored:
+            raise RequestInvalid("background needs store: a response that is not stored cannot be looked at", "store")
         if self.top_logprobs and not self.includes("message.output_text.logprobs"):
             raise RequestInvalid('top_logprobs needs include: ["message.output_text.logprobs"]', "top_logprobs")
         return self

@@ -27,7 +27,7 @@ class ResponseShape:
             "id": self.id,
             "object": "response",
             "created_at": created_at,
-            "background": False,
+            "background": body.background is True,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "max_tool_calls": body.max_tool_calls,

@@ -35,7 +35,12 @@ _FIRST = """
     CREATE INDEX responses_by_session ON responses (tenant, session, number) WHERE session IS NOT NULL;
     CREATE INDEX responses_by_time ON responses (created_at) WHERE NOT is_deleted;
 """
-_SCHEMA = Schema("responses", (_FIRST,))
+# 2. A response that is made in the background is there from its beginning on.
+_UNDER_WAY = """
+    ALTER TABLE responses ADD COLUMN is_under_way INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX responses_under_way ON responses (number) WHERE is_under_way;
+"""
+_SCHEMA = Schema("responses", (_FIRST, _UNDER_WAY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,13 @@ class StoredResponse:
 
     @property
     def status(self) -> str:
-        """``completed``, ``incomplete`` or ``failed``."""
+        """``in_progress``, ``completed``, ``incomplete``, ``cancelled`` or ``failed``."""
         return str(self.object["status"])
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is still made."""
+        return self.status == "in_progress"
 
 
 class ResponseStore:
@@ -75,15 +85,29 @@ class ResponseStore:
         return self._database.disk_bytes()
 
     def put(self, tenant: str, response: StoredResponse) -> None:
-        """Keep a response. Raises ``ResponseNotStored`` where the disk is full."""
+        """Keep a response, in place of what was kept of it while it was made. Raises ``ResponseNotStored`` where the
+        disk is full."""
         documents = [[each.document_id, each.file_id, each.filename] for each in response.documents]
-        row = (tenant, response.id, response.previous_id, response.session, response.created_at)
+        row = (tenant, response.id, response.previous_id, response.session, response.created_at, response.is_under_way)
         with self._written() as connection:
             connection.execute(
-                "INSERT INTO responses (tenant, id, previous, session, created_at, object, input, documents) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO responses (tenant, id, previous, session, created_at, is_under_way, object, input, "
+                "documents) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, id) DO UPDATE SET "
+                "session = excluded.session, is_under_way = excluded.is_under_way, object = excluded.object",
                 (*row, json.dumps(response.object), json.dumps(response.input), json.dumps(documents)),
             )
+
+    def end_broken_off(self, error: dict[str, Any]) -> int:
+        """Say of the responses that were under way when the last process ended that they failed, and why; how many."""
+        with self._written() as connection:
+            rows = connection.execute("SELECT number, object FROM responses WHERE is_under_way").fetchall()
+            for number, told in rows:
+                failed = json.dumps({**json.loads(told), "status": "failed", "error": error})
+                connection.execute(
+                    "UPDATE responses SET is_under_way = 0, session = NULL, object = ? WHERE number = ?",
+                    (failed, number),
+                )
+        return len(rows)
 
     def get(self, tenant: str, response_id: str) -> StoredResponse:
         """Raises ``UnknownResponse``."""

@@ -15,6 +15,7 @@ from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep,
 from server.errors import RequestInvalid, is_known
 from server.pages import CursorQuery, ListPage, list_page
 from server.responses.admission import Admission
+from server.responses.background import Running
 from server.responses.errors import NotCancellable
 from server.responses.events import ResponseEvents
 from server.responses.schema import CountRequest, Include, ResponseRequest
@@ -43,16 +44,25 @@ async def admission(
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A response that nothing refuses any more, and whether its events are wanted."""
+    """A response that nothing refuses any more, and whether its events are wanted; ``running`` where it is made in the
+    background."""
 
     events: ResponseEvents
     is_streamed: bool
+    running: Running | None = None
 
 
 async def admit_response(
-    body: ResponseRequest, admission: Annotated[Admission, Depends(admission)]
+    body: ResponseRequest,
+    admission: Annotated[Admission, Depends(admission)],
+    services: ServicesDep,
+    tenant: TenantDep,
 ) -> AsyncIterator[Admitted]:
     """The response of the body."""
+    if body.background:
+        events, running = await services.background.begin(tenant, admission.respond(body))
+        yield Admitted(events, body.stream is True, running)
+        return
     async with admission.respond(body) as events:
         yield Admitted(events, body.stream is True)
 
@@ -72,10 +82,11 @@ class Inclusion(BaseModel):
 
 
 class Retrieval(Inclusion):
-    """How a response is retrieved. ``include_obfuscation`` does nothing: there is no padding to leave out."""
+    """How a response is retrieved: with ``stream`` its events, from the one after ``starting_after`` on.
+    ``include_obfuscation`` does nothing: there is no padding to leave out."""
 
     stream: bool | None = None
-    starting_after: int | None = None
+    starting_after: Annotated[int, Field(ge=0)] | None = None
     include_obfuscation: bool | None = None
 
 
@@ -106,7 +117,14 @@ async def create_response(
 
     With `previous_response_id` the conversation of a stored response goes on: what of it is remembered is not read
     again. Any response may be gone on from more than once. Stored responses are kept for 30 days.
+
+    With `background` the reply says that the response is in progress, and it is made whether the client stays or not:
+    retrieve it until its status is another, or follow its events.
     """
+    if admitted.running is not None:
+        if not admitted.is_streamed:
+            return JSONResponse(admitted.events.opening())
+        return EventStreamResponse(_followed(admitted.running, -1), state.settings.keepalive_seconds)
     if not admitted.is_streamed:
         return JSONResponse(await while_connected(request, _whole(admitted.events)))
     return EventStreamResponse(_framed(admitted.events), state.settings.keepalive_seconds)
@@ -128,29 +146,51 @@ async def compact_response(_: ServicesDep) -> None:
     )
 
 
-@router.get("/{response_id}")
+@router.get("/{response_id}", responses=STREAMED)
 async def retrieve_response(
-    response_id: str, services: ServicesDep, tenant: TenantDep, query: Annotated[Retrieval, Query()]
-) -> JSONResponse:
-    """A stored response."""
-    if query.stream or query.starting_after is not None:
-        raise FieldRefused("stream" if query.stream else "starting_after", "only a response that is being made streams")
+    response_id: str, services: ServicesDep, tenant: TenantDep, state: StateDep, query: Annotated[Retrieval, Query()]
+) -> Response:
+    """A stored response. One that is made in the background can be streamed, until ten minutes after its end: from its
+    beginning, or from the event after `starting_after` on. What its events include was said when it was begun."""
     stored = await services.conversations.get(tenant, response_id)
-    return JSONResponse(included(stored.object, query.named))
+    if not query.stream:
+        if query.starting_after is not None:
+            raise RequestInvalid("starting_after needs stream: true", "starting_after")
+        return JSONResponse(included(stored.object, query.named))
+    if query.named:
+        raise RequestInvalid("include cannot be used with stream: events are as they were made", "include")
+    running = services.background.find(tenant, response_id)
+    if running is None:
+        reason = "only a response in the background streams, while it is made and for ten minutes more"
+        raise FieldRefused("stream", reason)
+    after = -1 if query.starting_after is None else query.starting_after
+    if running.has_ended and after >= running.num_told - 1:
+        raise RequestInvalid(
+            f"starting_after is {after}, and the last event was {running.num_told - 1}; retrieve it without stream",
+            "starting_after",
+        )
+    return EventStreamResponse(_followed(running, after), state.settings.keepalive_seconds)
 
 
 @router.delete("/{response_id}")
 async def delete_response(response_id: str, services: ServicesDep, tenant: TenantDep) -> ResponseDeleted:
-    """Delete a stored response. While others go on from it, what was said in it stays in their conversation."""
+    """Delete a stored response, and end the making of one in the background. While others go on from it, what was said
+    in it stays in their conversation."""
+    await services.background.cancel(tenant, response_id)
     await services.conversations.delete(tenant, response_id)
+    services.background.forget(tenant, response_id)
     return ResponseDeleted(id=response_id)
 
 
 @router.post("/{response_id}/cancel")
-async def cancel_response(response_id: str, services: ServicesDep, tenant: TenantDep) -> None:
-    """Refused as OpenAI does: only responses made in the background can be cancelled, and none is."""
-    await services.conversations.get(tenant, response_id)
-    raise NotCancellable
+async def cancel_response(response_id: str, services: ServicesDep, tenant: TenantDep) -> JSONResponse:
+    """End the making of a response in the background; what was said so far stays. One that has ended stays as it is.
+    One that is not made in the background cannot be cancelled."""
+    stored = await services.conversations.get(tenant, response_id)
+    if not stored.object["background"]:
+        raise NotCancellable
+    await services.background.cancel(tenant, response_id)
+    return JSONResponse(included((await services.conversations.get(tenant, response_id)).object, ()))
 
 
 @router.get("/{response_id}/input_items")
@@ -188,6 +228,12 @@ async def _whole(events: ResponseEvents) -> dict[str, Any]:
         last = each
     response: dict[str, Any] = last["response"]
     return response
+
+
+async def _followed(running: Running, after: int) -> AsyncGenerator[bytes]:
+    """What is told of a response in the background, on the wire."""
+    async for each in running.follow(after):
+        yield event(each, each["type"])
 
 
 async def _framed(events: ResponseEvents) -> AsyncGenerator[bytes]:

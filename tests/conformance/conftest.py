@@ -9,10 +9,10 @@ import openai
 import pytest
 from conformance.driver import KINDS, Recorded, Recorder, StrictAsyncOpenAI, StrictOpenAI
 from conformance.published import VARIABLE, Noted, Published
-from fakes_engine import FakeEngine, write_tokenizer
+from fakes_engine import FakeEngine
 from fakes_server import World, make_world, serving
+from fakes_tools import teach
 
-from model.tokenizer import Tokenizer
 from retrieval.embedder import HashEmbedder
 from retrieval.library import Library
 
@@ -41,7 +41,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def served(tmp_path_factory: pytest.TempPathFactory, published: Published | None) -> Iterator[tuple[World, str]]:
     """A server on a real socket, over a library as it is and a scripted engine; its URL."""
     base = tmp_path_factory.mktemp("conformance")
-    tokenizer = Tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    tokenizer = teach(tmp_path_factory.mktemp("tokenizer"))
     library = Library.open(base / "library", HashEmbedder(dimension=32))
     world = make_world(base / "data", tokenizer, library=library, api_key=KEY)
     if published:

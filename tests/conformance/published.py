@@ -77,6 +77,9 @@ class Published:
         name = f"{method} {known}"
         contents = self._document["paths"][known][method.lower()]["responses"]["200"].get("content", {})
         at = f"/paths/{_escaped(known)}/{method.lower()}/responses/200/content"
+        if (method, known, media_type) == ("GET", "/responses/{response_id}", STREAM):
+            # The document has the parameters of this stream, and its events only where a response is created.
+            at, contents = "/paths/~1responses/post/responses/200/content", {STREAM: {}}
         if media_type == STREAM:
             # Completions stream the object that they also send whole, which the document says in its description.
             kind = STREAM if STREAM in contents else JSON
@@ -130,8 +133,8 @@ def as_published(path: str, value: Any, counts: Counter[str]) -> Any:
         if response["user"] is None:
             counts["user null in a response"] += 1
             del response["user"]
-        if response["usage"] is None and response["status"] == "in_progress":
-            counts["usage null in a response that is in progress"] += 1
+        if response["usage"] is None and response["status"] in ("in_progress", "cancelled"):
+            counts["usage null in a response that is in progress or was cancelled"] += 1
             del response["usage"]
     if path == "/vector_stores/{vector_store_id}/search":
         for each in value["data"]:

@@ -118,10 +118,12 @@ async def test_search(client: Any) -> None:
 async def test_files_of_a_store(client: Any) -> None:
     store, file = await new_store(client), await new_file(client)
     files = client.vector_stores.files
-    begun = await done(files.create(vector_store_id=store.id, file_id=file.id, chunking_strategy={"type": "auto"}))
+    strategy: Any = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
+    begun = await done(files.create(vector_store_id=store.id, file_id=file.id, chunking_strategy=strategy))
     assert begun.id == file.id
     ended = await done(files.poll(file.id, vector_store_id=store.id, poll_interval_ms=10))
     assert ended.status == "completed" and ended.last_error is None
+    assert ended.chunking_strategy.model_dump() == strategy
     assert await done(files.retrieve(file.id, vector_store_id=store.id)) == ended
     changed = await done(files.update(file.id, vector_store_id=store.id, attributes={"year": 2024}))
     assert changed.attributes == {"year": 2024}

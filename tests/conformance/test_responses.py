@@ -109,7 +109,46 @@ async def test_a_file_in_the_input(client: Any, engine: FakeEngine) -> None:
     assert citation.file_id == file.id
 
 
-@refuses("responses.cancel", "responses.compact")
+@covers("responses.create", "responses.stream", "responses.input_items.list")
+async def test_functions(client: Any, engine: FakeEngine) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    schema["additionalProperties"] = False
+    tools: Any = [{"type": "function", "name": "weather", "parameters": schema, "strict": True}]
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
+    engine.enqueue("", pieces=["I look. ", call])
+    made = await done(client.responses.create(model=MODEL, input="Weather?", tools=tools))
+    message, called = made.output
+    assert (message.type, called.name, called.arguments) == ("message", "weather", '{"city": "Bonn"}')
+    output: Any = [{"type": "function_call_output", "call_id": called.call_id, "output": "Rain."}]
+    more = {"model": MODEL, "tools": tools, "tool_choice": {"type": "function", "name": "weather"}}
+    engine.enqueue("", pieces=list(call))
+    arguments = {"input": output, "previous_response_id": made.id, **more}
+    async with opened(client.responses.stream(**arguments)) as stream:
+        events = await listed(stream)
+        final = await done(stream.get_final_response())
+    assert "".join(each.delta for each in events if "arguments.delta" in each.type) == '{"city": "Bonn"}'
+    items = await listed(client.responses.input_items.list(final.id, order="asc"))
+    assert [each.type for each in items] == ["message", "message", "function_call", "function_call_output"]
+
+
+@covers("responses.create", "responses.retrieve", "responses.cancel")
+async def test_in_the_background(client: Any, engine: FakeEngine) -> None:
+    engine.enqueue("One two three")
+    told = await done(client.responses.create(model=MODEL, input="Hello", background=True))
+    while told.status in ("queued", "in_progress"):
+        told = await done(client.responses.retrieve(told.id))
+    assert told.output_text == "One two three" and told.background is True
+    assert (await done(client.responses.cancel(told.id))).status == "completed"
+    events = await listed(client.responses.retrieve(told.id, stream=True, starting_after=2))
+    assert events[0].sequence_number == 3 and events[-1].response.output_text == "One two three"
+    engine.stall()
+    told = await done(client.responses.create(model=MODEL, input="Hello", background=True))
+    cancelled = await done(client.responses.cancel(told.id))
+    engine.go_on()
+    assert (cancelled.id, cancelled.status) == (told.id, "cancelled")
+
+
+@refuses("responses.compact")
 async def test_what_there_is_not_is_refused(client: Any) -> None:
     made = await done(client.responses.create(model=MODEL, input="Hello"))
     with pytest.raises(openai.BadRequestError):

@@ -170,7 +170,8 @@ def form(**changes: Any) -> dict[str, Any]:
     ("body", "param"),
     [
         ({"conversation": "conv_1"}, "conversation"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "store"),
+        ({"background_options": {"x": 1}}, "background_options"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"top_logprobs": 3}, "top_logprobs"),
