@@ -1,4 +1,9 @@
-"""The command line: serve, and ask without a server."""
+"""The command line: serve, ask and ingest without a server, plan, and watch one that runs.
+
+Exit statuses: 0 done, 1 an error (one line on standard error), 2 wrong usage, 3 the files say nothing about the
+question, 130 ended by SIGINT. Answers go to standard output, with ``--json`` as one JSON document; everything else goes
+to standard error. Colours and bars only where that is a terminal, and no colours with NO_COLOR.
+"""
 
 import asyncio
 from importlib.metadata import version
@@ -7,11 +12,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from server.keys import DEFAULT_TENANT, TENANT_NAME
 from server.keys_cli import keys
-from server.one_line import errors_as_one_line
+from server.one_line import FAILED, errors_as_one_line
 from server.settings import SettingsInvalid, load_settings
 
 NOTHING_FOUND = 3
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="fano",
@@ -76,8 +83,9 @@ def ask(
         raise typer.BadParameter("name at least one file, and the question last", param_hint="FILE... QUESTION")
     from model.errors import ModelError
     from retrieval.errors import RetrievalError
+    from server.local_files import FileRefused
     from server.logs import configure_logging
-    from server.oneshot import FileRefused, answer_from_files
+    from server.oneshot import answer_from_files
     from server.terminal import print_answer
 
     with errors_as_one_line(SettingsInvalid, FileRefused, ModelError, RetrievalError, OSError):
@@ -89,6 +97,80 @@ def ask(
     else:
         print_answer(view)
     raise typer.Exit(0 if view.found else NOTHING_FOUND)
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text, Markdown, HTML or PDF.")],
+    tenant: Annotated[str, typer.Option(help="Whose documents they become.")] = DEFAULT_TENANT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the documents as one JSON object.")] = False,
+    model: Model = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Put files into the data directory as documents and index them, without a server.
+
+    What was interrupted goes on with the same command; a file that is there already is not read again. The model reads
+    the documents, unless FANO_READ_DOCUMENTS=false, once a server runs on the directory; they can be asked before. The
+    exit status is 0 when all files are documents, 1 when one is not, 2 for wrong usage and 130 when it was interrupted.
+    """
+    import json
+
+    from model.errors import ModelError
+    from retrieval.errors import RetrievalError
+    from server.local_ingest import Interrupted, ingest_files
+    from server.logs import configure_logging
+    from server.rendering import document_view
+    from server.terminal import print_documents
+
+    if not TENANT_NAME.fullmatch(tenant):
+        raise typer.BadParameter(f"{tenant!r} is not the name of a tenant", param_hint="--tenant")
+    with errors_as_one_line(SettingsInvalid, ModelError, RetrievalError, OSError):
+        configure_logging("warning")
+        settings = load_settings({"model": model, "data_dir": data_dir})
+        try:
+            done = ingest_files(settings, files, tenant)
+        except Interrupted as interrupted:
+            typer.echo(f"fano: {interrupted}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        told = {"documents": [document_view(each).model_dump() for each in done.documents], "refused": done.refused}
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        print_documents(done.documents)
+    for reason in done.refused:
+        typer.echo(f"fano: {' '.join(reason.split())}", err=True)
+    raise typer.Exit(FAILED if done.refused else 0)
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="FANO_API_KEY", help="A key of the server; better in FANO_API_KEY than here.")
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once; as always where there is no terminal.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Look once, and print one JSON object.")] = False,
+) -> None:
+    """Watch the memory of a running server: every pool beside its plan or budget, requests, tokens a second, sessions.
+
+    Ends with Ctrl-C (status 130). The status is 1 when the server cannot be asked.
+    """
+    import json
+
+    from rich.console import Console
+
+    from server.live_reading import ServerSilent, look
+    from server.top import show_live, show_once
+
+    console = Console(highlight=False)
+    with errors_as_one_line(ServerSilent):
+        if as_json:
+            typer.echo(json.dumps(look(url, key).as_json(), indent=2))
+        elif once or not console.is_terminal:
+            show_once(look(url, key), console)
+        else:
+            show_live(lambda: look(url, key), console, interval)
 
 
 @app.command()

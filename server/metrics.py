@@ -6,11 +6,13 @@ last published snapshot and asks the library for its counts. A pool's bytes are 
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disable_created_metrics
 
 from model.engine.request import RequestUsage, TokenEvent
 from model.engine.stats import EngineStats
+from server.errors import own_faults
 from server.measures import documents, requests
+from server.measures.exposition import exposition
 
 # What becomes of an answer here; what becomes of others the engine counts.
 ENDS = ("stop", "length")
@@ -26,6 +28,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         self._refusals = requests.REFUSALS.counter(registry)
+        for code in own_faults():
+            self._refusals.labels(code)
         self._http = requests.HTTP_REQUESTS.counter(registry)
         self._retrievals = documents.RETRIEVAL.counter(registry)
         for decision in documents.DECISIONS:
@@ -102,4 +106,4 @@ class Metrics:
 
     def expose(self) -> bytes:
         """Everything in the text format. Asks the collectors, so it belongs on a worker thread."""
-        return generate_latest(self.registry)
+        return exposition(self.registry)

@@ -10,6 +10,7 @@ from retrieval.passage import Document, DocumentStatus
 from server.errors import EvidenceTooLong
 from server.inquiry import AnswerDone, Inquiry, Sampling
 from server.keys import DEFAULT_TENANT
+from server.local_files import FileRefused, check_file
 from server.metrics import Metrics
 from server.prompt import Turn
 from server.rendering import answer_view
@@ -20,10 +21,6 @@ from server.terminal import ReadingProgress
 from server.uploads import HEAD_BYTES, Upload
 
 POLL_SECONDS = 0.1
-
-
-class FileRefused(Exception):
-    """A file cannot be read, or could not be made sense of."""
 
 
 async def answer_from_files(
@@ -58,10 +55,7 @@ async def answer_from_files(
 def _check(file: Path, max_bytes: int) -> None:
     if not file.is_file():
         raise FileRefused(f"{file} is not a file; name files first and the question last, in quotes")
-    if file.stat().st_size > max_bytes:
-        raise FileRefused(f"{file} has more than {max_bytes} bytes; raise FANO_MAX_UPLOAD_BYTES to read it")
-    if file.stat().st_size == 0:
-        raise FileRefused(f"{file} is empty")
+    check_file(file, max_bytes)
 
 
 def _accept(services: Services, file: Path) -> Document:

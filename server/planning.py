@@ -11,6 +11,7 @@ from rich.table import Table
 from model.cache.plan import MemoryPlan
 from model.config import Dtype, EngineConfig, ModelConfig
 from model.policy import AttentionPolicy, PolicyName
+from server.sizes import readable
 
 # Sizes are decimal, as the numbers of tokens in the names of models and limits are.
 UNITS = {"": 1, "K": 1_000, "M": 1_000_000}
@@ -109,27 +110,27 @@ def print_bill(bill: Bill, name: str, console: Console) -> None:
     table.columns[1].justify = "right"
     for pool, size in told["device_bytes"].items():
         style = "bold" if pool == "total" else None
-        table.add_row(pool, f"{size:,}", _readable(size), style=style)
+        table.add_row(pool, f"{size:,}", readable(size), style=style)
     console.print(table)
     session = told["session_bytes"]
     console.print(
         f"a session: {session['ssm_state'] + session['conv_state']:,} bytes of state, whatever its length, and "
-        f"{session['kv']:,} of keys and values: {_readable(session['total'])}, {told['state_capacity_bits']:,} bits"
+        f"{session['kv']:,} of keys and values: {readable(session['total'])}, {told['state_capacity_bits']:,} bits"
     )
     full, per_token = session["total_under_full"], told["kv_bytes_per_token_under_full"]
     if full > session["total"]:
         times = f"{full / session['total']:,.0f} times as much"
-        console.print(f"under policy full it would be {_readable(full)} ({per_token:,} bytes a token), {times}")
+        console.print(f"under policy full it would be {readable(full)} ({per_token:,} bytes a token), {times}")
     else:
         console.print(f"that grows with the length, by {per_token:,} bytes a token")
     plan = bill.plan
     console.print(
-        f"of the states, {plan.num_checkpoint_slots} are slots for checkpoints, {_readable(plan.bytes_per_slot)} each: "
+        f"of the states, {plan.num_checkpoint_slots} are slots for checkpoints, {readable(plan.bytes_per_slot)} each: "
         "what was read of prompts and sessions"
     )
     console.print(
-        f"in host memory: at most {_readable(plan.saved_bytes)} for preempted requests, "
-        f"{_readable(plan.session_bytes)} for checkpoints and sessions"
+        f"in host memory: at most {readable(plan.saved_bytes)} for preempted requests, "
+        f"{readable(plan.session_bytes)} for checkpoints and sessions"
     )
 
 
@@ -153,12 +154,3 @@ def _told(policy: AttentionPolicy) -> str:
     if policy.name is PolicyName.FULL:
         return policy.name.value
     return f"{policy.name.value} ({policy.sinks} sinks, {policy.window:,} tokens)"
-
-
-def _readable(num_bytes: int) -> str:
-    size, unit = float(num_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"

@@ -1,5 +1,6 @@
-"""What ``fano ask`` shows: progress on standard error, the answer and its sources on standard output."""
+"""What ``fano ask`` and ``fano ingest`` show: progress on standard error, what came of it on standard output."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -8,7 +9,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from retrieval.passage import Document
+from retrieval.passage import Document, DocumentStatus
 from server.schemas import AnswerView, CitationView, SourceView
 
 
@@ -42,15 +43,20 @@ class ReadingProgress:
         """What is being done that has no measure."""
         self._bars.update(self._words, description=words, visible=True)
 
-    def show(self, document: Document) -> None:
-        """How far a document is."""
+    def forget(self, document_id: str) -> None:
+        """Show this document no more."""
+        if (task := self._tasks.pop(document_id, None)) is not None:
+            self._bars.remove_task(task)
+
+    def show(self, document: Document, place: str = "") -> None:
+        """How far a document is; ``place`` is put before its name."""
         self._bars.update(self._words, visible=False)
         if document.id not in self._tasks:
             self._tasks[document.id] = self._bars.add_task("", total=1)
         progress = document.progress
         self._bars.update(
             self._tasks[document.id],
-            description=f"{document.name}: {progress.stage}",
+            description=f"{place}{document.name}: {progress.stage}",
             total=max(1, progress.total),
             completed=progress.done,
         )
@@ -70,6 +76,16 @@ def print_answer(view: AnswerView, console: Console | None = None) -> None:
     if left := len(view.sources) - len(shown):
         console.print()
         console.print(Text(f"{left} more found; --json shows all of them", style="dim"), soft_wrap=True)
+
+
+def print_documents(documents: Sequence[Document], console: Console | None = None) -> None:
+    """A line for each: id, status, characters and name."""
+    console = console or Console(highlight=False)
+    for document in documents:
+        style = "red" if document.status is DocumentStatus.FAILED else None
+        size = "" if document.num_characters is None else f"{document.num_characters:,}"
+        told = Text.assemble((document.id, "bold"), "  ", (f"{document.status.value:<8}", style or "green"), "  ")
+        console.print(told.append(f"{size:>12}  {document.name}"), soft_wrap=True)
 
 
 def _place(source: SourceView) -> str:

@@ -40,15 +40,12 @@ class Measure:
     buckets: Sequence[float] = ()
 
     def counter(self, registry: CollectorRegistry) -> Counter:
-        """A counter that is counted up where things happen. With one label, all its values begin at nought: a rate
-        does not see the first of a series that was not there before."""
-        counter = Counter(self.name, self.what, [*self.labels], registry=registry)
-        for value in self._values():
-            counter.labels(value)
-        return counter
+        """A counter that is counted up where things happen. A rate does not see the first of a series that was not
+        there before, so those that somebody is to be woken by should be made at once."""
+        return Counter(self.name, self.what, [*self.labels], registry=registry)
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
-        """A histogram in the registry."""
+        """A histogram in the registry; with one label, all its values are there at once."""
         histogram = Histogram(self.name, self.what, [*self.labels], buckets=self.buckets, registry=registry)
         for value in self._values():
             histogram.labels(value)

@@ -64,8 +64,10 @@ def test_version() -> None:
 def test_only_the_commands_that_work_exist() -> None:
     assert sorted(command.callback.__name__ for command in app.registered_commands if command.callback) == [
         "ask",
+        "ingest",
         "plan",
         "serve",
+        "top",
     ]
     assert [group.name for group in app.registered_groups] == ["keys"]
 

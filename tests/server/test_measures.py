@@ -2,17 +2,20 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from fakes_server import MODEL, World, WorldMaker, open_client
+from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.engine.stats import StepRecord
 from model.errors import QueueFull
 from server.errors import refusal_codes
+from server.measures.exposition import exposition
 from server.measures.measure import Kind, Measure
 from server.measures.page import measures, page
 from server.metrics import Metrics
@@ -82,6 +85,19 @@ async def test_what_is_exposed_is_what_is_defined(client: httpx.AsyncClient, wor
             for label, value in labels.items():
                 values = measure.labels[label]
                 assert isinstance(values, str) or value in values, (name, label, value)
+
+
+async def test_the_text_is_what_the_library_would_write(client: httpx.AsyncClient, world: World) -> None:
+    await busy(client, world)
+    world.engine.tell(build=replace(world.engine.stats().build, model='a "quoted" \\\\ name\nof two lines'))
+    registry = world.app.state.fano.metrics.registry
+
+    def still(text: bytes) -> list[str]:
+        """But for what changes between two looks."""
+        lines = text.decode().split("\n")
+        return [line for line in lines if not re.match(r"process_|fano_(stage_seconds|host_mem|disk_free)", line)]
+
+    assert still(exposition(registry)) == still(generate_latest(registry))
 
 
 async def test_what_was_designed_is_exposed(client: httpx.AsyncClient) -> None:

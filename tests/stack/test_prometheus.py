@@ -10,6 +10,7 @@ from fakes_server import MODEL, World, make_world, serving
 from stack.conftest import StartPrometheus
 from stack.prometheus import promtool, scraping
 
+from model.errors import QueueFull
 from model.tokenizer import Tokenizer
 from server.keys import Keys
 from server.measures.page import measures
@@ -44,12 +45,13 @@ def test_the_server_is_a_target_that_is_up(start_prometheus: StartPrometheus, se
 
 
 def test_rates_see_the_first_of_everything(start_prometheus: StartPrometheus, served: tuple[World, str]) -> None:
-    """A refusal of a kind that never happened before counts, because its series was there at nought."""
-    _, url = served
+    """Trouble of a kind that never was before counts, because its series was there at nought."""
+    world, url = served
     prometheus = start_prometheus(scraping(url))
     prometheus.wait_until_up(num_scrapes=2)
-    assert httpx.post(f"{url}/v1/chat/completions", json={**HELLO, "audio": 1}).status_code == 400
-    rate = 'increase(fano_refusals_total{code="unsupported_field"}[1m])'
+    world.engine.refuse(QueueFull(1, 1, 1))
+    assert httpx.post(f"{url}/v1/chat/completions", json=HELLO).status_code == 429
+    rate = 'increase(fano_refusals_total{code="queue_full"}[1m])'
     (series,) = prometheus.wait_for(f"{rate} > 0")
     assert series.value > 0.5
 
@@ -63,6 +65,7 @@ def test_promtool_finds_nothing_amiss(served: tuple[World, str]) -> None:
     assert not lints and checked.returncode in (0, 3), checked.stderr
 
 
+@pytest.mark.slow
 def test_with_keys_prometheus_needs_one(
     start_prometheus: StartPrometheus, tmp_path: Path, stack_tokenizer: Tokenizer
 ) -> None:
