@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from model.cache.plan import MemoryPlan
 from model.config import Dtype, EngineConfig, ModelConfig
 from model.policy import AttentionPolicy, PolicyName
+from server.bars import HELD, bar
 from server.sizes import readable
 
 # Sizes are decimal, as the numbers of tokens in the names of models and limits are.
@@ -104,31 +106,36 @@ def print_bill(bill: Bill, name: str, console: Console) -> None:
     """The bill for people."""
     told = bill.as_json()
     context, sessions = told["context_tokens"], told["sessions"]
-    console.print(f"[bold]{name}[/bold]: {told['parameters']:,} parameters in {told['dtype']}, {sessions} sessions of "
-                  f"{context:,} tokens, policy {_told(bill.policy)}")  # fmt: skip
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    say(f"[bold]{name}[/bold]: {told['parameters']:,} parameters in {told['dtype']}, {sessions} sessions of "
+        f"{context:,} tokens, policy {_told(bill.policy)}")  # fmt: skip
     table = Table("on the device", "bytes", "", box=None, pad_edge=False)
     table.columns[1].justify = "right"
+    if console.is_terminal:
+        table.add_column("")
+    total = bill.plan.total_bytes
     for pool, size in told["device_bytes"].items():
         style = "bold" if pool == "total" else None
-        table.add_row(pool, f"{size:,}", readable(size), style=style)
+        shown = [bar([(size / total, HELD)])] if console.is_terminal and pool != "total" else []
+        table.add_row(pool, f"{size:,}", readable(size), *shown, style=style)
     console.print(table)
     session = told["session_bytes"]
-    console.print(
+    say(
         f"a session: {session['ssm_state'] + session['conv_state']:,} bytes of state, whatever its length, and "
         f"{session['kv']:,} of keys and values: {readable(session['total'])}, {told['state_capacity_bits']:,} bits"
     )
     full, per_token = session["total_under_full"], told["kv_bytes_per_token_under_full"]
     if full > session["total"]:
         times = f"{full / session['total']:,.0f} times as much"
-        console.print(f"under policy full it would be {readable(full)} ({per_token:,} bytes a token), {times}")
+        say(f"under policy full it would be {readable(full)} ({per_token:,} bytes a token), {times}")
     else:
-        console.print(f"that grows with the length, by {per_token:,} bytes a token")
+        say(f"that grows with the length, by {per_token:,} bytes a token")
     plan = bill.plan
-    console.print(
+    say(
         f"of the states, {plan.num_checkpoint_slots} are slots for checkpoints, {readable(plan.bytes_per_slot)} each: "
         "what was read of prompts and sessions"
     )
-    console.print(
+    say(
         f"in host memory: at most {readable(plan.saved_bytes)} for preempted requests, "
         f"{readable(plan.session_bytes)} for checkpoints and sessions"
     )

@@ -1,16 +1,19 @@
 """What ``fano ask`` and ``fano ingest`` show: progress on standard error, what came of it on standard output."""
 
 from collections.abc import Sequence
+from textwrap import indent
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from retrieval.passage import Document, DocumentStatus
 from server.schemas import AnswerView, CitationView, SourceView
+
+INDENT = 4
 
 
 class ReadingProgress:
@@ -21,7 +24,7 @@ class ReadingProgress:
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
+            TaskProgressColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -40,7 +43,9 @@ class ReadingProgress:
         self._bars.stop()
 
     def say(self, words: str) -> None:
-        """What is being done that has no measure."""
+        """What is being done that has no measure, once all that has one is done."""
+        for document_id in [*self._tasks]:
+            self.forget(document_id)
         self._bars.update(self._words, description=words, visible=True)
 
     def forget(self, document_id: str) -> None:
@@ -72,7 +77,10 @@ def print_answer(view: AnswerView, console: Console | None = None) -> None:
         console.print()
         console.print(Text(_place(source), style="dim"), soft_wrap=True)
         quotes = [citation for citation in view.citations if citation.source == source.number]
-        console.print(Padding(_marked(source, quotes), (0, 0, 0, 4)))
+        if console.is_terminal:
+            console.print(Padding(_marked(source, quotes), (0, 0, 0, INDENT)))
+        else:  # Whoever reads a pipe wants lines as they are.
+            console.print(Text(indent(source.text, " " * INDENT)), soft_wrap=True)
     if left := len(view.sources) - len(shown):
         console.print()
         console.print(Text(f"{left} more found; --json shows all of them", style="dim"), soft_wrap=True)

@@ -1,24 +1,22 @@
 """``fano top``: the bill of a running server as bars beside its plan and budgets, once or again and again."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from server.bars import BAR_CELLS, HELD, Part, bar
 from server.live_reading import LiveReading, ServerSilent
 from server.sizes import readable
 
-BAR_CELLS = 28
 LABEL_CELLS = 13
 SIZE_CELLS = 11
-USED, CACHED, FREE, HELD, TIGHT = "green", "blue", "bright_black", "cyan", "red"
+USED, CACHED, TIGHT = "green", "blue", "red"
 # From here on a budget is shown as tight.
 TIGHT_SHARE = 0.9
-
-Part = tuple[float, str]
 
 
 def show_once(reading: LiveReading, console: Console) -> None:
@@ -47,16 +45,6 @@ def picture(reading: LiveReading, earlier: LiveReading | None) -> RenderableType
     """Everything about one reading, in 80 columns; rates since an ``earlier`` one. What changes most comes first."""
     lines = [*_head(reading), Text(), *_flow(reading, earlier), *_stock(reading)]
     return Group(*lines, Text(), _device(reading), Text(), _host(reading), Text(), _disk(reading))
-
-
-def bar(parts: Sequence[Part], cells: int = BAR_CELLS) -> Text:
-    """Shares of a whole, side by side; what of it is above nothing has a cell, and the rest of the bar is left free."""
-    text, drawn = Text(), 0
-    for share, style in parts:
-        num_cells = min(cells - drawn, max(round(share * cells), 1 if share > 0 else 0))
-        text.append("█" * num_cells, style)
-        drawn += num_cells
-    return text.append("░" * (cells - drawn), FREE)
 
 
 def _head(reading: LiveReading) -> list[Text]:

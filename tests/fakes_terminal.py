@@ -21,7 +21,8 @@ class Screen:
     def wait_for(self, words: str, count: int = 1, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while self.text.count(words) < count:
-            assert time.monotonic() < deadline, f"no {words!r} in {self.text[-3000:]!r}"
+            is_late = time.monotonic() > deadline or (self.process.poll() is not None and not self._read())
+            assert not is_late or self.text.count(words) >= count, f"no {words!r} in {self.text[-3000:]!r}"
             self._read()
 
     def end(self) -> int:
@@ -31,10 +32,14 @@ class Screen:
         self._read()
         return self.process.returncode
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Whether something came."""
         if select.select([self._master], [], [], 0.1)[0]:
             with suppress(OSError):  # EIO is the end of it
-                self.text += os.read(self._master, 1 << 16).decode(errors="replace")
+                more = os.read(self._master, 1 << 16).decode(errors="replace")
+                self.text += more
+                return bool(more)
+        return False
 
 
 @contextmanager

@@ -83,6 +83,15 @@ def test_an_answer_with_its_quoted_source(fakes: tuple[FakeEngine, FakeLibrary],
     assert book.read_text() == TEXT and library.closed
 
 
+def test_a_pipe_gets_lines_as_they_are(fakes: tuple[FakeEngine, FakeLibrary], book: Path, tmp_path: Path) -> None:
+    sentence = f"Invoice QX-7741-B {'was paid and ' * 20}then Margarethe Oldenkamp signed it."
+    book.write_text(sentence)
+    fakes[0].enqueue("yes " * 60)
+    done = runner.invoke(app, ["ask", str(book), QUESTION, "--data-dir", str(tmp_path)])
+    assert f"    {sentence}" in done.stdout.splitlines() and "\x1b" not in done.output
+    assert ("yes " * 60).strip() in done.stdout
+
+
 def test_json_is_the_whole_answer(fakes: tuple[FakeEngine, FakeLibrary], book: Path, tmp_path: Path) -> None:
     engine, _ = fakes
     engine.enqueue("Oldenkamp", spans=(EvidenceSpan(0, 41, 50),))

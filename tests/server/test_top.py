@@ -17,9 +17,10 @@ from fakes_terminal import terminal
 from rich.console import Console
 from typer.testing import CliRunner
 
+from server.bars import bar
 from server.cli import app
 from server.live_reading import LiveReading, ServerSilent, look
-from server.top import bar, picture, show_once
+from server.top import picture, show_once
 
 HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
