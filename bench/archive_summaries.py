@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.archive_reading import LongReading, attend_fully, by_group
-from bench.block_summaries import COMBINED, SUMMARIES, kept_bytes
+from bench.block_summaries import COMBINED, SUMMARIES
 from bench.recall.cases import Corpus
 from bench.recall.tasks import Tasks, real_tasks, short_tasks
 from bench.throughput import describe_machine
@@ -161,7 +161,7 @@ def scan_seconds(width: int, num_heads: int, select: int) -> list[dict[str, Any]
     queries = torch.randn((1, num_heads, width), generator=dice)
     rows: list[dict[str, Any]] = []
     for num_blocks in SCANNED_BLOCKS:
-        keys = torch.randn((num_blocks, 4, width), generator=dice)
+        keys = torch.randn((num_blocks, BLOCK_TOKENS, width), generator=dice)
         for summary in SUMMARIES.values():
             kept, rounds, started = summary.build(keys), 0, time.process_time()
             while (spent := time.process_time() - started) < TIMED_SECONDS:
@@ -241,7 +241,7 @@ def main() -> None:
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**told, **cell, "rows": rows}) + "\n")
     config = reading.config
-    sizes = {name: kept_bytes(summary, config.head_width) for name, summary in SUMMARIES.items()}
+    sizes = {name: summary.num_bytes(config.head_width) for name, summary in SUMMARIES.items()}
     seconds = (
         []
         if arguments.short

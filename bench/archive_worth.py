@@ -24,7 +24,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from torch import Tensor
 from bench.archive_reading import LongReading, attend_chosen, by_group
 from bench.archive_summaries import num_common
 from bench.archive_tasks import Needles
-from bench.block_summaries import COMBINED, SUMMARIES, Summary
+from bench.block_summaries import COMBINED, EVERY_KEY, SUMMARIES, Summary
 from bench.recall.answers import all_right
 from bench.recall.archive import FIRST, TENANT, Archive
 from bench.recall.cases import Case, Corpus, num_found
@@ -56,6 +56,8 @@ from server.services import embedded_checkpoint
 TASKS = ("lone", "one", "many 16", "named")
 WAYS = ("window", "archive", "all blocks", "full", "passages", "window + passages", "archive + passages")
 MAX_TOKENS = 16
+CHOICES = {**SUMMARIES, EVERY_KEY.name: EVERY_KEY}
+DEFAULT = "16 runs/max"
 
 
 class ArchiveAttention:
@@ -141,24 +143,27 @@ class Examiner:
     """Asks one model for what stands in texts."""
 
     def __init__(
-        self, reading: LongReading, tokenizer: Tokenizer, archive: Archive, attention: ArchiveAttention,
-        policy: AttentionPolicy, longest_full: int,
+        self, reading: LongReading, tokenizer: Tokenizer, archive: Archive, attentions: Mapping[str, ArchiveAttention],
+        policy: AttentionPolicy, longest_full: int, ways: Sequence[str],
     ) -> None:  # fmt: skip
         self._reading = reading
         self._tokenizer = tokenizer
         self._archive = archive
-        self._attention = attention
+        self._attentions = attentions
         self._policy = policy
         self._longest_full = longest_full
+        self._ways = ways
         self._full = replace(policy, name=PolicyName.FULL)
         self.cells: dict[str, Cell] = defaultdict(Cell)
         self.read_seconds: dict[str, list[float]] = defaultdict(list)
 
     def examine(self, corpus: Corpus, name: str, num_asked: int) -> None:
         """All questions of a text, in every way."""
-        document = self._archive.add(corpus.text, name)
         cases = corpus.cases[:: max(1, len(corpus.cases) // num_asked)][:num_asked]
-        found = [self._retrieve(case.question, document) for case in cases]
+        needs_passages = any("passages" in way for way in self._ways)
+        document = self._archive.add(corpus.text, name) if needs_passages else ""
+        nothing: tuple[list[Span], str] = [], ""
+        found = [self._retrieve(case.question, document) if needs_passages else nothing for case in cases]
         plain = [self._prompt(case.question, [corpus.text]) for case in cases]
         helped = [
             self._prompt(case.question, [corpus.text, *([sentence] if sentence else [])])
@@ -171,17 +176,21 @@ class Examiner:
             if places.blocks(case).stop * BLOCK_TOKENS <= self._policy.window_start(shared)
         ]  # fmt: skip
         self._read("window", plain[0][:shared], self._policy)
-        self._attention.start()
+        for attention in self._attentions.values():
+            attention.start()
+        first, *others = self._attentions
         for number in kept:
             case, (spans, sentence) = cases[number], found[number]
             question, longer = plain[number][shared:], helped[number][shared:]
             blocks, is_read = places.blocks(case), num_found(case, spans) == len(case.parts)
             self._ask("window", case, question, self._policy, False)
-            self._ask("archive", case, question, self._attention, blocks)
+            self._ask("archive", case, question, self._attentions[first], blocks)
+            for name in others:
+                self._ask(f"archive, {name}", case, question, self._attentions[name], blocks)
             self._ask("all blocks", case, question, self._full, True)
             self._ask("window + passages", case, longer, self._policy, is_read)
-            self._ask("archive + passages", case, longer, self._attention, is_read)
-        if shared <= self._longest_full:
+            self._ask("archive + passages", case, longer, self._attentions[first], is_read)
+        if "full" in self._ways and shared <= self._longest_full:
             self._read("full", plain[0][:shared], self._full)
             for number in kept:
                 self._ask("full", cases[number], plain[number][shared:], self._full, True)
@@ -201,10 +210,12 @@ class Examiner:
     def _ask(
         self, name: str, case: Case, ids: Sequence[int], way: ArchiveAttention | AttentionPolicy, found: bool | range
     ) -> None:
+        if name.partition(", ")[0] not in self._ways:
+            return
         started = time.process_time()
         drawn = self._reading.answer(ids, way, MAX_TOKENS, self._tokenizer.eos_ids) if ids else []
         seconds = time.process_time() - started
-        is_found = self._attention.found(found) if isinstance(found, range) else found
+        is_found = way.found(found) if isinstance(found, range) and isinstance(way, ArchiveAttention) else bool(found)
         self.cells[name].note(case, self._tokenizer.decode(drawn), is_found, seconds, len(ids) + len(drawn))
 
     def _retrieve(self, question: str, document: str) -> tuple[list[Span], str]:
@@ -235,10 +246,10 @@ class _Places:
 
 def show(task: str, length: int, examiner: Examiner) -> None:
     print(f"\n{task} at {length:,}")
-    for way in WAYS:
+    for way in dict.fromkeys([*WAYS, *examiner.cells]):
         if (cell := examiner.cells.get(way)) is not None and cell.asked:
             told = cell.as_json()
-            print(f"  {way:20} found {cell.found:3} right {cell.right:3} of {cell.asked:3} "
+            print(f"  {way:34} found {cell.found:3} right {cell.right:3} of {cell.asked:3} "
                   f"({told['right_interval'][0]:.0%} to {told['right_interval'][1]:.0%})"
                   f"  {told['microseconds_a_token']:9.1f} us  {cell.answers[0]!r}", flush=True)  # fmt: skip
 
@@ -249,13 +260,18 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=embedded_checkpoint())
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16_384, 65_536])
     parser.add_argument("--tasks", nargs="+", default=[*TASKS])
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS])
     parser.add_argument("--texts", type=int, default=4, help="of each task and length; of many needles a quarter")
     parser.add_argument("--questions", type=int, default=16, help="of each text")
     parser.add_argument("--longest-full", type=int, default=16_384, help="full attention is not tried beyond this")
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--select", type=int, default=16)
-    parser.add_argument("--summary", choices=[*SUMMARIES], default="mean + variance / 2")
-    parser.add_argument("--combined", choices=[*COMBINED], default="max")
+    parser.add_argument(
+        "--summaries",
+        nargs="+",
+        default=[DEFAULT],
+        help="as in bench.archive_summaries; those after the first beside it",
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vectors", type=Path, help="file that keeps sentence vectors between runs")
@@ -282,7 +298,10 @@ def main() -> None:
         )
         policy = AttentionPolicy(PolicyName.WINDOW, 64, arguments.window)
         needles = Needles(haystack, tokenizer, arguments.window, arguments.seed)
-        attention = ArchiveAttention(SUMMARIES[arguments.summary], arguments.combined, policy, arguments.select)
+        attentions = {
+            name: ArchiveAttention(CHOICES[name.rpartition("/")[0]], name.rpartition("/")[2], policy, arguments.select)
+            for name in arguments.summaries
+        }
         cells = []
         for length in arguments.lengths:
             reading = LongReading(arguments.checkpoint, length + length // 16 + 2048, arguments.threads)
@@ -290,7 +309,9 @@ def main() -> None:
                 started = time.process_time()
                 num_texts = arguments.texts if task in ("lone", "one") else -(-arguments.texts // 4)
                 with Archive(Path(tempfile.mkdtemp(dir=place)), embedder, tokenizer.count) as archive:
-                    examiner = Examiner(reading, tokenizer, archive, attention, policy, arguments.longest_full)
+                    examiner = Examiner(
+                        reading, tokenizer, archive, attentions, policy, arguments.longest_full, arguments.ways
+                    )
                     for number, corpus in enumerate(needles.corpora(task, length, num_texts)):
                         examiner.examine(corpus, f"{task}-{number}.txt", arguments.questions)
                 show(task, length, examiner)
@@ -302,8 +323,7 @@ def main() -> None:
                     "model": arguments.checkpoint.name,
                     "policy": str(policy),
                     "select": arguments.select,
-                    "summary": arguments.summary,
-                    "combined": arguments.combined,
+                    "summaries": arguments.summaries,
                     "seed": arguments.seed,
                     "machine": describe_machine(arguments.threads),
                     "read_microseconds_a_token": {
