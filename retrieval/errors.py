@@ -78,3 +78,14 @@ class IndexUnavailable(RetrievalError):
 
 class IndexDamaged(RetrievalError):
     """A file of a derived index is missing, altered or of another state of the store; it is to be rebuilt."""
+
+
+class PromptMemoryFull(RetrievalError):
+    """What is asked of long prompts at the moment takes the memory that there is for their archive."""
+
+    def __init__(self, needed_bytes: int, used_bytes: int, max_bytes: int) -> None:
+        super().__init__(
+            f"the archive of this prompt needs up to {needed_bytes} bytes of pool 'prompts', of which {used_bytes} of "
+            f"{max_bytes} are in use; send it again when others are done, or raise FANO_PROMPT_ARCHIVE_BYTES"
+        )
+        self.needed_bytes, self.used_bytes, self.max_bytes = needed_bytes, used_bytes, max_bytes

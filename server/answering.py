@@ -18,19 +18,21 @@ from server.answer_form import AnswerStart
 from server.bridge import EngineThread
 from server.certainty import values_of
 from server.citations import Source
-from server.conversation import History
+from server.conversation import Conversation, History
 from server.doubt import Doubt
 from server.errors import EvidenceTooLong, FactsTooLong
 from server.gate import Decision, Reason, decide, reason_to_search
 from server.given import fact_passages
-from server.groundwork import Groundwork, nearest_reading, quotable, sampling_params, searched
+from server.groundwork import Groundwork, is_unanswerable, nearest_reading, quotable, sampling_params, searched
 from server.inquiry import (
     Inquiry,
     Limits,
     RetrievalBill,
     ServedModel,
 )
+from server.long_prompt import LongPrompts, PromptTurns, check_seen_whole
 from server.metrics import Metrics
+from server.progress import ReadingProgress
 from server.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
 from server.reading import reading_policy
 from server.recording import Recording
@@ -38,6 +40,7 @@ from server.replies import Answer, Generated, LookedUp, NothingFound
 from server.sessions.book import Book, SessionPreview, SessionTurn
 from server.sessions.readings import Readings
 from server.sessions.traces import Trace, Traces
+from server.stream_rule import StreamRule
 from server.within import scope_of, told_parts
 
 if TYPE_CHECKING:
@@ -63,8 +66,12 @@ class Answering:
         book: Book,
         readings: Readings,
         traces: Traces,
+        long_prompts: LongPrompts,
+        stream_rule: StreamRule,
     ) -> None:
         self._book = book
+        self._long = long_prompts
+        self._stream_rule = stream_rule
         self._readings = readings
         self._traces = traces
         self._library = library
@@ -87,18 +94,21 @@ class Answering:
             inquiry = self.decided(inquiry)
             inquiry, history = await self.begin(inquiry) if turn is None else self.go_on(inquiry, turn)
             found = await self.groundwork(inquiry, history=history)
-            recording = Recording(turn, found.conversation, self._tokenizer, found.documents(inquiry.documents))
-            if inquiry.documents and not found.sources:
+            documents = found.documents(inquiry.documents)
+            recording = Recording(turn, found.conversation, self._tokenizer, documents, found.is_long)
+            texts = PromptTurns(inquiry.turns) if found.is_long else self._library
+            if is_unanswerable(inquiry, found):
                 yield NothingFound(found, recording)
                 return
             if found.is_certain:
-                yield LookedUp(inquiry, found, self._library, recording)
+                yield LookedUp(inquiry, found, texts, recording)
                 return
             request = self.request(inquiry, found)
             if inquiry.documents:
                 await self._traces.note(self._trace(inquiry, found.prompt))
             async with self._bridge.generate(request) as events:
-                yield Generated(inquiry, found, events, self._library, self._metrics, recording)
+                progress = self._progress(inquiry, found, request)
+                yield Generated(inquiry, found, events, texts, self._metrics, recording, progress)
 
     async def groundwork(self, inquiry: Inquiry, is_asked: bool = True, history: History | None = None) -> Groundwork:
         """What stands before the model is asked: documents are searched. Raises as ``answer``.
@@ -108,9 +118,24 @@ class Answering:
         """
         if inquiry.documents:
             return await anyio.to_thread.run_sync(self._search, inquiry, is_asked, history, limiter=self._searches)
+        conversation = await anyio.to_thread.run_sync(
+            build_chat, self._tokenizer, inquiry.turns, history, inquiry.tools
+        )
+        ids = conversation.ids
+        max_tokens = self._long.max_tokens(inquiry, len(ids))
+        if is_asked and len(ids) + max_tokens > self._model.max_context_tokens:
+            raise PromptTooLong(len(ids), max_tokens, self._model.max_context_tokens)
+        if is_asked:
+            information = self.limits.measure_information
+            await self._stream_rule.check(inquiry.is_streamed, inquiry.tenant, inquiry.policy, ids, information)
+        if self._long.covers(inquiry, len(ids)):
+            return await anyio.to_thread.run_sync(
+                self._long.groundwork, inquiry, conversation, is_asked, limiter=self._searches
+            )
+        check_seen_whole(inquiry, self._model)
         if is_asked:
             self._metrics.retrieved("skipped", self._skipped(inquiry), {})
-        return await anyio.to_thread.run_sync(self._converse, inquiry, is_asked, history)
+        return self._converse(inquiry, conversation, max_tokens)
 
     def decided(self, inquiry: Inquiry) -> Inquiry:
         """The inquiry once it is known whether its documents are searched; without them if they are not.
@@ -202,8 +227,15 @@ class Answering:
             max_seconds=self.limits.max_request_seconds,
             constraint=inquiry.constraint,
             measure_information=self.limits.measure_information,
-            keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and not inquiry.documents),
+            keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and found.bill.num_passages == 0),
         )
+
+    def _progress(self, inquiry: Inquiry, found: Groundwork, request: GenerationRequest) -> ReadingProgress | None:
+        """What tells how far the prompt is read, where that is told."""
+        is_told = found.is_long if inquiry.tells_progress is None else inquiry.tells_progress
+        if not (is_told and inquiry.is_streamed):
+            return None
+        return ReadingProgress(self._bridge, request, inquiry.started)
 
     def _turn(self, inquiry: Inquiry) -> AbstractAsyncContextManager[SessionTurn | None]:
         if inquiry.session is None:
@@ -218,17 +250,10 @@ class Answering:
         policy = inquiry.policy or self._model.policy
         return Trace(inquiry.tenant, policy, prompt.ids, num_general, inquiry.documents)
 
-    def _converse(self, inquiry: Inquiry, is_asked: bool, history: History | None) -> Groundwork:
+    def _converse(self, inquiry: Inquiry, conversation: Conversation, max_tokens: int) -> Groundwork:
         """The groundwork of a plain chat."""
-        conversation = build_chat(self._tokenizer, inquiry.turns, history, inquiry.tools)
-        prompt = Prompt(conversation.ids, 0, conversation.borders)
-        max_tokens = inquiry.sampling.max_tokens
-        if max_tokens is None:
-            max_tokens = max(1, min(self.limits.chat_max_tokens, self._model.max_context_tokens - len(prompt.ids)))
-        if is_asked and len(prompt.ids) + max_tokens > self._model.max_context_tokens:
-            raise PromptTooLong(len(prompt.ids), max_tokens, self._model.max_context_tokens)
         return Groundwork(
-            prompt=prompt,
+            prompt=Prompt(conversation.ids, 0, conversation.borders),
             sampling=sampling_params(inquiry, max_tokens, 1.0),
             sources=(),
             readings=(),

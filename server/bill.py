@@ -39,6 +39,7 @@ class MemoryBill:
     sessions: SessionStats
     resident_set_bytes: int
     other_disk_bytes: Mapping[str, int] = field(default_factory=dict)
+    prompt_bytes: int = 0
 
     @property
     def device_is_host(self) -> bool:
@@ -58,7 +59,7 @@ class MemoryBill:
     @property
     def host_pools(self) -> dict[str, int]:
         """Host memory by pool, beside the device's."""
-        return {**self.library.host_bytes, "sessions": self.session_bytes}
+        return {**self.library.host_bytes, "sessions": self.session_bytes, "prompts": self.prompt_bytes}
 
     @property
     def unaccounted_bytes(self) -> int:
@@ -81,11 +82,13 @@ class Bookkeeper:
         library_stats: Callable[[], "LibraryStats"],
         session_stats: Callable[[], SessionStats] = SessionStats,
         other_disk_bytes: Mapping[str, Callable[[], int]] = MappingProxyType({}),
+        prompt_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._engine_stats = engine_stats
         self._library_stats = library_stats
         self._session_stats = session_stats
         self._other_disk_bytes = other_disk_bytes
+        self._prompt_bytes = prompt_bytes
 
     def bill(self) -> MemoryBill:
         """The bill now. Asks the store, so it belongs on a worker thread."""
@@ -95,6 +98,7 @@ class Bookkeeper:
             self._session_stats(),
             resident_set_bytes(),
             {pool: count() for pool, count in self._other_disk_bytes.items()},
+            self._prompt_bytes(),
         )
 
 

@@ -1,5 +1,6 @@
 """The bills on the wire: what is asked of ``/v1/plan``, and what it and ``/v1/memory`` answer."""
 
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -59,7 +60,8 @@ class FitView(BaseModel):
 class ForecastView(BaseModel):
     """The bill of a request before it runs. ``resident_bytes`` are those of ``usage.fano`` when it has run to its last
     token; ``peak_kv_bytes``, the most while its prompt is read, must be free for it to begin. ``cached_tokens`` of the
-    prompt would not be read again now; None where only their number was sent."""
+    prompt would not be read again now; None where only their number was sent. The rest would take ``reading_seconds``,
+    None where that is not known; with ``stream_required`` it is read for a stream alone."""
 
     object: str = "plan"
     model: str
@@ -74,7 +76,17 @@ class ForecastView(BaseModel):
     peak_kv_bytes: int
     state_capacity_bits: int
     max_context_tokens: int
+    reading_seconds: float | None
+    stream_required: bool
     fits: FitView
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingForecast:
+    """What reading the rest of a prompt would take, None where that is not known, and whether it needs a stream."""
+
+    seconds: float | None
+    is_streamed_only: bool
 
 
 class UnitsView(BaseModel):
@@ -186,7 +198,11 @@ def bill_view(bill: MemoryBill) -> BillView:
 
 
 def forecast_view(
-    forecast: Forecast | None, model: ServedModel, max_context_tokens: int, cached_tokens: int | None
+    forecast: Forecast | None,
+    model: ServedModel,
+    max_context_tokens: int,
+    cached_tokens: int | None,
+    reading: ReadingForecast,
 ) -> ForecastView:
     """The forecast for a client; None is a request for which no model would be asked."""
     refusal = forecast.refusal if forecast else None
@@ -207,6 +223,8 @@ def forecast_view(
         peak_kv_bytes=forecast.peak_kv_bytes if forecast else 0,
         state_capacity_bits=8 * forecast.total_bytes if forecast else 0,
         max_context_tokens=max_context_tokens,
+        reading_seconds=None if reading.seconds is None else round(reading.seconds, 3),
+        stream_required=reading.is_streamed_only,
         fits=FitView(
             now=forecast is None or forecast.fits_now,
             ever=refusal is None,

@@ -45,6 +45,10 @@ WHERE_TAUGHT = (
     "embedded model's"
 )
 
+PROGRESS = (
+    "in streams: how far the prompt is read, about once a second; null tells it of prompts longer than the window alone"
+)
+
 CHAT_FIELDS: Mapping[str, ChatField] = {
     "messages": HONOURED,
     "model": HONOURED,
@@ -71,6 +75,8 @@ CHAT_FIELDS: Mapping[str, ChatField] = {
     "prompt_logprobs": HONOURED,
     "repetition_penalty": HONOURED,
     "top_k": HONOURED,
+    # As llama.cpp names it.
+    "return_progress": ChatField(Treatment.HONOURED, PROGRESS),
     "metadata": _neutral("labels of stored completions, and none are stored"),
     "prompt_cache_key": _neutral("a routing hint"),
     "prompt_cache_options": _neutral("a caching hint"),

@@ -12,8 +12,10 @@ from server.schemas import MAX_DOCUMENTS, Recall
 from server.settings import Settings
 from server.within import asked_parts, whole_start
 
-# What means something only where documents are searched.
+# What means something only where documents are searched, and of it what also does where a long prompt is.
 OF_DOCUMENTS = ("max_passages", "start", "question_place", "facts", "within", "fact_kinds")
+
+OF_ANY_SEARCH = ("recall", "max_passages", "question_place")
 
 
 def chat_inquiry(
@@ -54,7 +56,16 @@ def chat_inquiry(
         ),
         within=asked_parts(body.fano.within, "fano.within"),
         fact_kinds=tuple(body.fano.fact_kinds or ()),
+        needs_search=None if documents else _needs_search(body),
+        is_streamed=body.stream is True,
+        tells_progress=body.return_progress,
     )
+
+
+def _needs_search(body: ChatRequest) -> str | None:
+    """The first field that means nothing where nothing is searched."""
+    named = (key for key in OF_ANY_SEARCH if getattr(body.fano, key) not in (None, "free"))
+    return next((f"fano.{key}" for key in named), None)
 
 
 def _turn(message: ChatMessage) -> Turn:
@@ -75,10 +86,8 @@ def _recall(body: ChatRequest, documents: Sequence[str]) -> Recall:
             f"the question is about {len(documents)} documents, of {MAX_DOCUMENTS} at most", "messages"
         )
     if not documents:
-        if recall != "free":
-            raise RequestInvalid(f"fano.recall is {recall!r}, which needs fano.documents", "fano.recall")
         for key in OF_DOCUMENTS:
-            if getattr(body.fano, key) is not None:
+            if key not in OF_ANY_SEARCH and getattr(body.fano, key) is not None:
                 raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
         return recall
     if body.response_format is not None and body.response_format.schema_asked is not None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.engine.request import FinishReason, TokenLogprob
+from server.asking import MESSAGE_PREFIX, message_number
 from server.citations import Citation, Source
 from server.files.nouns import StoreDocument
-from server.inquiry import AnswerDone, AnswerText, ChoiceDone, ServedModel
+from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone, ServedModel
 from server.prompt import ChatTokenizer
-from server.rendering import usage_view
+from server.rendering import progress_view, usage_view
 from server.token_view import TokenView
 from server.tool_calls import CallArguments, CallBegins, CallReader, Piece
 
@@ -64,6 +65,10 @@ class ChatShape:
         """A piece of a streamed choice, with its tokens."""
         logprobs = self._logprobs(text.logprobs) if text.logprobs else None
         return self._chunk(text.choice, {"content": text.text}, logprobs=logprobs)
+
+    def progress(self, progress: AnswerProgress) -> dict[str, Any]:
+        """The piece that says how far the prompt is read, and nothing else."""
+        return {**self._chunk(0, {}), "prompt_progress": progress_view(progress)}
 
     def cited(self, choice: int, citations: Sequence[Citation]) -> dict[str, Any]:
         """The piece with the citations."""
@@ -137,9 +142,16 @@ class ChatShape:
                 "start_char": citation.start,
                 "end_char": citation.end,
                 "page": citation.page,
+                **_message(citation),
             }
             for citation in citations
         ]
+
+
+def _message(citation: Citation) -> dict[str, int]:
+    """Which message of the request a citation of a long prompt points into; nothing for one of a document."""
+    is_said = citation.document.startswith(MESSAGE_PREFIX)
+    return {"message": message_number(citation.document)} if is_said else {}
 
 
 def _delta(piece: Piece) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from server.errors import RequestInvalid
 from server.gate import Reason
 from server.groundwork import Groundwork, sampling_params
 from server.inquiry import AnswerEvent, Inquiry, Limits, RetrievalBill
+from server.long_prompt import LongPrompts
 from server.metrics import Metrics
+from server.progress import ReadingProgress
 from server.prompt import ChatTokenizer, Prompt
 from server.recording import Recording
 from server.replies import Answer, Generated
+from server.stream_rule import StreamRule
 
 if TYPE_CHECKING:
     from retrieval.library import Library
@@ -40,8 +43,17 @@ class Completing:
     """Goes on with texts; one for the whole server."""
 
     def __init__(
-        self, library: "Library", bridge: EngineThread, tokenizer: ChatTokenizer, metrics: Metrics, limits: Limits
+        self,
+        library: "Library",
+        bridge: EngineThread,
+        tokenizer: ChatTokenizer,
+        metrics: Metrics,
+        limits: Limits,
+        stream_rule: StreamRule,
+        long_prompts: LongPrompts,
     ) -> None:
+        self._stream_rule = stream_rule
+        self._long = long_prompts
         self._library = library
         self._bridge = bridge
         self._tokenizer = tokenizer
@@ -52,13 +64,16 @@ class Completing:
     async def complete(self, inquiry: Inquiry, prompts: Sequence[AskedPrompt]) -> AsyncIterator[list[Continuation]]:
         """Every prompt accepted and under way, or none: what they hold is given back on leaving.
 
-        Raises on entry ``RequestInvalid`` for a prompt without a token, ``PromptTooLong`` and what the engine refuses.
+        Raises on entry ``RequestInvalid`` for a prompt without a token, ``PromptTooLong``, ``StreamRequired`` and what
+        the engine refuses. A prompt of any length is gone on with as it stands: it asks nothing that could be searched.
         """
         read = await anyio.to_thread.run_sync(lambda: [self._read(*each) for each in enumerate(prompts)])
         async with AsyncExitStack() as stack:
             begun: list[Continuation] = []
             for text, ids in read:
                 request = self._request(inquiry, ids)
+                information = self._limits.measure_information
+                await self._stream_rule.check(inquiry.is_streamed, inquiry.tenant, None, ids, information)
                 try:
                     events = await stack.enter_async_context(self._bridge.generate(request))
                 except PromptTooLong as error:
@@ -67,7 +82,12 @@ class Completing:
                 bill = RetrievalBill(False, Reason.NO_DOCUMENTS)
                 ground = Groundwork(Prompt(ids, 0), request.sampling, (), (), (), bill, "")
                 recording = Recording(None, None, self._tokenizer, ())
-                answer = Generated(inquiry, ground, events, self._library, self._metrics, recording)
+                is_long = self._long.covers(inquiry, len(ids))
+                is_told = is_long if inquiry.tells_progress is None else inquiry.tells_progress
+                progress = (
+                    ReadingProgress(self._bridge, request, inquiry.started) if is_told and inquiry.is_streamed else None
+                )
+                answer = Generated(inquiry, ground, events, self._library, self._metrics, recording, progress)
                 begun.append(Continuation(text, ids, answer))
             yield begun
 

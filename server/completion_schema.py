@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from server.chat_fields import HONOURED, ChatField, Treatment, without_idle_fields
+from server.chat_fields import HONOURED, PROGRESS, ChatField, Treatment, without_idle_fields
 from server.errors import RequestInvalid
 from server.inquiry import Sampling
 from server.sampling_schema import MAX_CHOICES, SamplingRequest
@@ -38,6 +38,7 @@ COMPLETION_FIELDS: Mapping[str, ChatField] = {
     "min_p": HONOURED,
     "repetition_penalty": HONOURED,
     "top_k": HONOURED,
+    "return_progress": ChatField(Treatment.HONOURED, PROGRESS),
     "suffix": ChatField(Treatment.REFUSED, "the model does not write into a gap", ("",)),
     "user": ChatField(Treatment.NEUTRAL, "names the user to a provider"),
 }

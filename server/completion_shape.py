@@ -9,9 +9,9 @@ from typing import Any
 from model.engine.request import FinishReason, TokenLogprob
 from server.completing import Continuation
 from server.completion_schema import CompletionRequest
-from server.inquiry import AnswerDone, AnswerText, ChoiceDone, ServedModel
+from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone, ServedModel
 from server.prompt import ChatTokenizer
-from server.rendering import usage_view
+from server.rendering import progress_view, usage_view
 from server.schemas import Usage
 from server.token_view import TokenLines
 
@@ -52,6 +52,10 @@ class CompletionShape:
     def echo(self, prompt: int, choice: int, text: str) -> dict[str, Any]:
         """The piece with the prompt itself."""
         return self._chunk(self.index(prompt, choice), text)
+
+    def progress(self, prompt: int, progress: AnswerProgress) -> dict[str, Any]:
+        """The piece that says how far a prompt is read, and nothing else."""
+        return {**self._chunk(self.index(prompt, 0), ""), "prompt_progress": progress_view(progress)}
 
     def piece(self, prompt: int, text: AnswerText) -> dict[str, Any]:
         """A piece of a streamed choice, with its tokens."""

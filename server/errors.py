@@ -27,7 +27,14 @@ from model.errors import (
     PromptTooLong,
     QueueFull,
 )
-from retrieval.errors import DocumentNotReady, FactNotPinned, UnknownDocument, UnknownFact, UnsupportedMediaType
+from retrieval.errors import (
+    DocumentNotReady,
+    FactNotPinned,
+    PromptMemoryFull,
+    UnknownDocument,
+    UnknownFact,
+    UnsupportedMediaType,
+)
 from retrieval.passage import DocumentStatus
 from server.files.errors import (
     FileUnanswerable,
@@ -77,6 +84,20 @@ class RequestInvalid(Exception):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+class StreamRequired(Exception):
+    """So much of a prompt is to be read that whoever waits for the whole reply is likely to give up before it comes."""
+
+    param = "stream"
+
+    def __init__(self, num_tokens: int, most: int, seconds: float | None) -> None:
+        self.num_tokens, self.most, self.seconds = num_tokens, most, seconds
+        takes = "takes a while" if seconds is None else f"takes about {ceil(seconds)} seconds at the pace of late"
+        super().__init__(
+            f"{num_tokens} tokens of the prompt are to be read, which {takes}, and more than {most} are read for "
+            "streams alone; send stream: true, which also tells how far it is, or raise FANO_MAX_WHOLE_PROMPT_TOKENS"
+        )
 
 
 class KeyRefused(Exception):
@@ -213,6 +234,7 @@ TABLE: Mapping[type[Exception], Row] = {
     PromptTooLong: Row(400, INVALID, "context_length_exceeded"),
     NeverFits: Row(400, INVALID, "never_fits"),
     EvidenceTooLong: Row(400, INVALID, "context_length_exceeded"),
+    StreamRequired: Row(400, INVALID, "stream_required"),
     KeyRefused: Row(401, "authentication_error", "invalid_api_key"),
     HostRefused: Row(403, "permission_error", "host_not_allowed"),
     UnknownDocument: Row(404, INVALID, "document_not_found"),
@@ -264,6 +286,7 @@ TABLE: Mapping[type[Exception], Row] = {
     DeletionUnfinished: Row(507, "server_error", "deletion_unfinished"),
     StorageFull: Row(507, "server_error", "storage_full"),
     SessionStorageFull: Row(507, "server_error", "session_storage_full"),
+    PromptMemoryFull: Row(507, "server_error", "prompt_memory_full"),
     HostBudgetExceeded: Row(507, "server_error", "session_memory_full"),
 }
 UNEXPECTED = Row(500, "server_error", "internal_error")

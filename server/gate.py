@@ -23,6 +23,7 @@ class Reason(StrEnum):
     ``FOLLOW_UP``: it rests on turns before it. ``QUESTION``: it asks. ``UNCLEAR``: nothing says that it does not ask.
     ``UNCERTAIN``: nothing does, and the model would not know. ``SMALL_TALK`` and ``CONVERSATION`` (about what was said)
     are skipped, and what the model is ``CERTAIN`` of without documents, and where there are ``NO_DOCUMENTS``.
+    ``LONG_PROMPT``: the prompt is longer than the window, and was searched itself.
     """
 
     KEY_HIT = "key_hit"
@@ -35,6 +36,7 @@ class Reason(StrEnum):
     CONVERSATION = "conversation"
     CERTAIN = "certain"
     NO_DOCUMENTS = "no_documents"
+    LONG_PROMPT = "long_prompt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class Groundwork:
     ``sources`` is what was found; ``readings`` is what of it stands in the prompt, so only that is quoted (law 8).
     ``is_whole``: a quote is a whole piece of ``evidence``. ``is_certain``: all the pieces are the answer, and no model
     is asked. ``conversation`` is what a session will remember, without passages; None where nobody will ask for it.
+    ``is_long``: what was searched is the prompt itself, for it is longer than the window.
     """
 
     prompt: Prompt
@@ -35,11 +36,19 @@ class Groundwork:
     conversation: Conversation | None = None
     is_whole: bool = False
     is_certain: bool = False
+    is_long: bool = False
 
     def documents(self, asked: Sequence[str]) -> tuple[str, ...]:
         """Of the documents that were asked those that the answer may say anything of: by a source, or by its name."""
+        if self.is_long:
+            return ()
         of_sources = [source.passage.document_id for source in self.sources]
         return tuple(dict.fromkeys([*of_sources, *asked[:MOST_NAMED]]))
+
+
+def is_unanswerable(inquiry: Inquiry, found: Groundwork) -> bool:
+    """Whether no model is asked, for documents were and have nothing, or there is nothing that could be quoted."""
+    return not found.sources and bool(inquiry.documents or inquiry.recall == "verbatim")
 
 
 def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:

@@ -87,7 +87,10 @@ class Inquiry:
     facts of ``fact_kinds`` alone, if there are any. Passages that score less than ``min_score`` are left out;
     ``cuttings`` says of documents how these are cut, where not for the question alone.
     ``constraint`` says of each reply which tokens may come, ``tools`` are the
-    functions that the model is told of.
+    functions that the model is told of. ``needs_search`` is a field of the request that means something only where
+    documents or a long prompt are searched. ``is_streamed`` is whether the reply is sent as it comes,
+    ``tells_progress`` whether how far the prompt is read is sent as well; None where the prompt is longer than the
+    window.
     """
 
     request_id: str
@@ -110,6 +113,9 @@ class Inquiry:
     cuttings: Mapping[str, Sequence[Cutting | None]] = field(default_factory=dict)
     constraint: ConstraintMaker | None = None
     tools: tuple[Mapping[str, object], ...] = ()
+    needs_search: str | None = None
+    is_streamed: bool = True
+    tells_progress: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,17 @@ class RetrievalBill:
     note: str | None = None
     query: str | None = None
     scope: Scope = field(default_factory=Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerProgress:
+    """How far the prompt is read before anything is said: ``num_processed`` of ``num_tokens``, of which ``num_cached``
+    were there already, ``seconds`` after the request came."""
+
+    num_tokens: int
+    num_cached: int
+    num_processed: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +192,7 @@ class AnswerDone:
         return self.choices[0].finish_reason
 
 
-AnswerEvent = AnswerText | Citation | ChoiceDone | AnswerDone
+AnswerEvent = AnswerProgress | AnswerText | Citation | ChoiceDone | AnswerDone
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +201,8 @@ class Limits:
 
     ``measure_information`` is whether the surprisal of prompts is summed up, ``always_retrieve`` whether no turn that
     names documents is left without a search, ``certain_from`` how certain the model must be of an answer without
-    documents to be taken at its word, None if it is not asked.
+    documents to be taken at its word, None if it is not asked. Prompts of which more than ``max_whole_prompt_tokens``
+    are to be read are answered in streams alone.
     """
 
     chat_max_tokens: int
@@ -193,3 +211,4 @@ class Limits:
     measure_information: bool = False
     always_retrieve: bool = False
     certain_from: float | None = None
+    max_whole_prompt_tokens: int = 100_000

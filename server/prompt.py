@@ -118,7 +118,7 @@ def build_chat(
     tools: Sequence[Mapping[str, object]] = (),
 ) -> Conversation:
     """A conversation as it is, of any length, with the token ids of ``history`` as far as the text is the same."""
-    return converse(tokenizer, _messages(turns), history, tools)
+    return converse(tokenizer, messages_of(turns), history, tools)
 
 
 def worthwhile(prompt: Prompt) -> tuple[int, ...]:
@@ -133,5 +133,6 @@ def document_question(question: str, passages: Sequence[str], place: QuestionPla
     return "\n\n".join([*([asked] if place is QuestionPlace.BOTH else []), *numbered, asked])
 
 
-def _messages(turns: Sequence[Turn]) -> list[Mapping[str, object]]:
+def messages_of(turns: Sequence[Turn]) -> list[Mapping[str, object]]:
+    """The turns as chat templates take them."""
     return [{"role": turn.role, "content": turn.content, **dict(turn.more)} for turn in turns]

@@ -26,11 +26,14 @@ class Recording:
         conversation: Conversation | None,
         tokenizer: PartTokenizer,
         documents: Sequence[str],
+        is_told_anew: bool = False,
     ) -> None:
+        """``is_told_anew``: passages stand in the prompt though no documents were asked."""
         self._turn = turn
         self._conversation = conversation
         self._tokenizer = tokenizer
         self._documents = documents
+        self._is_told_anew = is_told_anew
         self._drawn_ids: list[int] = []
 
     def note(self, token_ids: Sequence[int]) -> None:
@@ -43,7 +46,7 @@ class Recording:
         if self._turn is None or self._conversation is None:
             return
         conversation, tokenizer = self._conversation, self._tokenizer
-        drawn_ids = tokenizer.encode_ids(text) if self._documents else self._drawn_ids
+        drawn_ids = tokenizer.encode_ids(text) if self._documents or self._is_told_anew else self._drawn_ids
         history = await anyio.to_thread.run_sync(conversation.answered, tokenizer, drawn_ids)
         try:
             await self._turn.commit(history, self._documents)

@@ -3,7 +3,7 @@
 from model.policy import AttentionPolicy, PolicyName
 from retrieval.passage import Document
 from server.citations import Citation, Source
-from server.inquiry import AnswerDone, ServedModel
+from server.inquiry import AnswerDone, AnswerProgress, ServedModel
 from server.schemas import (
     AnswerView,
     ArchiveBytes,
@@ -118,6 +118,16 @@ def answer_view(done: AnswerDone, sources: tuple[Source, ...], model: ServedMode
         finish_reason=done.finish_reason.value,
         usage=usage_view(done, model),
     )
+
+
+def progress_view(progress: AnswerProgress) -> dict[str, int | float]:
+    """How far the reading of a prompt is, in llama.cpp's manner."""
+    return {
+        "total": progress.num_tokens,
+        "cached": progress.num_cached,
+        "processed": progress.num_processed,
+        "seconds": round(progress.seconds, 3),
+    }
 
 
 def usage_view(done: AnswerDone, model: ServedModel) -> Usage:

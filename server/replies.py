@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import anyio.to_thread
 
@@ -12,13 +12,21 @@ from server.bridge import EventStream
 from server.citations import Citation, Quoting, Source
 from server.errors import AnswerAborted
 from server.groundwork import Groundwork
-from server.inquiry import AnswerDone, AnswerEvent, AnswerText, ChoiceDone, Inquiry
+from server.inquiry import AnswerDone, AnswerEvent, AnswerProgress, AnswerText, ChoiceDone, Inquiry
 from server.metrics import Metrics
+from server.progress import FIRST_SECONDS, SECONDS, ReadingProgress
 from server.prompt import NOT_FOUND
 from server.recording import Recording
 
-if TYPE_CHECKING:
-    from retrieval.library import Library
+
+class Texts(Protocol):
+    """What quotations are read from: a library, or the prompt itself."""
+
+    def text(self, tenant: str, document_id: str, /, start: int = 0, end: int | None = None) -> str:
+        """Characters of a document."""
+
+    def page(self, tenant: str, document_id: str, position: int, /) -> int | None:
+        """The page a character stands on, if there are pages."""
 
 
 class Answer(Protocol):
@@ -54,11 +62,11 @@ class LookedUp:
     They are never cut: ``max_tokens`` is about what a model writes.
     """
 
-    def __init__(self, inquiry: Inquiry, groundwork: Groundwork, library: "Library", recording: Recording) -> None:
+    def __init__(self, inquiry: Inquiry, groundwork: Groundwork, texts: Texts, recording: Recording) -> None:
         self.sources = groundwork.sources
         self._inquiry = inquiry
         self._groundwork = groundwork
-        self._library = library
+        self._texts = texts
         self._recording = recording
 
     async def events(self) -> AsyncIterator[AnswerEvent]:
@@ -82,31 +90,34 @@ class LookedUp:
         for piece in self._groundwork.evidence:
             passage = piece.source.passage
             start, end = piece.start, piece.start + len(piece.text)
-            quote = self._library.text(self._inquiry.tenant, passage.document_id, start, end)
+            quote = self._texts.text(self._inquiry.tenant, passage.document_id, start, end)
             number, page = piece.source.number, passage.page
             citations.append(Citation(number, passage.document_id, start, end, quote, page, at, at + len(quote)))
             at += len(quote) + 1
-        return on_their_pages(self._library, self._inquiry.tenant, citations)
+        return on_their_pages(self._texts, self._inquiry.tenant, citations)
 
 
 class Generated:
-    """An answer that the model writes, freely or from spans of the evidence."""
+    """An answer that the model writes, freely or from spans of the evidence. With ``progress`` it is also told how far
+    the prompt is read."""
 
     def __init__(
         self,
         inquiry: Inquiry,
         groundwork: Groundwork,
         events: EventStream,
-        library: "Library",
+        texts: Texts,
         metrics: Metrics,
         recording: Recording,
+        progress: ReadingProgress | None = None,
     ) -> None:
         self._recording = recording
+        self._progress = progress
         self.sources = groundwork.sources
         self._inquiry = inquiry
         self._groundwork = groundwork
         self._events = events
-        self._library = library
+        self._texts = texts
         self._metrics = metrics
         self._first_text: float | None = None
         self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
@@ -119,7 +130,10 @@ class Generated:
         ended: dict[int, ChoiceDone] = {}
         citations: list[Citation] = []
         last: TokenEvent | None = None
-        async for event in self._events:
+        async for event in self._arrivals():
+            if isinstance(event, AnswerProgress):
+                yield event
+                continue
             self._note(event)
             self._recording.note(event.token_ids)
             if event.text or event.logprobs:
@@ -160,6 +174,20 @@ class Generated:
             choices, found, tuple(citations), last.usage, self._groundwork.bill, self._first_text, self._prompt_logprobs
         )
 
+    async def _arrivals(self) -> AsyncIterator[TokenEvent | AnswerProgress]:
+        """The engine's events, and before the first of them how far the prompt is read."""
+        if (progress := self._progress) is not None:
+            seconds, first = FIRST_SECONDS, None
+            while first is None:
+                first = await self._events.next_within(seconds)
+                told = await (progress.look() if first is None else progress.end(first.usage))
+                if told is not None:
+                    yield told
+                seconds = SECONDS
+            yield first
+        async for event in self._events:
+            yield event
+
     def _note(self, event: TokenEvent) -> None:
         if event.prompt_logprobs is not None:
             self._prompt_logprobs = event.prompt_logprobs
@@ -186,7 +214,7 @@ class Generated:
             piece = self._groundwork.evidence[span.evidence_index]
             passage = piece.source.passage
             start, end = piece.start + span.start, piece.start + span.end
-            quote = self._library.text(self._inquiry.tenant, passage.document_id, start, end)
+            quote = self._texts.text(self._inquiry.tenant, passage.document_id, start, end)
             text += f"{' ' if text else ''}{quote}"
             at = len(text) - len(quote)
             citations.append(
@@ -199,14 +227,14 @@ class Generated:
 
     def _paged(self, citations: list[Citation]) -> list[Citation]:
         """A passage may run over pages; its own page is that of its start."""
-        return on_their_pages(self._library, self._inquiry.tenant, citations)
+        return on_their_pages(self._texts, self._inquiry.tenant, citations)
 
 
-def on_their_pages(library: "Library", tenant: str, citations: Sequence[Citation]) -> list[Citation]:
+def on_their_pages(texts: Texts, tenant: str, citations: Sequence[Citation]) -> list[Citation]:
     """The citations with the pages on which they begin, where there are pages."""
     return [
         citation
         if citation.page is None
-        else replace(citation, page=library.page(tenant, citation.document, citation.start))
+        else replace(citation, page=texts.page(tenant, citation.document, citation.start))
         for citation in citations
     ]

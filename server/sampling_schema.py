@@ -61,11 +61,14 @@ class SamplingRequest(WireModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     # Beyond these bounds logits leave the range of their type, whatever the model.
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    return_progress: bool | None = None
 
     @model_validator(mode="after")
     def _streams(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
+        if self.return_progress and not self.stream:
+            raise ValueError("return_progress is only allowed when stream is true")
         return self
 
     @property

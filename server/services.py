@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
+from model.engine.stats import EngineStats
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
 from server.answering import Answering
@@ -27,8 +28,10 @@ from server.grammar import Grammars
 from server.ingesting import Ingestor
 from server.inquiry import Limits, ServedModel
 from server.logs import log_event
+from server.long_prompt import LongPrompts
 from server.measures.bill_collector import BillCollector
 from server.metrics import Metrics
+from server.pace import ReadingPace
 from server.prompt import ChatTokenizer
 from server.reading import Reader
 from server.responses.background import Background
@@ -39,6 +42,7 @@ from server.sessions.traces import Traces
 from server.sessions.vault import Vault
 from server.settings import Settings
 from server.stepped import SteppedEngine
+from server.stream_rule import StreamRule
 from server.uploads import SPOOL_PREFIX
 
 if TYPE_CHECKING:
@@ -49,7 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = "fano-reader"
-WINDOW_CONTEXT_TOKENS = 1_000_000
+# A million tokens, and room for what is asked of them and answered.
+WINDOW_CONTEXT_TOKENS = 1 << 20
 INGEST_STOP_SECONDS = 10.0
 
 
@@ -69,14 +74,25 @@ class Services:
     ) -> None:
         """Without an ``embedder`` clients get the vectors of the one that comes with the installation."""
         from retrieval.embedder import MiniLMEmbedder
+        from retrieval.prompt_archive import PromptArchive
 
+        embedder = embedder or MiniLMEmbedder()
         self.grammars = Grammars(tokenizer)
-        self.embeddings = Embeddings(embedder or MiniLMEmbedder())
+        self.embeddings = Embeddings(embedder)
+        self.prompts = PromptArchive(
+            settings.data_dir / "prompts", embedder, settings.prompt_archive_bytes, settings.max_facts
+        )
         self.library = library
         self.model = model
         self.forecaster = forecaster
         self.tokenizer = tokenizer
-        self.bridge = EngineThread(engine, metrics.stepped, metrics.delivered, settings.stalled_reader_seconds)
+        self.pace = ReadingPace()
+
+        def stepped(stats: EngineStats) -> None:
+            metrics.stepped(stats)
+            self.pace.stepped(stats)
+
+        self.bridge = EngineThread(engine, stepped, metrics.delivered, settings.stalled_reader_seconds)
         limits = Limits(
             settings.chat_max_tokens,
             settings.answer_max_tokens,
@@ -84,6 +100,7 @@ class Services:
             settings.information,
             always_retrieve=settings.retrieval_gate == "always",
             certain_from=settings.retrieval_certainty,
+            max_whole_prompt_tokens=settings.max_whole_prompt_tokens,
         )
         vault = Vault(settings.data_dir / "sessions", settings.session_disk_bytes)
         self.book, self.readings = open_book(vault, self.bridge, tokenizer, model.policy, library.get)
@@ -100,12 +117,26 @@ class Services:
         )
         self.reads_documents = settings.read_documents
         self.ingestor = Ingestor(library, self._document_done)
+        self.long_prompts = LongPrompts(self.prompts, tokenizer, model, limits, metrics)
+        self.stream_rule = StreamRule(self.bridge, self.pace, model.policy, limits.max_whole_prompt_tokens)
         self.answering = Answering(
-            library, self.bridge, tokenizer, model, metrics, limits, self.book, self.readings, self.traces
+            library,
+            self.bridge,
+            tokenizer,
+            model,
+            metrics,
+            limits,
+            self.book,
+            self.readings,
+            self.traces,
+            self.long_prompts,
+            self.stream_rule,
         )
         self.conversations = Conversations(ResponseStore(settings.data_dir / "responses.sqlite3"), self.book)
         self.background = Background()
-        self.completing = Completing(library, self.bridge, tokenizer, metrics, limits)
+        self.completing = Completing(
+            library, self.bridge, tokenizer, metrics, limits, self.stream_rule, self.long_prompts
+        )
         self.spool_dir = settings.data_dir / "uploads"
         self.eraser = Eraser(library, self.readings, self.traces)
         self.files = Files(
@@ -118,7 +149,9 @@ class Services:
             settings.read_documents,
         )
         disk = {"files": self.files.disk_bytes, "responses": self.conversations.disk_bytes}
-        self.bookkeeper = Bookkeeper(self.bridge.stats, library.stats, self.book.stats, disk)
+        self.bookkeeper = Bookkeeper(
+            self.bridge.stats, library.stats, self.book.stats, disk, lambda: self.prompts.num_bytes
+        )
         metrics.registry.register(BillCollector(metrics, self.bookkeeper, settings, model.state_recall_bits))
 
     def start(self) -> None:
@@ -150,6 +183,7 @@ class Services:
         self.files.close()
         self.bridge.stop()
         self.conversations.close()
+        self.prompts.close()
         # A library that is in use must not be closed; the end of the process lets go of it just as well.
         if at_rest:
             self.library.close()

@@ -48,12 +48,18 @@ class Settings(BaseSettings):
     sinks: int | None = Field(None, ge=0, description="Sink tokens under policy window.")
     window: int | None = Field(None, ge=BLOCK_TOKENS, description="Window tokens under policy window.")
     max_context_tokens: int | None = Field(
-        None, ge=BLOCK_TOKENS, description="Hard limit of prompt and answer; default 1000000 under policy window."
+        None, ge=BLOCK_TOKENS, description="Hard limit of prompt and answer; default 1048576 under policy window."
+    )
+    max_whole_prompt_tokens: int = Field(
+        100_000, ge=1, description="Most tokens of a prompt that are read for a reply that is not streamed."
     )
     max_sequences: int = Field(8, ge=1, le=4096, description="Requests that hold state at the same time.")
     max_queue: int = Field(64, ge=0, description="Requests that may wait; more are answered 429.")
     saved_bytes: int = Field(1 << 30, ge=0, description="Host memory for the state of requests that made room.")
     session_bytes: int = Field(1 << 30, ge=0, description="Host memory for what was read before, to read it once.")
+    prompt_archive_bytes: int = Field(
+        1 << 30, ge=0, description="Host memory for the text and index of prompts that are longer than the window."
+    )
     session_disk_bytes: int = Field(8 << 30, ge=0, description="Most bytes of all saved sessions on the disk.")
     checkpoint_slots: int = Field(
         16, ge=0, le=4096, description="States of what was read before that are kept on the device."

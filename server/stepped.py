@@ -82,6 +82,9 @@ class SteppedEngine(Protocol):
     def forget(self, tenant: str, policy: AttentionPolicy, token_ids: Sequence[int], num_general: int) -> int:
         """Drop the checkpoints of texts with more than ``num_general`` tokens in common, but for anchored ways."""
 
+    def reading(self, request_id: str) -> tuple[int, int]:
+        """How many tokens of a request's prompt are read, and how many of these were there already."""
+
     def submit(self, request: GenerationRequest) -> None:
         """Accept the request or raise ``RequestRefused``."""
 

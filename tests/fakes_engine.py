@@ -69,6 +69,7 @@ class FakeEngine:
         self.paused: list[str] = []
         self.resumed: list[str] = []
         self.num_calls = 0
+        self.num_read = self.num_cached = 0
         self.checkpoints = FakeCheckpoints()
         self.parts = {"weights": "w", "tokenizer": "t", "dtype": "float32", "kernels": "fake"}
         self._scripts: deque[Script] = deque()
@@ -131,6 +132,10 @@ class FakeEngine:
 
     def forget(self, tenant: str, policy: AttentionPolicy, token_ids: Sequence[int], num_general: int) -> int:
         return self.checkpoints.forget((tenant, policy), token_ids, num_general)
+
+    def reading(self, request_id: str) -> tuple[int, int]:
+        running = self._running.get(request_id)
+        return (0, 0) if running is None else (self.num_read, self.num_cached)
 
     def submit(self, request: GenerationRequest) -> None:
         if self._refusals:

@@ -166,6 +166,14 @@ class Engine:
         self._publish()
         return num_dropped
 
+    def reading(self, request_id: str) -> tuple[int, int]:
+        """How many tokens of a request's prompt are read, and how many of these were there already; noughts while it
+        waits, or where it is not here."""
+        group = self._scheduler.group(request_id)
+        if group is None or group.prefix is None:
+            return 0, 0
+        return min(group.sequences[0].num_read, group.num_prompt_tokens), group.prefix.num_tokens
+
     def has_work(self) -> bool:
         """Whether a step would do anything; not while all requests are paused."""
         return self._scheduler.has_work

@@ -76,7 +76,7 @@ class BillCollector(Collector):
     def _host(self, bill: MemoryBill) -> Iterator[Metric]:
         yield memory.HOST_MEMORY.by({**bill.host_pools, "unaccounted": bill.unaccounted_bytes})
         budget = self._settings.saved_bytes + bill.engine.checkpoint_budget_bytes
-        yield memory.HOST_BUDGET.by({"sessions": budget})
+        yield memory.HOST_BUDGET.by({"sessions": budget, "prompts": self._settings.prompt_archive_bytes})
         available = available_bytes()
         if available is not None:
             yield memory.HOST_AVAILABLE.of(available)

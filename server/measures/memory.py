@@ -4,7 +4,7 @@ from model.engine.stats import POOL_NAMES
 from server.bill import TIERS
 from server.measures.measure import Kind, Measure
 
-HOST_POOLS = ("kv_archive", "kv_summaries", "index", "embeddings", "sessions", "unaccounted")
+HOST_POOLS = ("kv_archive", "kv_summaries", "index", "embeddings", "sessions", "prompts", "unaccounted")
 DISK_POOLS = ("store", "index", "sessions", "files", "responses")
 UNITS = ("free", "used", "cached")
 
@@ -24,14 +24,17 @@ HOST_MEMORY = Measure(
     "fano_host_memory_bytes", Kind.GAUGE, "bytes",
     "Host memory by pool, beside the device's; unaccounted is the resident set less all pools that lie in it.",
     "unaccounted grows for hours: a leak, please report it. sessions at its budget: states are evicted, and what they "
-    "were of is read again. index and embeddings are let go of when others need the room.",
+    "were of is read again. index and embeddings are let go of when others need the room, prompts (text and index of "
+    "prompts longer than the window) too.",
     {"pool": HOST_POOLS},
 )  # fmt: skip
 HOST_BUDGET = Measure(
     "fano_host_memory_budget_bytes", Kind.GAUGE, "bytes",
-    "Most host memory of a pool that has a budget: FANO_SESSION_BYTES and FANO_SAVED_BYTES together for sessions.",
-    "Below what the sessions in use need: raise FANO_SESSION_BYTES.",
-    {"pool": ("sessions",)},
+    "Most host memory of a pool that has a budget: FANO_SESSION_BYTES and FANO_SAVED_BYTES together for sessions, "
+    "FANO_PROMPT_ARCHIVE_BYTES for prompts.",
+    "Below what the sessions in use need: raise FANO_SESSION_BYTES. Long prompts refused with prompt_memory_full: "
+    "raise FANO_PROMPT_ARCHIVE_BYTES.",
+    {"pool": ("sessions", "prompts")},
 )  # fmt: skip
 HOST_AVAILABLE = Measure(
     "fano_host_memory_available_bytes", Kind.GAUGE, "bytes",

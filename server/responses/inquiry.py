@@ -80,6 +80,9 @@ def response_inquiry(
         ),
         within=asked_parts(fano.within, "fano.within"),
         fact_kinds=tuple(fano.fact_kinds or ()),
+        # Nobody waits for what is made in the background.
+        is_streamed=isinstance(body, ResponseRequest) and bool(body.stream or body.background),
+        tells_progress=False,
         min_score=body.file_search.score_threshold if body.file_search else 0.0,
         cuttings=cuttings_of(asked.of_stores),
     )

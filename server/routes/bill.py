@@ -8,16 +8,16 @@ from fastapi import APIRouter, Depends
 
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import EngineStopped
-from server.bill_schema import BillView, ForecastView, PlanRequest, bill_view, forecast_view
+from server.bill_schema import BillView, ForecastView, PlanRequest, ReadingForecast, bill_view, forecast_view
 from server.chat_inquiry import chat_inquiry
 from server.chat_schema import ChatMessage, ChatRequest
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep, watcher
 from server.errors import NotReady, UnknownModel
+from server.groundwork import is_unanswerable
 from server.schemas import error_responses
 from server.services import Services
 from server.sessions.manifest import SavedCheckpoint
 from server.settings import Settings
-from server.stepped import SteppedEngine
 
 router = APIRouter(prefix="/v1", tags=["bill"])
 
@@ -48,10 +48,13 @@ async def plan_request(
 
     Documents are searched for the last message, as the question would be; where nothing is found, or an answer is
     looked up, no model would be asked, and the bill is nought. What a session holds would not be read again.
-    Where the model itself would be asked if documents need be searched, they are taken to be.
+    Where the model itself would be asked if documents need be searched, they are taken to be. A prompt longer than the
+    window is searched itself, as it would be for its answer. `reading_seconds` is what reading the rest would take at
+    the pace of late if nobody else asked, null where nothing was read yet.
     """
     if body.model not in (None, services.model.name):
         raise UnknownModel(str(body.model), services.model.name)
+    pace = services.pace
     asked: GenerationRequest | None
     returning: tuple[int, ...]
     if body.messages is None:
@@ -62,8 +65,12 @@ async def plan_request(
     forecast = None if asked is None else services.forecaster.forecast(asked, stats)
     cached_tokens = None if body.messages is None else 0
     if asked is not None and body.messages is not None:
-        cached_tokens = max((await _num_held(asked, services), *returning))
-    return forecast_view(forecast, services.model, services.forecaster.max_context_tokens, cached_tokens)
+        policy, ids = asked.policy, asked.prompt_ids
+        held = await services.stream_rule.num_cached(tenant, policy, ids, asked.measure_information)
+        cached_tokens = max((held, *returning))
+    num_unread = 0 if asked is None else len(asked.prompt_ids) - (cached_tokens or 0)
+    reading = ReadingForecast(pace.seconds(num_unread), services.stream_rule.is_needed(num_unread))
+    return forecast_view(forecast, services.model, services.forecaster.max_context_tokens, cached_tokens, reading)
 
 
 def _by_number(body: PlanRequest, services: Services, tenant: str, request_id: str) -> GenerationRequest:
@@ -75,17 +82,6 @@ def _by_number(body: PlanRequest, services: Services, tenant: str, request_id: s
     prompt = array("i", bytes(array("i").itemsize * body.prompt_tokens))
     sampling = SamplingParams(max_tokens=max_tokens)
     return GenerationRequest(request_id, prompt, sampling, policy=policy, num_choices=body.n, tenant=tenant)
-
-
-async def _num_held(asked: GenerationRequest, services: Services) -> int:
-    """How many tokens of the prompt the engine would not read again."""
-    tree = asked.tenant, asked.policy or services.forecaster.policy
-
-    def look(engine: SteppedEngine) -> int:
-        found = engine.checkpoints.find(tree, asked.prompt_ids, asked.measure_information)
-        return 0 if found.checkpoint is None else found.checkpoint.num_tokens
-
-    return await services.bridge.call(look)
 
 
 async def _asked(
@@ -110,7 +106,7 @@ async def _asked(
         inquiry, history = answering.go_on(inquiry, preview)
         saved = preview.returning
     found = await answering.groundwork(inquiry, is_asked=False, history=history)
-    if (inquiry.documents and not found.sources) or found.is_certain:
+    if is_unanswerable(inquiry, found) or found.is_certain:
         return None, ()
     asked = answering.request(inquiry, found)
     num_kept = found.conversation.num_kept if found.conversation is not None else 0

@@ -17,7 +17,7 @@ from server.delivery import while_connected, whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import UnknownModel
 from server.files.nouns import StoreDocument
-from server.inquiry import AnswerDone, AnswerText, ChoiceDone
+from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone
 from server.replies import Answer
 from server.schemas import STREAMED, error_responses
 from server.sse import DONE, EventStreamResponse, event
@@ -72,6 +72,9 @@ async def create_chat_completion(
 
     With `fano.session` the conversation has a name: what of `messages` the session holds is not read again, and its
     tokens are safe on the disk when the reply ends. `messages` is the whole conversation all the same.
+
+    A prompt longer than the window is searched itself for what its last paragraph asks, and read whole; a stream tells
+    how far that is.
     """
     answer = admitted.answer
     has_logprobs = body.num_logprobs is not None
@@ -93,6 +96,8 @@ async def _events(answer: Answer, shape: ChatShape, num_choices: int, include_us
         yield event(shape.opening(choice) | usage)
     async for each in answer.events():
         match each:
+            case AnswerProgress():
+                yield event(shape.progress(each) | usage)
             case AnswerText():
                 for chunk in shape.pieces(each):
                     yield event(chunk | usage)

@@ -14,7 +14,7 @@ from server.completion_shape import CompletionShape
 from server.delivery import Logprobs, while_connected, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import UnknownModel
-from server.inquiry import AnswerDone, AnswerText, ChoiceDone, Inquiry
+from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone, Inquiry
 from server.schemas import error_responses
 from server.sse import DONE, EventStreamResponse, event
 
@@ -41,6 +41,8 @@ async def admit_completion(
         sampling=body.sampling,
         max_passages=state.settings.max_passages,
         started=arrival,
+        is_streamed=body.stream is True,
+        tells_progress=body.return_progress,
     )
     async with services.completing.complete(inquiry, body.prompts) as continuations:
         yield continuations
@@ -87,6 +89,8 @@ async def _events(
     done: dict[int, AnswerDone] = {}
     async for place, said in together([each.answer for each in continuations]):
         match said:
+            case AnswerProgress():
+                yield event(shape.progress(place, said) | usage)
             case AnswerText() if body.max_tokens != 0:
                 yield event(shape.piece(place, said) | usage)
             case ChoiceDone():

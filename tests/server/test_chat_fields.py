@@ -16,7 +16,7 @@ from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, FieldRefused, Treatm
 from server.chat_schema import ChatMessage, ChatRequest
 
 # Not in OpenAI's schema, but in what many clients send.
-WIDELY_SENT = {"min_p", "prompt_logprobs", "repetition_penalty", "top_k"}
+WIDELY_SENT = {"min_p", "prompt_logprobs", "repetition_penalty", "return_progress", "top_k"}
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 

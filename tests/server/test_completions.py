@@ -293,6 +293,6 @@ async def test_a_key_is_needed_where_there_is_one(new_world: WorldMaker) -> None
 
 def test_every_field_of_the_installed_client_is_in_the_table_and_no_other() -> None:
     known = set(completion_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert set(COMPLETION_FIELDS) == known | {"min_p", "repetition_penalty", "top_k"}
+    assert set(COMPLETION_FIELDS) == known | {"min_p", "repetition_penalty", "return_progress", "top_k"}
     honoured = {name for name, row in COMPLETION_FIELDS.items() if row.treatment is Treatment.HONOURED}
     assert honoured == set(CompletionRequest.model_fields)

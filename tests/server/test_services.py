@@ -31,7 +31,7 @@ def test_the_embedded_checkpoint_is_found() -> None:
 def test_what_is_left_open_is_the_checkpoints_own() -> None:
     config = engine_config(Settings(), ModelConfig.from_pretrained(embedded_checkpoint()))
     assert config.policy == AttentionPolicy(PolicyName.WINDOW, 64, 2048)
-    assert (config.max_context_tokens, config.num_slots, config.max_waiting) == (1_000_000, 8, 64)
+    assert (config.max_context_tokens, config.num_slots, config.max_waiting) == (1 << 20, 8, 64)
     assert config.num_threads == num_threads(Settings()) >= 1
 
 

@@ -1,0 +1,336 @@
+"""The archive of prompts that are longer than a window: indexed in memory while they are asked, found as documents are.
+
+A prompt is cut into texts that begin where messages do, and each is indexed by itself: of a conversation that goes on,
+only what is new. Keys and words are indexed at once; by meaning only what has words of the question is compared.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import override
+
+from retrieval.candidate_vectors import CandidateVectors
+from retrieval.chunker import chunk
+from retrieval.contents import Contents
+from retrieval.counted_index import CountedIndex
+from retrieval.durability import make_directory
+from retrieval.embedder import Embedder
+from retrieval.errors import PromptMemoryFull
+from retrieval.fact_book import within_budget
+from retrieval.lexical_index import LexicalIndex, LexicalQuery, search_lexical
+from retrieval.passage import Chunk, Copy, Passage, SearchResult, Span, Value
+from retrieval.passages import MAX_PASSAGE_CHARACTERS
+from retrieval.prompt_part import PromptPart
+from retrieval.prompt_store import PromptStore
+from retrieval.recognisers import recognise
+from retrieval.record import Record
+from retrieval.search import RANKED_DEPTH, Search
+from retrieval.shelf_files import SMALL_ROWS, Shelf
+from retrieval.shelves import Shelves
+from retrieval.tantivy_index import TantivyIndex
+from retrieval.vector_rows import vector_rows
+
+# Messages are put together to texts of this length or a little more; a longer message is a text by itself.
+TEXT_CHARACTERS = 1 << 15
+# Between two messages of a text: more blanks than a passage may have, so that none reaches into both.
+GAP = "\n" * (MAX_PASSAGE_CHARACTERS + 1)
+# What a character takes at most when all of it is indexed, in prose, tables and code alike; measured, see ``needed``.
+BYTES_PER_CHARACTER = 24
+
+
+@dataclass(slots=True)
+class HeldText:
+    """A text that is indexed. ``bases`` are where in it its parts begin; ``num_users`` ask it now."""
+
+    record: Record
+    shelf: Shelf
+    bases: tuple[int, ...]
+    text_bytes: int
+    index_bytes: int
+    num_users: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """All that it takes."""
+        return self.text_bytes + self.index_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPrompt:
+    """A prompt that is indexed, for as long as somebody asks it."""
+
+    archive: "PromptArchive"
+    texts: tuple[HeldText, ...]
+    parts: tuple[tuple[PromptPart, ...], ...]
+
+    @property
+    def text_bytes(self) -> int:
+        """Of the texts, in UTF-8."""
+        return sum(text.text_bytes for text in self.texts)
+
+    @property
+    def index_bytes(self) -> int:
+        """Of all that was found in them."""
+        return sum(text.index_bytes for text in self.texts)
+
+    def search(self, question: str, max_passages: int) -> SearchResult:
+        """The passages that may hold the answer, best first: each in one part, by its name and with its places in the
+        message."""
+        found = self.archive.search(question, self.texts, max_passages)
+        numbers = {text.record.document.id: place for place, text in enumerate(self.texts)}
+
+        def placed(passage: Passage) -> Passage:
+            place = numbers[passage.document_id]
+            part, shift = self._part(place, passage.span.start)
+
+            def moved(span: Span) -> Span:
+                return Span(span.start + shift, span.end + shift)
+
+            def value(one: Value) -> Value:
+                return replace(one, span=moved(one.span), evidence=moved(one.evidence))
+
+            return replace(
+                passage,
+                document_id=part.name,
+                document_name=part.name,
+                span=moved(passage.span),
+                evidence=None if passage.evidence is None else moved(passage.evidence),
+                nearest=None if passage.nearest is None else replace(passage.nearest, span=moved(passage.nearest.span)),
+                values=tuple(map(value, passage.values)),
+                also=tuple(self._copy(numbers[copy.document_id], copy) for copy in passage.also),
+            )
+
+        return replace(found, passages=tuple(map(placed, found.passages)))
+
+    def _copy(self, place: int, copy: Copy) -> Copy:
+        part, shift = self._part(place, copy.span.start)
+        return Copy(part.name, part.name, Span(copy.span.start + shift, copy.span.end + shift), None)
+
+    def _part(self, place: int, at: int) -> tuple[PromptPart, int]:
+        """The part of a text that a place stands in, and what makes the place one of the message."""
+        bases = self.texts[place].bases
+        number = max(0, bisect_right(bases, at) - 1)
+        part = self.parts[place][number]
+        return part, part.start - bases[number]
+
+
+class PromptArchive:
+    """Indexes prompts, and keeps what nobody asks any more until its room is wanted, oldest first.
+
+    What is kept is only spared work: whoever asks brings the whole prompt along. It is in memory alone, under the
+    tenant it came from. Any number of threads may ask at once; ``directory`` is for files while they are made.
+    """
+
+    def __init__(self, directory: Path, embedder: Embedder, max_bytes: int = 1 << 30, max_facts: int = 500_000) -> None:
+        self._directory = directory
+        shutil.rmtree(directory, ignore_errors=True)  # what a crash left while an index was made
+        self._embedder = embedder
+        self._max_bytes = max_bytes
+        self._max_facts = max_facts
+        self._store = PromptStore()
+        self._contents = Contents(self._store.database)
+        self._lock = threading.Lock()
+        self._held: OrderedDict[bytes, HeldText] = OrderedDict()
+        self._making: dict[bytes, threading.Lock] = {}
+        self._promised_bytes = 0
+        self._store_bytes = self._store.memory.num_bytes
+        self.num_evicted = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory of all texts and what was found in them. Waits for nobody who indexes."""
+        with self._lock:
+            return self._store_bytes + sum(held.shelf.num_bytes for held in self._held.values())
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._held.clear()
+        self._store.close()
+
+    @contextmanager
+    def opened(self, tenant: str, parts: Sequence[PromptPart]) -> Iterator[OpenPrompt]:
+        """The prompt that consists of ``parts``, in their order, indexed.
+
+        Raises:
+            PromptMemoryFull: others ask, and what they ask and this one together are more than may be held.
+        """
+        texts = list(_texts(parts))
+        with ExitStack() as stack:
+            held = [stack.enter_context(self._used(tenant, text)) for text in texts]
+            yield OpenPrompt(self, tuple(held), tuple(texts))
+
+    def search(self, question: str, texts: Sequence[HeldText], max_passages: int) -> SearchResult:
+        """As ``retrieval.search.Search.run``, with the vectors of what has words of ``question``."""
+        wanted: dict[int, list[int]] = {number: [] for number in range(len(texts))}
+        hits = search_lexical([text.shelf.lexical for text in texts], LexicalQuery.of(question), RANKED_DEPTH).hits
+        for number, ordinal, _ in hits:
+            wanted[number] += texts[number].shelf.rows_of(ordinal)
+        shelves = {text.record.number: self._with_vectors(text, wanted[place]) for place, text in enumerate(texts)}
+        search = Search(self._store, self._contents, _OwnShelves(shelves), self._embedder)
+        found = search.run(question, [text.record for text in texts], max_passages)
+        return replace(found, reason=f"{found.reason} (by meaning what has words of the question)")
+
+    def _with_vectors(self, text: HeldText, rows: Sequence[int]) -> Shelf:
+        spans, number = text.shelf.row_spans, text.record.number
+
+        def texts(wanted: Sequence[int]) -> Sequence[str]:
+            return self._store.texts(number, [Span(*spans[row].tolist()) for row in wanted])
+
+        vectors = CandidateVectors.of(self._embedder, texts)
+        vectors.want(rows)
+        return replace(text.shelf, vectors=vectors)
+
+    @contextmanager
+    def _used(self, tenant: str, parts: tuple[PromptPart, ...]) -> Iterator[HeldText]:
+        key = _key(tenant, parts)
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            held = self._take(key) or self._make(key, parts)
+        with self._lock:
+            self._making.pop(key, None)
+        try:
+            yield held
+        finally:
+            with self._lock:
+                held.num_users -= 1
+                idle = self._over(0)
+            self._drop(idle)
+
+    def _take(self, key: bytes) -> HeldText | None:
+        with self._lock:
+            held = self._held.get(key)
+            if held is not None:
+                self._held.move_to_end(key)
+                held.num_users += 1
+            return held
+
+    def _make(self, key: bytes, parts: tuple[PromptPart, ...]) -> HeldText:
+        promised = needed(sum(len(part.text) for part in parts))
+        with self._lock:
+            in_use = sum(held.num_bytes for held in self._held.values() if held.num_users) + self._promised_bytes
+            if in_use and in_use + promised > self._max_bytes:
+                raise PromptMemoryFull(promised, in_use, self._max_bytes)
+            idle = self._over(promised)
+            self._promised_bytes += promised
+        try:
+            self._drop(idle)
+            held = self._indexed(parts)
+            held.num_users = 1
+        finally:
+            with self._lock:
+                self._promised_bytes -= promised
+        with self._lock:
+            self._held[key] = held
+        return held
+
+    @property
+    def _held_bytes(self) -> int:
+        return sum(held.num_bytes for held in self._held.values())
+
+    def _over(self, more_bytes: int) -> list[HeldText]:
+        """Take out what nobody asks, oldest first, until there is room for ``more_bytes``. For the holder of the
+        lock."""
+        taken: list[HeldText] = []
+        for key, held in list(self._held.items()):
+            if self._held_bytes + self._promised_bytes + more_bytes <= self._max_bytes:
+                break
+            if not held.num_users:
+                taken.append(self._held.pop(key))
+        self.num_evicted += len(taken)
+        return taken
+
+    def _drop(self, texts: Sequence[HeldText]) -> None:
+        for held in texts:
+            with self._store.database.lock:
+                self._store.drop(held.record)
+                self._store_bytes = self._store.memory.num_bytes
+
+    def _indexed(self, parts: Sequence[PromptPart]) -> HeldText:
+        text = GAP.join(part.text for part in parts)
+        bases, chunks = [], list[Chunk]()
+        base = 0
+        for part in parts:
+            bases.append(base)
+            # Each by itself: what stands under a heading does so to the end of its message.
+            chunks += [replace(one, span=Span(base + one.span.start, base + one.span.end)) for one in chunk(part.text)]
+            base += len(part.text) + len(GAP)
+        rows = vector_rows(text, chunks)
+        facts, dropped = within_budget(recognise(text), self._max_facts)
+        lexical = self._lexical(chunks, len(rows), len(text))
+        with self._store.database.lock:
+            before = self._store.memory.num_bytes
+            number = self._store.put(text)
+            self._contents.write_index(number, chunks, rows, facts, dropped)
+            self._store_bytes = self._store.memory.num_bytes
+            grown = self._store_bytes - before
+        text_bytes = len(text.encode())
+        shelf = Shelf(
+            lexical=lexical,
+            vectors=None,
+            chunk_of=np.array([row.chunk for row in rows], dtype=np.int32),
+            row_spans=np.array([(row.span.start, row.span.end) for row in rows], dtype=np.int32).reshape(len(rows), 2),
+        )
+        record = self._store.of_number(number)
+        return HeldText(record, shelf, tuple(bases), text_bytes, max(0, grown - text_bytes) + shelf.num_bytes)
+
+    def _lexical(self, chunks: Sequence[Chunk], num_rows: int, num_characters: int) -> LexicalIndex:
+        texts = ((one.text, one.heading) for one in chunks)
+        if num_rows <= SMALL_ROWS:
+            return CountedIndex(texts)
+        make_directory(self._directory)
+        # An index opens its files at once and keeps them mapped; without names they go with it, however it ends.
+        with tempfile.TemporaryDirectory(dir=self._directory) as files:
+            return TantivyIndex.build(Path(files), texts, num_characters)
+
+
+class _OwnShelves(Shelves):
+    """Shelves that are at hand."""
+
+    def __init__(self, shelves: dict[int, Shelf]) -> None:
+        self._own = shelves
+
+    @override
+    def open(self, record: Record) -> Shelf:
+        """The shelf of a text."""
+        return self._own[record.number]
+
+
+def needed(num_characters: int) -> int:
+    """Most bytes that a text of so many characters is taken to need until it is indexed and they are known."""
+    return BYTES_PER_CHARACTER * num_characters
+
+
+def _texts(parts: Sequence[PromptPart]) -> Iterator[tuple[PromptPart, ...]]:
+    """The parts put together, each text as soon as it is long enough, so that it is the same when more parts follow."""
+    together: list[PromptPart] = []
+    length = 0
+    for part in parts:
+        if not part.text.strip():
+            continue
+        together.append(part)
+        length += len(part.text)
+        if length >= TEXT_CHARACTERS:
+            yield tuple(together)
+            together, length = [], 0
+    if together:
+        yield tuple(together)
+
+
+def _key(tenant: str, parts: Sequence[PromptPart]) -> bytes:
+    digest = hashlib.blake2b(digest_size=32)
+    for text in (tenant, *(part.text for part in parts)):
+        content = text.encode()
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.digest()
