@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
+
 from server.chat_schema import ChatRequest
 from server.errors import RequestInvalid
 from server.files.errors import FilesError
@@ -21,6 +23,10 @@ async def chat_files(services: "Services", tenant: str, body: ChatRequest) -> tu
     parts = body.file_parts
     if len(parts) > MAX_DOCUMENTS:
         raise RequestInvalid(f"the messages hold {len(parts)} files, but may hold {MAX_DOCUMENTS}", "messages")
+    # None is read for nothing.
+    for path, part in parts:
+        if part.file_id is not None:
+            await anyio.to_thread.run_sync(services.files.table.get, tenant, part.file_id, f"{path}.file_id")
     found: list[StoreDocument] = []
     for path, part in parts:
         if part.file_id is None:

@@ -158,25 +158,32 @@ class Admission:
 
     async def _asked(self, body: ResponseInput, before: Sequence[StoredResponse]) -> Asked:
         """What may be searched, ready to be. Raises what files and stores refuse, with the path of the field."""
-        now: list[StoreDocument] = []
-        for place, item in enumerate(body.input):
-            for number, part in enumerate(item.content or ()):
-                path = f"input.{place}.content.{number}"
-                if part.file_data is not None:
-                    work = inline_document(
-                        self._services, self._tenant, part.filename or "", part.file_data, f"{path}.file_data"
-                    )
-                    now.append(await while_connected(self._request, work))
-                elif part.file_id is not None:
-                    with _blaming(f"{path}.file_id"):
-                        found = self._services.files.document_of_file(self._tenant, part.file_id)
-                        now.append(await while_connected(self._request, found))
+        parts = [
+            (f"input.{place}.content.{number}", part)
+            for place, item in enumerate(body.input)
+            for number, part in enumerate(item.content or ())
+        ]
+        # None is read for nothing.
+        for path, part in parts:
+            if part.file_id is not None:
+                table = self._services.files.table
+                await anyio.to_thread.run_sync(table.get, self._tenant, part.file_id, f"{path}.file_id")
         of_stores: list[StoreDocument] = []
         if (tool := body.file_search) is not None:
             with _blaming("tools.0.vector_store_ids"):
                 of_stores = await self._services.files.documents_of_stores(
                     self._tenant, tool.vector_store_ids, tool.filters
                 )
+        now: list[StoreDocument] = []
+        for path, part in parts:
+            if part.file_data is not None:
+                name = part.filename or ""
+                work = inline_document(self._services, self._tenant, name, part.file_data, f"{path}.file_data")
+                now.append(await while_connected(self._request, work))
+            elif part.file_id is not None:
+                with _blaming(f"{path}.file_id"):
+                    found = self._services.files.document_of_file(self._tenant, part.file_id)
+                    now.append(await while_connected(self._request, found))
         earlier = [each for response in before for each in response.documents]
         brought = {each.file_id: each for each in (*earlier, *now)}
         return Asked(tuple(of_stores), tuple(brought.values()), bool(now))

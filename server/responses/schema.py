@@ -136,6 +136,11 @@ class ResponseInput(WireModel):
         return tool if isinstance(tool, FileSearchTool) else None
 
     @property
+    def brings_files(self) -> bool:
+        """Whether a file comes with the input."""
+        return any(part.type == "input_file" for item in self.input for part in item.content or ())
+
+    @property
     def must_search(self) -> bool:
         """Whether the documents are searched whatever the question."""
         return self.file_search is not None and self._is_required

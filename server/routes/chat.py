@@ -1,6 +1,7 @@
 """Chat completions as OpenAI has them, with documents as an extension."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -15,11 +16,13 @@ from server.chat_shape import ChatShape
 from server.citations import Citation
 from server.delivery import while_connected, whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.errors import UnknownModel
-from server.files.nouns import StoreDocument
-from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone
+from server.errors import UnknownModel, envelope
+from server.inquiry import AnswerDone, AnswerText, ChoiceDone
+from server.patience import patient_stream
 from server.replies import Answer
 from server.schemas import STREAMED, error_responses
+from server.services import Services
+from server.settings import Settings
 from server.sse import DONE, EventStreamResponse, event
 from server.tooling import with_tools
 
@@ -28,11 +31,10 @@ router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 4
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A reply that is under way, the files that came with its conversation, and whether it may call functions."""
+    """A reply that is under way, and its shape."""
 
     answer: Answer
-    files: tuple[StoreDocument, ...]
-    has_tools: bool
+    shape: ChatShape
 
 
 async def admit_chat(
@@ -43,12 +45,33 @@ async def admit_chat(
     state: StateDep,
     request_id: RequestIdDep,
     arrival: ArrivalDep,
+) -> AsyncIterator[Admitted | AsyncGenerator[bytes]]:
+    """The reply to a conversation; its stream, where a file of it has to be read first and that may take long."""
+    admitted = _admitted(request, body, services, tenant, state.settings, request_id, arrival)
+    if not (body.stream and body.file_parts):
+        async with admitted as reply:
+            yield reply
+        return
+    patience = state.settings.keepalive_seconds
+    async with patient_stream(admitted, lambda reply: _stream(reply, body), _refused, patience) as stream:
+        yield stream
+
+
+@asynccontextmanager
+async def _admitted(
+    request: Request,
+    body: ChatRequest,
+    services: Services,
+    tenant: str,
+    settings: Settings,
+    request_id: str,
+    arrival: float,
 ) -> AsyncIterator[Admitted]:
-    """The reply to a conversation."""
+    """The reply, ready to be told. Raises on entry whatever refuses it."""
     if body.model != services.model.name:
         raise UnknownModel(body.model, services.model.name)
     files = await while_connected(request, chat_files(services, tenant, body)) if body.file_parts else ()
-    inquiry = chat_inquiry(body, tenant, request_id, arrival, state.settings, services.model, files)
+    inquiry = chat_inquiry(body, tenant, request_id, arrival, settings, services.model, files)
     if asked := body.response_format and body.response_format.schema_asked:
         constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *asked)
         inquiry = replace(inquiry, constraint=constraint)
@@ -57,35 +80,38 @@ async def admit_chat(
     if services.answering.is_in_doubt(inquiry):
         inquiry = await while_connected(request, services.answering.weighed(inquiry))
     async with services.answering.answer(inquiry) as answer:
-        yield Admitted(answer, files, bool(inquiry.tools))
+        has_logprobs = body.num_logprobs is not None
+        shape = ChatShape(services.model, services.tokenizer, answer.sources, has_logprobs, files, bool(inquiry.tools))
+        yield Admitted(answer, shape)
 
 
 @router.post("/chat/completions", responses=STREAMED)
 async def create_chat_completion(
     request: Request,
     body: ChatRequest,
-    admitted: Annotated[Admitted, Depends(admit_chat)],
-    services: ServicesDep,
+    admitted: Annotated[Admitted | AsyncGenerator[bytes], Depends(admit_chat)],
     state: StateDep,
 ) -> Response:
     """Reply to a conversation; with `fano.documents` or files among the messages, from passages of these documents.
 
     With `fano.session` the conversation has a name: what of `messages` the session holds is not read again, and its
     tokens are safe on the disk when the reply ends. `messages` is the whole conversation all the same.
-
-    A prompt longer than the window is searched itself for what its last paragraph asks, and read whole; a stream tells
-    how far that is.
     """
-    answer = admitted.answer
-    has_logprobs = body.num_logprobs is not None
-    shape = ChatShape(
-        services.model, services.tokenizer, answer.sources, has_logprobs, admitted.files, admitted.has_tools
-    )
+    if not isinstance(admitted, Admitted):
+        return EventStreamResponse(admitted, state.settings.keepalive_seconds)
     if not body.stream:
-        done, logprobs = await whole_answer(request, answer)
-        return JSONResponse(shape.completion(done, logprobs))
-    events = with_error_event(_events(answer, shape, body.num_choices, body.includes_usage), None)
-    return EventStreamResponse(events, state.settings.keepalive_seconds)
+        done, logprobs = await whole_answer(request, admitted.answer)
+        return JSONResponse(admitted.shape.completion(done, logprobs))
+    return EventStreamResponse(_stream(admitted, body), state.settings.keepalive_seconds)
+
+
+def _stream(admitted: Admitted, body: ChatRequest) -> AsyncGenerator[bytes]:
+    """The chunks on the wire, a failure among them as the last event."""
+    return with_error_event(_events(admitted.answer, admitted.shape, body.num_choices, body.includes_usage), None)
+
+
+def _refused(error: Exception) -> bytes:
+    return event(envelope(error))
 
 
 async def _events(answer: Answer, shape: ChatShape, num_choices: int, include_usage: bool) -> AsyncIterator[bytes]:

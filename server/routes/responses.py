@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse
 from server.chat_fields import FieldRefused
 from server.delivery import while_connected
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.errors import RequestInvalid, is_known
+from server.errors import RequestInvalid, envelope, is_known
 from server.pages import CursorQuery, ListPage, list_page
+from server.patience import patient_stream
 from server.responses.admission import Admission
 from server.responses.background import Running
 from server.responses.errors import NotCancellable
@@ -57,11 +58,17 @@ async def admit_response(
     admission: Annotated[Admission, Depends(admission)],
     services: ServicesDep,
     tenant: TenantDep,
-) -> AsyncIterator[Admitted]:
-    """The response of the body."""
+    state: StateDep,
+) -> AsyncIterator[Admitted | AsyncGenerator[bytes]]:
+    """The response of the body; its stream, where a file of it has to be read first and that may take long."""
     if body.background:
         events, running = await services.background.begin(tenant, admission.respond(body))
         yield Admitted(events, body.stream is True, running)
+        return
+    if body.stream and body.brings_files:
+        patience = state.settings.keepalive_seconds
+        async with patient_stream(admission.respond(body), _framed, _refused, patience) as stream:
+            yield stream
         return
     async with admission.respond(body) as events:
         yield Admitted(events, body.stream is True)
@@ -111,7 +118,9 @@ class InputTokens(BaseModel):
 
 @router.post("", responses=STREAMED)
 async def create_response(
-    request: Request, admitted: Annotated[Admitted, Depends(admit_response)], state: StateDep
+    request: Request,
+    admitted: Annotated[Admitted | AsyncGenerator[bytes], Depends(admit_response)],
+    state: StateDep,
 ) -> Response:
     """Reply to a text or a conversation; with the tool `file_search`, from passages of the files in vector stores.
 
@@ -121,6 +130,8 @@ async def create_response(
     With `background` the reply says that the response is in progress, and it is made whether the client stays or not:
     retrieve it until its status is another, or follow its events.
     """
+    if not isinstance(admitted, Admitted):
+        return EventStreamResponse(admitted, state.settings.keepalive_seconds)
     if admitted.running is not None:
         if not admitted.is_streamed:
             return JSONResponse(admitted.events.opening())
@@ -228,6 +239,13 @@ async def _whole(events: ResponseEvents) -> dict[str, Any]:
         last = each
     response: dict[str, Any] = last["response"]
     return response
+
+
+def _refused(error: Exception) -> bytes:
+    """What kept a response from being made, as an event: there is no response that could have failed."""
+    told = envelope(error)["error"]
+    fields = {"code": told["code"], "message": told["message"], "param": told["param"]}
+    return event({"type": "error", "sequence_number": 0, **fields}, "error")
 
 
 async def _followed(running: Running, after: int) -> AsyncGenerator[bytes]:
