@@ -17,7 +17,7 @@ from server.citations import Citation
 from server.delivery import while_connected, whole_answer, with_error_event
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import UnknownModel, envelope
-from server.inquiry import AnswerDone, AnswerText, ChoiceDone
+from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone
 from server.patience import patient_stream
 from server.replies import Answer
 from server.schemas import STREAMED, error_responses
@@ -96,6 +96,9 @@ async def create_chat_completion(
 
     With `fano.session` the conversation has a name: what of `messages` the session holds is not read again, and its
     tokens are safe on the disk when the reply ends. `messages` is the whole conversation all the same.
+
+    A prompt longer than the window is searched itself for what its last paragraph asks, and read whole; a stream tells
+    how far that is.
     """
     if not isinstance(admitted, Admitted):
         return EventStreamResponse(admitted, state.settings.keepalive_seconds)
