@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from fakes_server import World
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 # The names under which distributions ship it.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -34,6 +35,7 @@ def browsing() -> Iterator[Browser]:
     if path is None:
         pytest.skip(f"no Chromium on this machine: apt-get install chromium, or name one in {VARIABLE}")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
         browser = playwright.chromium.launch(executable_path=path)
         try:
             yield browser
@@ -73,6 +75,9 @@ class Visit:
         data = text.encode() if isinstance(text, str) else text
         self.page.get_by_label("Drop a file here").set_input_files({"name": name, "mimeType": kind, "buffer": data})
         return self.document(name)
+
+
+Visits = Callable[..., AbstractContextManager[tuple[World, Visit]]]
 
 
 @contextmanager

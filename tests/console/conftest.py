@@ -1,12 +1,12 @@
 """One browser for each module, and servers to look at: a scripted engine over a library as it is."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes_console import Visit, browsing, visiting
+from fakes_console import Visit, Visits, browsing, visiting
 from fakes_engine import write_tokenizer
 from fakes_server import World, make_world, serving
 from playwright.sync_api import Browser
@@ -14,8 +14,6 @@ from playwright.sync_api import Browser
 from model.tokenizer import Tokenizer
 from retrieval.embedder import HashEmbedder
 from retrieval.library import Library
-
-Visits = Callable[..., AbstractContextManager[tuple[World, Visit]]]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,9 @@ def visit(browser: Browser, tokenizer: Tokenizer, tmp_path: Path) -> Visits:
 
     @contextmanager
     def visit(path: str = "/", browse: dict[str, Any] | None = None, **changes: Any) -> Iterator[tuple[World, Visit]]:
-        library = Library.open(tmp_path / "library", HashEmbedder(dimension=32))
-        world = make_world(tmp_path / "data", tokenizer, library=library, **changes)
+        if "library" not in changes:
+            changes["library"] = Library.open(tmp_path / "library", HashEmbedder(dimension=32))
+        world = make_world(tmp_path / "data", tokenizer, **changes)
         with serving(world.app) as url, visiting(browser, url, **(browse or {})) as visited:
             visited.open(path)
             yield world, visited
