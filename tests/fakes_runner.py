@@ -39,6 +39,7 @@ class ScriptedRunner:
     saved_bytes = 0
     num_free_blocks = NUM_BLOCKS
     num_shared_blocks = 0
+    workspace_bytes = 0
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.vocab_size = tokenizer.vocab_size

@@ -8,7 +8,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as TokenIds
 from contextlib import ExitStack
 from dataclasses import replace
@@ -385,6 +385,11 @@ class Engine:
         quoted = VerbatimConstraint(request.evidence, self._vocabulary, request.max_spans, request.whole_evidence)
         return VerbatimTranscript(request.sampling, quoted, eos_ids)
 
+    def _pool_bytes(self) -> Mapping[str, int]:
+        """All pools keep the size that they were given, but for what steps need beside them."""
+        held, workspace = self._stats.pool_bytes, self._runner.workspace_bytes
+        return held if held.get("workspace", 0) == workspace else MappingProxyType({**held, "workspace": workspace})
+
     def _publish(self, last_step: StepRecord | None = None) -> None:
         # One assignment of a frozen object: a reader on another thread sees all of it or none.
         self._stats = replace(
@@ -392,6 +397,7 @@ class Engine:
             slots=self._runner.slots,
             blocks=self._runner.blocks,
             num_blocks_shared=self._runner.num_shared_blocks,
+            pool_bytes=self._pool_bytes(),
             saved_bytes=self._runner.saved_bytes,
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,

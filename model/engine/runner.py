@@ -80,6 +80,11 @@ class ModelRunner:
         return self._blocks.num_shared
 
     @property
+    def workspace_bytes(self) -> int:
+        """Bytes that steps hold beside the pools; more after a step that needed more than any before."""
+        return self._model.workspace_bytes
+
+    @property
     def pool_bytes(self) -> dict[str, int]:
         """Bytes of tensors held between two steps, by pool."""
         return {

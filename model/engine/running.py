@@ -29,6 +29,10 @@ class Runner(Memory, Protocol):
     def num_shared_blocks(self) -> int:
         """Key/value blocks that several sequences hold."""
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that steps hold beside the pools."""
+
     def run(self, plan: StepPlan) -> Tensor:
         """Read the planned tokens; logits [rows, V] of each chunk's last ``num_logits`` tokens."""
 

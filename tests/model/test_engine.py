@@ -84,6 +84,21 @@ def test_max_tokens_ends_with_length_and_drops_half_a_character(
     assert events[-1].usage is not None and events[-1].usage.num_completion_tokens == len(ids) - 1
 
 
+def test_the_bill_tells_what_a_step_took_beside_the_pools(engine: Engine, runner: ScriptedRunner) -> None:
+    runner.scripts["a"] = [9] * 50
+    engine.submit(request())
+    engine.step()
+    assert engine.stats().pool_bytes.get("workspace", 0) == 0
+    runner.workspace_bytes = 4096
+    engine.step()
+    assert engine.stats().pool_bytes["workspace"] == 4096
+    # Between two steps somebody has to say so.
+    runner.workspace_bytes = 8192
+    assert engine.stats().pool_bytes["workspace"] == 4096
+    engine.refresh()
+    assert engine.stats().pool_bytes["workspace"] == 8192
+
+
 def test_a_stop_string_across_tokens_is_never_shown(
     engine: Engine, runner: ScriptedRunner, tokenizer: Tokenizer
 ) -> None:

@@ -36,6 +36,11 @@ def test_an_alert_says_what_it_means_and_what_to_do(name: str) -> None:
     assert "$labels.instance" in rule["annotations"]["summary"] and len(rule["annotations"]["action"]) > 60
 
 
+def test_the_page_tells_of_each_alert() -> None:
+    rows = dict(re.findall(r"^\| `(Fano\w+)` \| (\w+) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE))
+    assert rows == {name: rule["labels"]["severity"] for name, rule in ALERTS.items()}
+
+
 def test_each_alert_has_series_that_make_it_fire_rest_and_end() -> None:
     fires = {case.alert for case in CASES if case.fires_at}
     never = {case.alert for case in CASES if not case.fires_at}
