@@ -120,10 +120,7 @@ async function send() {
       if (piece.reading) exchange.wait.textContent = reading(piece.reading);
       if (piece.done) done = piece.done;
     }
-<<<<<<< HEAD
     text = done.text ?? text;
-=======
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
     exchange.wait.remove();
     cite(exchange, text, citations);
     bill(exchange, done, (performance.now() - started) / 1000);

@@ -23,10 +23,7 @@ const GROWS = {
   kv_summaries: "their summaries",
   sessions: "conversations",
   files: "files as sent",
-<<<<<<< HEAD
   responses: "replies that were stored",
-=======
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
 };
 
 let isBusy = () => false;

@@ -28,10 +28,7 @@ export function watch(whenOpen) {
     look();
   });
   news.addEventListener("unready", () => look());
-<<<<<<< HEAD
   window.addEventListener("offline", () => look());
-=======
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
   $("door").addEventListener("submit", async (event) => {
     event.preventDefault();
     const text = $("key").value.trim();

@@ -1,10 +1,6 @@
 // A question to the server and its answer as it comes, whichever route it takes. Yields
-<<<<<<< HEAD
 // {text}, {sources}, {citation}, {reading} (a long prompt being read) and at last {done: {text, found, finish, usage}},
 // whose text is the whole answer where it was told again.
-=======
-// {text}, {sources}, {citation}, {reading} (a long prompt being read) and at last {done: {found, finish, usage}}.
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
 
 import { events, Lost, Refused } from "./api.js";
 import { length } from "./words.js";
@@ -34,11 +30,7 @@ async function* asked(body, signal) {
     else if (name === "error") throw new Refused(200, data.error, null);
     else if (name === "done") {
       isDone = true;
-<<<<<<< HEAD
       yield { done: { text: data.answer, found: data.found, finish: data.finish_reason, usage: data.usage } };
-=======
-      yield { done: { found: data.found, finish: data.finish_reason, usage: data.usage } };
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
     }
   }
   if (!isDone) throw new Lost("the answer broke off");
@@ -58,11 +50,7 @@ async function* chatted(body, signal) {
     }
   }
   if (!isDone) throw new Lost("the answer broke off");
-<<<<<<< HEAD
   yield { done: { text: null, found: null, finish, usage } };
-=======
-  yield { done: { found: null, finish, usage } };
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
 }
 
 /** An annotation in the shape of a citation: its index is where the quotation ends in the answer. */

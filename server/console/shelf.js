@@ -81,12 +81,8 @@ export async function refresh() {
   for (const id of [...shelf.keys()]) if (!ids.has(id)) drop(id);
   const isFirst = shelf.size === 0;
   found.forEach(put);
-<<<<<<< HEAD
   const newest = found.findLast((each) => each.status !== "failed");
   if (isFirst && newest) choose(newest.id, true);
-=======
-  if (isFirst && found.length) choose(found.at(-1).id, true);
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
   empty();
 }
 
@@ -128,11 +124,7 @@ async function paste() {
 
 function arrived(document) {
   put(document);
-<<<<<<< HEAD
   if (document.status !== "failed") choose(document.id, true);
-=======
-  choose(document.id, true);
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
   announce(`${document.name} was taken in.`);
 }
 
@@ -244,11 +236,8 @@ function show(entry) {
   entry.row.dataset.status = view.status;
   entry.row.dataset.answerable = view.answerable;
   entry.open.disabled = view.num_characters === null;
-<<<<<<< HEAD
   entry.box.disabled = view.status === "failed";
   if (entry.box.disabled && chosen.delete(view.id)) entry.box.checked = false;
-=======
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
   entry.steps.hidden = entry.bar.hidden = isDone;
   entry.doing.textContent = isDone ? (progress.note ?? "") : doing(entry);
   entry.doing.hidden = entry.doing.textContent === "";

@@ -48,11 +48,7 @@ function row(session) {
     el("div", { class: "row" },
       act("Go on", () => goOn(name)),
       act("Save", () => save(name)),
-<<<<<<< HEAD
       act("Restore", () => restore(session), { disabled: session.saved_version === null }),
-=======
-      act("Restore", () => restore(session)),
->>>>>>> 0fcb3282e35d646311980ea838df8a2e8dfdaed9
       act("Fork", () => fork(name)),
       act("Delete", () => remove(name))),
   );
