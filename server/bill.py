@@ -59,7 +59,12 @@ class MemoryBill:
     @property
     def host_pools(self) -> dict[str, int]:
         """Host memory by pool, beside the device's."""
-        return {**self.library.host_bytes, "sessions": self.session_bytes, "prompts": self.prompt_bytes}
+        return {
+            **self.library.host_bytes,
+            **self.engine.archive_bytes,
+            "sessions": self.session_bytes,
+            "prompts": self.prompt_bytes,
+        }
 
     @property
     def unaccounted_bytes(self) -> int:

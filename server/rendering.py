@@ -148,7 +148,12 @@ def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
             )
             if usage
             else ResidentBytes(),
-            archive_bytes=ArchiveBytes(text=retrieval.text_bytes, index=retrieval.index_bytes),
+            archive_bytes=ArchiveBytes(
+                kv_archive=usage.kv_archive_bytes if usage else 0,
+                kv_summaries=usage.kv_summary_bytes if usage else 0,
+                text=retrieval.text_bytes,
+                index=retrieval.index_bytes,
+            ),
             start=retrieval.start.value,
             state_capacity_bits=usage.state_capacity_bits if usage else 0,
             state_recall_bits=model.state_recall_bits,

@@ -169,6 +169,7 @@ class Generated:
         choices = tuple(ended[index] for index in range(len(pieces)))
         seconds, bill = time.monotonic() - self._inquiry.started, self._groundwork.bill
         archive_bytes = bill.text_bytes + bill.index_bytes
+        archive_bytes += last.usage.kv_archive_bytes + last.usage.kv_summary_bytes
         self._metrics.finished(choices[0].finish_reason.value, last.usage, seconds, archive_bytes)
         yield AnswerDone(
             choices, found, tuple(citations), last.usage, self._groundwork.bill, self._first_text, self._prompt_logprobs

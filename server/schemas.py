@@ -221,8 +221,11 @@ class ResidentBytes(BaseModel):
 
 
 class ArchiveBytes(BaseModel):
-    """Memory beside the device: the text of the documents asked, and the index that was searched."""
+    """Memory beside the device: keys and values that left the window and the summaries they are chosen by, the text of
+    the documents asked, and the index that was searched."""
 
+    kv_archive: int = 0
+    kv_summaries: int = 0
     text: int = 0
     index: int = 0
 

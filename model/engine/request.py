@@ -85,7 +85,8 @@ class GenerationRequest:
     with ``DeadlineExceeded``. With ``measure_information`` the surprisal of the prompt is summed up. With
     ``surprisals_from`` the usage has that of each token of the prompt from this place on, which is at least 1; no
     checkpoint behind the place is used then, so that nothing of it is missing.
-    ``is_background`` yields to everyone else, and with ``max_tokens`` 0 the prompt is only read: the one event has the
+    Under policy ``archive`` the tokens from position ``select_from`` on select blocks; those before, a document's, are
+    read as under ``window``. ``is_background`` yields to everyone else, and with ``max_tokens`` 0 the prompt is only read: the one event has the
     usage and no token.
     """
 
@@ -105,6 +106,7 @@ class GenerationRequest:
     is_background: bool = False
     constraint: ConstraintMaker | None = None
     continues: bool = False
+    select_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ class TokenLogprob:
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
     """The bill of one finished request, all choices together. Bytes are those of the tensors it held: the most at
-    the end of any of its choices, what choices share counted once. ``surprisals`` are in bits, one for each token from
+    the end of any of its choices, what choices share counted once; ``kv_archive_bytes`` and ``kv_summary_bytes`` are
+    on the host, and not in ``state_capacity_bits``. ``surprisals`` are in bits, one for each token from
     ``surprisals_from`` on, if they were asked for; each is a multiple of 2**-24, as their sum ``information_bits`` is.
     """
 
@@ -148,6 +151,8 @@ class RequestUsage:
     prefix: PrefixOutcome = PrefixOutcome("miss", "empty")
     information_bits: float | None = None
     surprisals: "array[float] | None" = None
+    kv_archive_bytes: int = 0
+    kv_summary_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

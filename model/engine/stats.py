@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 POOL_NAMES = ("weights", "ssm_state", "conv_state", "kv", "workspace")
+ARCHIVE_POOLS = ("kv_archive", "kv_summaries")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,9 @@ class EngineStats:
     ``saved_bytes``, are in host memory. ``num_prefixes`` counts ended requests by result and reason of the look for
     their prompt's beginning, ``num_cached_tokens`` what was found of it, both without those that only read in the
     background; ``checkpoint_bytes`` of ``checkpoint_budget_bytes`` on the host are checkpoints, ``num_checkpoints`` by
-    tier; ``num_checkpoints_lost`` had an anchor and were given up all the same. Counters
+    tier; ``num_checkpoints_lost`` had an anchor and were given up all the same. ``archive_bytes`` are those of host
+    memory for keys and values that left the windows and for their summaries, by the names in ``ARCHIVE_POOLS``,
+    ``archive_disk_bytes`` those of the file beyond it; ``archive_blocks`` by status are in either. Counters
     (``num_*_tokens``, ``num_aborted``, ``num_failed``, ``num_finished``, ``num_preemptions``, ``num_steps``) only grow.
     """
 
@@ -73,6 +76,9 @@ class EngineStats:
     checkpoint_budget_bytes: int = 0
     num_checkpoints: Mapping[str, int] = field(default_factory=dict)
     num_checkpoints_lost: int = 0
+    archive_blocks: PoolCounts = PoolCounts(0, 0)
+    archive_disk_bytes: int = 0
+    archive_bytes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(ARCHIVE_POOLS, 0))
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0
