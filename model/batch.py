@@ -1,13 +1,18 @@
 """The tensors of one step: prompt chunks and decode tokens of several sequences, one after another."""
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+
+
+def _none() -> "array[int]":
+    return array("q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,9 @@ class SequenceChunk:
     ``state_slot`` and ``blocks``. ``blocks`` is the sequence's block table, long enough for these tokens.
     Logits are computed for the last ``num_logits`` tokens. ``is_decode``: the token was drawn and not given, so that
     it may take the fast path of decoding, whose rounding is its own. A prompt's token never does, however its prompt
-    is cut. ``next_ids``: the tokens after the first ones of these, whose surprisal is wanted.
+    is cut. ``next_ids``: the tokens after the first ones of these, whose surprisal is wanted. ``archived`` are the
+    numbers of its blocks in the archive by place, ``select_from`` is the first position that selects among them, and
+    ``leaving`` pairs of a block that leaves the window in this step and its number there.
     """
 
     token_ids: Sequence[int]
@@ -29,6 +36,9 @@ class SequenceChunk:
     num_logits: int = 1
     is_decode: bool = False
     next_ids: Sequence[int] | None = None
+    archived: "array[int]" = field(default_factory=_none)
+    select_from: int = 0
+    leaving: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,8 @@ class Batch:
     token is written to; ``logits_rows``, the rows that need logits, ascending; ``first_positions``,
     ``block_tables`` and ``policies`` have one entry per sequence. The first ``num_decodes`` sequences have one token
     each, and it was drawn. ``next_ids`` [T] is the token after each one, -1 where its surprisal is not wanted; None
-    where none is.
+    where none is. ``archived`` and ``select_from`` have one entry per sequence where any reads under policy ``archive``,
+    and are empty else; ``leaving`` are the pairs of all.
     """
 
     input_ids: Tensor
@@ -53,6 +64,9 @@ class Batch:
     policies: tuple[AttentionPolicy, ...]
     num_decodes: int = 0
     next_ids: Tensor | None = None
+    archived: "tuple[array[int], ...]" = ()
+    select_from: tuple[int, ...] = ()
+    leaving: "array[int]" = field(default_factory=_none)
 
     @property
     def num_tokens(self) -> int:
@@ -81,6 +95,7 @@ class Batch:
             told = [] if chunk.next_ids is None else [*chunk.next_ids]
             next_ids += told + [-1] * (count - len(told))
         slots = [chunk.state_slot for chunk in chunks]
+        has_archive = any(chunk.policy.name is PolicyName.ARCHIVE for chunk in chunks)
         assert len(set(slots)) == len(slots), f"two sequences of one step share a state slot: {slots}"
         return Batch(
             input_ids=_indices(ids, device),
@@ -93,36 +108,9 @@ class Batch:
             policies=tuple(chunk.policy for chunk in chunks),
             num_decodes=num_decodes,
             next_ids=None if all(chunk.next_ids is None for chunk in chunks) else _indices(next_ids, device),
-        )
-
-    def decodes(self) -> "Batch":
-        """The sequences that decode, as a batch of their own."""
-        count = self.num_decodes
-        return Batch(
-            input_ids=self.input_ids[:count],
-            query_start=self.query_start[: count + 1],
-            state_slots=self.state_slots[:count],
-            kv_rows=self.kv_rows[:count],
-            logits_rows=self.logits_rows[self.logits_rows < count],
-            first_positions=self.first_positions[:count],
-            block_tables=self.block_tables[:count],
-            policies=self.policies[:count],
-            num_decodes=count,
-        )
-
-    def prompts(self) -> "Batch":
-        """The other sequences, as a batch of their own."""
-        count = self.num_decodes
-        return Batch(
-            input_ids=self.input_ids[count:],
-            query_start=self.query_start[count:] - count,
-            state_slots=self.state_slots[count:],
-            kv_rows=self.kv_rows[count:],
-            logits_rows=self.logits_rows[self.logits_rows >= count] - count,
-            first_positions=self.first_positions[count:],
-            block_tables=self.block_tables[count:],
-            policies=self.policies[count:],
-            next_ids=None if self.next_ids is None else self.next_ids[count:],
+            archived=tuple(chunk.archived for chunk in chunks) if has_archive else (),
+            select_from=tuple(chunk.select_from for chunk in chunks) if has_archive else (),
+            leaving=array("q", [each for chunk in chunks for each in chunk.leaving]),
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.errors import CheckpointNotFound, ConfigInvalid
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
-from model.tiles import padded_shape
+from model.tiles import SUMMARY_ROWS, padded_shape
 
 FLOAT32_BYTES = 4
 
@@ -233,6 +233,16 @@ class ModelConfig:
         """Bytes of keys and values that one token leaves in all attention layers."""
         return 2 * self.num_attention_layers * self.kv_size * dtype.kept.num_bytes
 
+    def archive_bytes_per_block(self, dtype: Dtype) -> tuple[int, int]:
+        """Bytes of the keys and values, and of the summary, of one block that left the window."""
+        summary = self.num_attention_layers * self.kv_size * SUMMARY_ROWS * dtype.kept.num_bytes
+        return BLOCK_TOKENS * self.kv_bytes_per_token(dtype), summary
+
+    def num_archive_blocks(self, dtype: Dtype, memory_bytes: int, disk_bytes: int) -> tuple[int, int]:
+        """Blocks that fit into ``memory_bytes`` with their summaries, and into ``disk_bytes``."""
+        block, summary = self.archive_bytes_per_block(dtype)
+        return (memory_bytes // (block + summary), disk_bytes // block) if block else (0, 0)
+
     @property
     def ssm_state_bytes(self) -> int:
         """Bytes of the scan state of one sequence (float32), whatever its length."""
@@ -273,7 +283,9 @@ class EngineConfig:
     A step reads at most ``prefill_chunk_tokens`` of prompts. Beside streams it reads ``mixed_chunk_tokens`` at most,
     and no more often than leaves the streams all but ``prefill_share`` of the time. ``saved_bytes`` is the host memory
     that preempted requests may take, ``session_bytes`` what checkpoints and named sessions may;
-    ``num_checkpoint_slots`` more state slots hold checkpoints on the device.
+    ``num_checkpoint_slots`` more state slots hold checkpoints on the device. Under policy ``archive`` what leaves the
+    windows may take ``archive_bytes`` of host memory, and then ``archive_disk_bytes`` of a file without a name in
+    ``archive_directory``, or where temporary files go.
     """
 
     num_slots: int = 8
@@ -287,10 +299,18 @@ class EngineConfig:
     prefill_share: float = 0.5
     saved_bytes: int = 1 << 30
     session_bytes: int = 1 << 30
+    archive_bytes: int = 2 << 30
+    archive_disk_bytes: int = 8 << 30
+    archive_directory: Path | None = None
     max_waiting: int = 64
     device: str = "cpu"
     num_threads: int = 1
     kernels: str | None = None
+
+    @property
+    def has_archive(self) -> bool:
+        """Whether requests may read under policy ``archive``: on the CPU, where what left the window is at hand."""
+        return self.device == "cpu"
 
     def policy_for(self, model: ModelConfig) -> AttentionPolicy:
         """The attention policy requests run under unless they choose their own."""
@@ -308,7 +328,8 @@ class EngineConfig:
             raise ConfigInvalid("mixed_chunk_tokens", self.mixed_chunk_tokens, expected, "change one of them")
         if not 0 < self.prefill_share < 1:
             raise ConfigInvalid("prefill_share", self.prefill_share, "more than 0 and less than 1", "0.5 is fair")
-        for key in ("max_waiting", "saved_bytes", "session_bytes", "num_checkpoint_slots"):
+        sizes = ("saved_bytes", "session_bytes", "archive_bytes", "archive_disk_bytes")
+        for key in ("max_waiting", "num_checkpoint_slots", *sizes):
             if getattr(self, key) < 0:
                 raise ConfigInvalid(key, getattr(self, key), "at least 0", f"raise {key}")
         if self.num_blocks is not None and self.num_blocks < 1:
@@ -329,8 +350,8 @@ def _fano_entry(values: Mapping[str, object]) -> tuple[AttentionPolicy, ReadingU
     if entry is None:
         return AttentionPolicy(), ReadingUnit.PASSAGES
     if not isinstance(entry, Mapping):
-        raise ConfigInvalid("fano", entry, "an object with policy, sinks, window and reads", "correct config.json")
-    unknown = sorted(set(entry) - {"policy", "sinks", "window", "reads", "recall_bits"})
+        raise ConfigInvalid("fano", entry, "an object with policy, sinks, window, select and reads", "correct config.json")
+    unknown = sorted(set(entry) - {"policy", "sinks", "window", "select", "reads", "recall_bits"})
     if unknown:
         raise ConfigInvalid(f"fano.{unknown[0]}", entry[unknown[0]], "no such key", "remove it from config.json")
     name = entry.get("policy")
@@ -342,8 +363,9 @@ def _fano_entry(values: Mapping[str, object]) -> tuple[AttentionPolicy, ReadingU
     default = AttentionPolicy()
     sinks = _integer(entry, "sinks", default=default.sinks, least=0)
     window = _integer(entry, "window", default=default.window)
+    select = _integer(entry, "select", default=default.select)
     try:
-        return AttentionPolicy(PolicyName(str(name)), sinks, window), ReadingUnit(str(reads))
+        return AttentionPolicy(PolicyName(str(name)), sinks, window, select), ReadingUnit(str(reads))
     except ValueError as error:
         raise ConfigInvalid("fano", dict(entry), str(error), "correct config.json") from error
 

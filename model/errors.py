@@ -47,8 +47,10 @@ class PromptTooLong(RequestRefused):
 class NeverFits(RequestRefused):
     """The request needs more of a pool than the whole pool has, so that waiting would not help."""
 
-    def __init__(self, param: str, pool: str, needed: int, capacity: int, remedy: str) -> None:
-        super().__init__(f"the request needs {needed} units of pool {pool!r}, which has {capacity}; {remedy}")
+    def __init__(
+        self, param: str, pool: str, needed: int, capacity: int, remedy: str, unit: str = "units"
+    ) -> None:
+        super().__init__(f"the request needs {needed} {unit} of pool {pool!r}, which has {capacity}; {remedy}")
         self.param = param
         self.pool = pool
         self.needed = needed
@@ -145,6 +147,20 @@ class PoolExhausted(ModelError):
         self.needed = needed
         self.free = free
         self.total = total
+
+
+class ArchiveFull(ModelError):
+    """The archive of keys and values has no room, and nobody who could make some without being named."""
+
+    def __init__(self, needed_bytes: int, total_bytes: int, used_bytes: int) -> None:
+        super().__init__(
+            f"pool 'kv_archive' has {total_bytes - used_bytes} of {total_bytes} bytes free, {needed_bytes} more were "
+            "needed; save or delete named sessions, ask again when fewer requests run, or raise FANO_ARCHIVE_BYTES or "
+            "FANO_ARCHIVE_DISK_BYTES"
+        )
+        self.needed_bytes = needed_bytes
+        self.total_bytes = total_bytes
+        self.used_bytes = used_bytes
 
 
 class HostBudgetExceeded(ModelError):

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.cache.block_pool import TORCH_DTYPES, BlockPool
+from model.cache.kv_archive import KvArchive
 from model.cache.state_pool import StatePool
 from model.config import Dtype, LayerKind, ModelConfig
 from model.huge_pages import zeros
 from model.kernels import Kernels
+from model.kernels.selection import ArchivedLayer
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
 from model.layers.mamba import MambaMixer
@@ -153,7 +155,7 @@ class HybridLM(Parameterised):
             else:
                 memory = (blocks.keys[num_attention], blocks.values[num_attention])
                 num_attention += 1
-            x = layer(x, memory, batch)
+            x = layer(x, memory, batch, blocks.archive if batch.archived else None)
         rows = self.final_norm(x[batch.logits_rows])
         surprisal = None if batch.next_ids is None else self._surprisals(x, batch.next_ids)
         return Reading(self.logits(rows), rows, surprisal)
@@ -173,14 +175,27 @@ class HybridLayer(Parameterised):
 
     def __init__(self, config: ModelConfig, index: int, kind: LayerKind, kernels: Kernels, dtype: torch.dtype) -> None:
         self.mixer_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        num_before = config.layer_kinds[:index].count(LayerKind.ATTENTION)
         self.mixer = (
-            MambaMixer(config, kernels, dtype) if kind is LayerKind.MAMBA else SparseAttention(config, kernels, dtype)
+            MambaMixer(config, kernels, dtype)
+            if kind is LayerKind.MAMBA
+            else SparseAttention(config, kernels, dtype, num_before)
         )
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.ffn = (ExpertFeedForward if config.has_experts(index) else GatedFeedForward)(config, kernels, dtype)
 
-    def __call__(self, x: Tensor, memory: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-        """[T, D] float32 -> the same ``x``, mutated. ``memory`` is this layer's part of the state or block pool."""
-        x += self.mixer(self.mixer_norm(x), *memory, batch)
+    def __call__(
+        self, x: Tensor, memory: tuple[Tensor, Tensor], batch: Batch, archive: KvArchive | None = None
+    ) -> Tensor:
+        """[T, D] float32 -> the same ``x``, mutated. ``memory`` is this layer's part of the state or block pool;
+        ``archive`` is there where somebody reads under that policy."""
+        normed = self.mixer_norm(x)
+        if isinstance(self.mixer, MambaMixer) or archive is None:
+            x += self.mixer(normed, *memory, batch)
+        else:
+            layer = ArchivedLayer(
+                *archive.keys_values, archive.summaries, self.mixer.index, batch.archived, batch.select_from
+            )
+            x += self.mixer(normed, *memory, batch, layer)
         x += self.ffn(self.ffn_norm(x))
         return x

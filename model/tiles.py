@@ -37,6 +37,12 @@ ROUND_ROWS = 64
 FEW_ROWS = (STABLE_ROWS, 32)
 
 
+# Rows that sum a block of keys up for each key head: see kernels/selection.py.
+SUMMARY_ROWS = 2
+
+# Most blocks that a token may select, so that the lists of a tile of tokens stay small: 64K tokens of them.
+MOST_SELECTED = 1024
+
 # Outputs of a matrix that lie together for the native kernels: see kernels/native/product.h.
 STRIP_ROWS = 16
 

@@ -20,6 +20,7 @@ from model.kernels.arguments import (
     NativeStep,
     array_of,
     as_array,
+    native_archive,
     native_span,
 )
 from model.kernels.crew import CrewSize
@@ -96,7 +97,12 @@ class WholeStep:
         tables = [as_array(table) for table in batch.block_tables]
         places = list(zip(batch.first_positions, batch.policies, tables, strict=True))
         sequences = array_of(DecodedSequence, num_decodes)(*(_sequence(*place) for place in places[:num_decodes]))
-        spans = array_of(AttendedSpan, len(places))(*map(native_span, tables, batch.first_positions, batch.policies))
+        stands = tables, batch.first_positions, batch.policies
+        archive = None
+        if batch.archived:
+            archive = native_archive(*blocks.archive.keys_values, blocks.archive.summaries, batch.leaving)
+            stands = *stands, batch.archived, batch.select_from
+        spans = array_of(AttendedSpan, len(places))(*map(native_span, *stands))
         step = NativeStep(
             num_tokens=num_tokens,
             num_sequences=len(places),
@@ -118,6 +124,7 @@ class WholeStep:
             x=_address(x),
             hidden=_address(hidden),
             logits=_address(logits),
+            archive=None if archive is None else ctypes.addressof(archive),
         )
         with self._crew.chosen(num_tokens) as num_threads:
             self._workspace = self._step(self._weights, step, num_threads, self._workspace)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from model.errors import (
+    ArchiveFull,
     ChatTemplateMissing,
     ChatTemplateRejected,
     ConstraintFailed,
@@ -288,6 +289,7 @@ TABLE: Mapping[type[Exception], Row] = {
     SessionStorageFull: Row(507, "server_error", "session_storage_full"),
     PromptMemoryFull: Row(507, "server_error", "prompt_memory_full"),
     HostBudgetExceeded: Row(507, "server_error", "session_memory_full"),
+    ArchiveFull: Row(507, "server_error", "archive_full"),
 }
 UNEXPECTED = Row(500, "server_error", "internal_error")
 

@@ -50,7 +50,13 @@ class Forecaster:
         self._model = model
         self._chunk_tokens = engine.prefill_chunk_tokens
         self._admission = Admission(
-            model.vocab_size, engine.max_context_tokens, plan.num_slots, plan.num_blocks, engine.prefill_chunk_tokens
+            model.vocab_size,
+            engine.max_context_tokens,
+            plan.num_slots,
+            plan.num_blocks,
+            engine.prefill_chunk_tokens,
+            plan.num_archive_blocks,
+            plan.bytes_per_archived_block,
         )
 
     def forecast(self, request: GenerationRequest, stats: EngineStats) -> Forecast:

@@ -11,6 +11,7 @@ from transformers import JambaConfig, JambaForCausalLM
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool, BlockTable
+from model.cache.kv_archive import KvArchive
 from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.hybrid import HybridLM
@@ -20,6 +21,7 @@ from model.policy import AttentionPolicy
 from model.weights import load_weights
 
 VOCAB_SIZE = 97
+ARCHIVE_BYTES = 1 << 22
 
 # Every kind of checkpoint the layout allows for, as what it has beyond the common geometry.
 CHECKPOINT_KINDS: dict[str, dict[str, object]] = {
@@ -101,11 +103,12 @@ class Reader:
     def __init__(self, model: HybridLM, num_slots: int = 4, num_blocks: int = 32) -> None:
         self.model = model
         self.states = StatePool(model.config, num_slots)
-        self.blocks = BlockPool(model.config, num_blocks, model.dtype)
+        self.archive = KvArchive(model.config, model.dtype, ARCHIVE_BYTES)
+        self.blocks = BlockPool(model.config, num_blocks, model.dtype, archive=self.archive)
 
-    def open(self, policy: AttentionPolicy | None = None) -> "OpenSequence":
+    def open(self, policy: AttentionPolicy | None = None, select_from: int = 0) -> "OpenSequence":
         """A fresh sequence under ``policy``, the checkpoint's own where it is None."""
-        return OpenSequence(self, self.model.config.policy if policy is None else policy)
+        return OpenSequence(self, self.model.config.policy if policy is None else policy, select_from)
 
     def step(self, parts: Sequence[tuple["OpenSequence", Sequence[int]]]) -> list[Tensor]:
         """One step over the next tokens of several sequences; the logits of all their tokens, per sequence."""
@@ -118,8 +121,8 @@ class Reader:
 class OpenSequence:
     """A state slot and a block table, and how many tokens they hold."""
 
-    def __init__(self, reader: Reader, policy: AttentionPolicy) -> None:
-        self.reader, self.policy = reader, policy
+    def __init__(self, reader: Reader, policy: AttentionPolicy, select_from: int = 0) -> None:
+        self.reader, self.policy, self.select_from = reader, policy, select_from
         self.slot = reader.states.allocate()
         self.table = BlockTable(reader.blocks)
         self.num_tokens = 0
@@ -131,7 +134,11 @@ class OpenSequence:
         self.table.release_hidden(self.policy, first)
         self.num_tokens += len(ids)
         self.table.prepare(first, self.num_tokens)
-        return SequenceChunk(ids, first, self.slot, self.table.blocks, self.policy, len(ids), is_decode)
+        leaving = self.table.leave(self.policy, self.num_tokens)
+        archived = self.table.archive.numbers, self.select_from, leaving
+        return SequenceChunk(
+            ids, first, self.slot, self.table.blocks, self.policy, len(ids), is_decode, None, *archived
+        )
 
     def read(self, ids: Sequence[int], splits: Sequence[int] = ()) -> Tensor:
         """Logits of all ``ids``, read in chunks that end at ``splits`` and at the end."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable
+from types import MappingProxyType
 
 import torch
 from fakes_model import TINY_CONFIG
@@ -37,6 +38,9 @@ class ScriptedRunner:
     without end, and saving is a note."""
 
     saved_bytes = 0
+    archive_blocks = PoolCounts(0, 0)
+    archive_bytes = MappingProxyType({"kv_archive": 0, "kv_summaries": 0})
+    archive_disk_bytes = 0
     num_free_blocks = NUM_BLOCKS
     num_shared_blocks = 0
     workspace_bytes = 0
@@ -77,6 +81,9 @@ class ScriptedRunner:
                 row[script[place] if place < len(script) else 2] = 50.0
                 rows.append(row)
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+
+    def starved(self, plan: StepPlan) -> None:
+        return None
 
     def fork(self, sequence: Sequence, forks: Collection[Sequence]) -> None:
         assert sequence in self.held
@@ -161,7 +168,7 @@ def build(
 
 
 REQUEST_FIELDS = ("evidence", "policy", "max_spans", "num_choices", "tenant", "max_seconds", "keep")
-REQUEST_FIELDS += ("measure_information", "surprisals_from", "is_background")
+REQUEST_FIELDS += ("measure_information", "surprisals_from", "is_background", "select_from")
 
 
 def request(name: str = "a", prompt: Iterable[int] = (1, 9, 9), **changes: object) -> GenerationRequest:

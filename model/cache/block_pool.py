@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 import torch
 
+from model.cache.archive_table import ArchiveTable
 from model.cache.host_copies import HostCopies
+from model.cache.kv_archive import ArchivedBlock, KvArchive
 from model.cache.snapshot import BlockContent
 from model.config import Dtype, ModelConfig
 from model.errors import PoolExhausted
@@ -29,7 +31,15 @@ class BlockPool:
     alone, which can be given up, and are neither free nor used.
     """
 
-    def __init__(self, config: ModelConfig, num_blocks: int, dtype: Dtype, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        dtype: Dtype,
+        device: str = "cpu",
+        archive: KvArchive | None = None,
+    ) -> None:
+        """``archive`` is where blocks go that leave the windows; without it nobody may read under that policy."""
         shape = (config.num_attention_layers, num_blocks, BLOCK_TOKENS, config.num_kv_heads, config.head_width)
         # Zeros, not uninitialised memory: the unused tail of a block must not hold NaN. Written and not only promised:
         # pages that are touched later could be refused later.
@@ -46,6 +56,9 @@ class BlockPool:
         # Host memory that holds the same as a full block, as long as somebody has it: it is copied once.
         self._copies = weakref.WeakValueDictionary[int, BlockContent]()
         self._host = HostCopies.of(device)
+        self.archive = KvArchive(config, dtype) if archive is None else archive
+        # What a full block is in the archive, as long as somebody has it there: it is copied once, too.
+        self._archived = weakref.WeakValueDictionary[int, ArchivedBlock]()
 
     @property
     def num_free(self) -> int:
@@ -79,6 +92,7 @@ class BlockPool:
         for block in taken:
             self._references[block] = 1
             self._copies.pop(block, None)
+            self._archived.pop(block, None)
         return taken
 
     def share(self, blocks: Iterable[int], is_cached: bool = False) -> None:
@@ -134,6 +148,25 @@ class BlockPool:
             self._copies[block] = content
         return content
 
+    def num_unarchived(self, blocks: Iterable[int]) -> int:
+        """How many of ``blocks`` the archive does not have."""
+        return sum(block not in self._archived for block in blocks)
+
+    def archive_places(self, blocks: Iterable[int]) -> tuple[list[ArchivedBlock], list[int]]:
+        """Where in the archive the full ``blocks`` are or are to be; and of the latter, pairs of the block and the
+        number that it is to be copied to. Raises ArchiveFull, then nothing was taken."""
+        wanted = list(blocks)
+        made = iter(self.archive.allocate(self.num_unarchived(wanted)))
+        places: list[ArchivedBlock] = []
+        leaving: list[int] = []
+        for block in wanted:
+            place = self._archived.get(block)
+            if place is None:
+                place = self._archived[block] = next(made)
+                leaving += (block, place.number)
+            places.append(place)
+        return places, leaving
+
     def settle(self) -> None:
         """Wait for what was copied to the host. Idempotent."""
         self._host.settle()
@@ -175,13 +208,20 @@ class BlockTable:
     checkpoint ``is_cached`` and is never written to.
     """
 
-    def __init__(self, pool: BlockPool, blocks: Iterable[int] = (), is_cached: bool = False) -> None:
-        """``blocks`` are entries whose references become this table's."""
+    def __init__(
+        self,
+        pool: BlockPool,
+        blocks: Iterable[int] = (),
+        is_cached: bool = False,
+        archive: ArchiveTable | None = None,
+    ) -> None:
+        """``blocks`` are entries whose references become this table's; ``archive`` is what left the window."""
         # 64-bit integers in one piece, which a native step reads where they lie: a step must not cost the length.
         self.blocks = array("q", blocks)
         self.num_held = len(self.blocks) - self.blocks.count(RELEASED)
         self.pool = pool
         self.is_cached = is_cached
+        self.archive = ArchiveTable(pool.archive, is_cached) if archive is None else archive
         self._num_scanned = 0
 
     @property
@@ -202,7 +242,7 @@ class BlockTable:
     def fork(self, is_cached: bool = False) -> "BlockTable":
         """A table of the same tokens that shares every block, ``is_cached`` for a checkpoint."""
         self.pool.share((block for block in self.blocks if block != RELEASED), is_cached)
-        fork = BlockTable(self.pool, self.blocks, is_cached)
+        fork = BlockTable(self.pool, self.blocks, is_cached, self.archive.fork(is_cached))
         fork._num_scanned = self._num_scanned
         return fork
 
@@ -224,6 +264,22 @@ class BlockTable:
         self.blocks.extend(taken[len(shared) :])
         self.num_held += len(taken) - len(shared)
 
+    def num_leaving(self, policy: AttentionPolicy, end: int) -> int:
+        """Blocks that ``leave(policy, end)`` would take from the archive."""
+        places = self.archive.places_leaving(policy, end)
+        present = self.blocks[places.start : places.stop]
+        return self.pool.num_unarchived(present) + len(places) - len(present)
+
+    def leave(self, policy: AttentionPolicy, end: int) -> list[int]:
+        """Take places in the archive for what leaves the window when everything before ``end`` is read: pairs of a
+        block and the number it must be copied to while that is read. Raises ArchiveFull, then nothing was taken."""
+        places = self.archive.places_leaving(policy, end)
+        if not places:
+            return []
+        found, leaving = self.pool.archive_places(self.blocks[places.start : places.stop])
+        self.archive.extend(policy.sinks // BLOCK_TOKENS, found)
+        return leaving
+
     def release_hidden(self, policy: AttentionPolicy, next_position: int) -> int:
         """Give back the blocks that no token from ``next_position`` on sees; returns how many."""
         if policy.name is PolicyName.FULL:
@@ -240,6 +296,7 @@ class BlockTable:
     def free(self) -> None:
         """Give back every block; the table is then that of an empty sequence."""
         self.pool.free((block for block in self.blocks if block != RELEASED), self.is_cached)
+        self.archive.free()
         self.blocks = array("q")
         self.num_held = 0
         self._num_scanned = 0

@@ -1,11 +1,12 @@
 """What was kept of a text that was read, and where in the tiers it is."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from model.cache.held import Held
+from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.prefix_tree import PrefixNode
 from model.cache.snapshot import Snapshot
@@ -16,7 +17,8 @@ from model.cache.state_pool import StatePool
 class Checkpoint:
     """The memory of the first ``node.depth`` tokens of a text: on the device (``held``) or on the host (``snapshot``).
 
-    ``touched`` orders checkpoints by their last use. ``hidden`` [D] and ``information_bits`` are as in ``Snapshot``.
+    ``touched`` orders checkpoints by their last use. ``hidden`` [D], ``information_bits`` and
+    ``selected_from`` are as in ``Snapshot``.
     """
 
     tree: Hashable
@@ -27,6 +29,7 @@ class Checkpoint:
     snapshot: Snapshot | None = None
     hidden: Tensor | None = None
     information_bits: float | None = None
+    selected_from: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -38,7 +41,15 @@ class Checkpoint:
         if self.snapshot is not None:
             return self.snapshot
         assert self.held is not None, "a checkpoint is on the device or on the host"
-        return self.held.snapshot(states, self.num_tokens, self.hidden, self.information_bits)
+        return self.held.snapshot(states, self.num_tokens, self.hidden, self.information_bits, self.selected_from)
+
+    @property
+    def archive_numbers(self) -> Sequence[int]:
+        """Its blocks in the archive."""
+        if self.held is not None:
+            return self.held.table.archive.numbers
+        assert self.snapshot is not None, "a checkpoint is on the device or on the host"
+        return [block.number for block in self.snapshot.archive if isinstance(block, ArchivedBlock)]
 
 
 @dataclass(slots=True, eq=False)

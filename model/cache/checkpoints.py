@@ -9,16 +9,17 @@ when others go; only if nothing but anchored ones is left is one given up, which
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from model.cache.block_pool import BlockPool
 from model.cache.checkpoint import Anchor, Checkpoint
 from model.cache.held import Held, bring_back
+from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.prefix_tree import PrefixNode, PrefixTree
-from model.cache.snapshot import Snapshot
+from model.cache.snapshot import BlockContent, Snapshot
 from model.cache.state_pool import StatePool
 from model.errors import HostBudgetExceeded
 
@@ -79,12 +80,23 @@ class Checkpoints:
 
     # Looking up and keeping.
 
-    def find(self, tree: Hashable, token_ids: Sequence[int], needs_information: bool = False) -> Found:
-        """The deepest checkpoint from which the text can be read on."""
+    def find(
+        self,
+        tree: Hashable,
+        token_ids: Sequence[int],
+        needs_information: bool = False,
+        selected_from: Callable[[int], int | None] = lambda _: None,
+    ) -> Found:
+        """The deepest checkpoint from which the text can be read on. ``selected_from`` says of a number of tokens where
+        among them selection must have begun."""
         if tree not in self._trees:
             return Found(None, 0, "empty")
         match = self._trees[tree].match(token_ids)
-        kept = [node.kept for node in match.kept if node.kept is not None]
+        kept = [
+            node.kept
+            for node in match.kept
+            if node.kept is not None and node.kept.selected_from == selected_from(node.depth)
+        ]
         # After the whole text there is no token left to read, so the row that draws the next one must be known.
         usable = [each for each in kept if each.num_tokens < len(token_ids) or each.hidden is not None]
         informed = [each for each in usable if each.information_bits is not None]
@@ -119,12 +131,18 @@ class Checkpoints:
         place: Place,
         hidden: Tensor | None = None,
         information_bits: float | None = None,
+        selected_from: int | None = None,
     ) -> None:
-        """Keep what was remembered after the first ``num_tokens``; ``held`` is a checkpoint's and now belongs here."""
+        """Keep what was remembered after the first ``num_tokens``; ``held`` is a checkpoint's and now belongs here.
+
+        Of two that selected from different places on, the later stays.
+        """
         node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, num_tokens)
+        if node.kept is not None and node.kept.selected_from != selected_from:
+            self._withdraw(node.kept)
         known = node.kept
         if known is None:
-            known = node.kept = Checkpoint(tree, node, place, 0, held, None, hidden, information_bits)
+            known = node.kept = Checkpoint(tree, node, place, 0, held, None, hidden, information_bits, selected_from)
             self._resident.append(known)
         else:
             if known.held is not None:
@@ -138,13 +156,17 @@ class Checkpoints:
         self._touch(known)
 
     def keep_snapshot(self, tree: Hashable, token_ids: Sequence[int], snapshot: Snapshot, place: Place) -> bool:
-        """Keep a snapshot in host memory; False where the budget has no room for it."""
+        """Keep a snapshot, all in this engine's memory, on the host; False where the budget has no room for it."""
         known = next((each for each in self.path(tree, token_ids) if each.num_tokens == snapshot.num_tokens), None)
+        if known is not None and known.selected_from != snapshot.selected_from:
+            self._drop(known)
+            known = None
         if known is None:
             if not self._make_host_room(snapshot, self._protected()):
                 return False
             node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, snapshot.num_tokens)
-            known = Checkpoint(tree, node, place, 0, None, None, snapshot.hidden, snapshot.information_bits)
+            told = snapshot.hidden, snapshot.information_bits, snapshot.selected_from
+            known = Checkpoint(tree, node, place, 0, None, None, *told)
             node.kept = known
             self._enter_host(known, snapshot)
         self._touch(known)
@@ -160,6 +182,35 @@ class Checkpoints:
             if not candidates:
                 return
             self._step_down(candidates, lacks_blocks and not lacks_slots)
+
+    def make_archive_room(self, num_blocks: int) -> bool:
+        """Give up checkpoints that nobody holds on to until the archive has so much room; False where it has not even
+        then. A block goes with the last that refers to it; what was used longest ago goes first."""
+        archive = self._blocks.archive
+        if archive.secure(num_blocks):
+            return True
+        protected = self._protected()
+        victims = [each for each in (*self._resident, *self._on_host) if id(each) not in protected]
+        for victim in sorted(victims, key=lambda each: each.touched):
+            if any(number >= 0 for number in victim.archive_numbers):
+                self._drop(victim)
+                if archive.secure(num_blocks):
+                    return True
+        return False
+
+    @property
+    def num_archived_protected(self) -> int:
+        """Blocks of the archive that stay whatever room is wanted: of named sessions that are not saved."""
+        protected = self._protected()
+        return len(
+            {
+                number
+                for each in (*self._resident, *self._on_host)
+                if id(each) in protected
+                for number in each.archive_numbers
+                if number >= 0
+            }
+        )
 
     # Paths with names.
 
@@ -212,10 +263,12 @@ class Checkpoints:
     def admit(self, tree: Hashable, token_ids: Sequence[int], snapshots: Iterable[Snapshot]) -> int:
         """Take snapshots of prefixes of ``token_ids`` into host memory; bytes that this takes.
 
-        Raises HostBudgetExceeded; those before the one without room stay.
+        Raises HostBudgetExceeded or ArchiveFull; those before the one without room stay.
         """
         before = self._snapshot_bytes
-        for snapshot in snapshots:
+        archived: dict[int, tuple[BlockContent, ArchivedBlock]] = {}
+        for apart in snapshots:
+            snapshot = self._archived(apart, archived)
             added = self._added_bytes(snapshot)
             if not self.keep_snapshot(tree, token_ids, snapshot, Place.RESTORED):
                 raise HostBudgetExceeded(added, self.budget_bytes, self._snapshot_bytes)
@@ -250,6 +303,16 @@ class Checkpoints:
         held = Counter(id(anchor.node) for anchor in self._anchors.values())
         counted = {id(node): node.num_anchors for tree in self._trees.values() for node in tree.nodes()}
         assert all(counted[node] == count for node, count in held.items()), "anchors are counted wrongly"
+
+    def _archived(self, snapshot: Snapshot, known: dict[int, tuple[BlockContent, ArchivedBlock]]) -> Snapshot:
+        """The snapshot with what left its window in the archive; ``known`` are contents that are there already."""
+        apart = [block for block in snapshot.archive if isinstance(block, BlockContent) and id(block) not in known]
+        if apart and not self.make_archive_room(len(apart)):
+            raise self._blocks.archive.full(len(apart))
+        for block in apart:
+            known[id(block)] = block, self._blocks.archive.put(block.keys, block.values)
+        blocks = [known[id(block)][1] if isinstance(block, BlockContent) else block for block in snapshot.archive]
+        return replace(snapshot, archive=tuple(blocks))
 
     # Tiers.
 
@@ -335,15 +398,20 @@ class Checkpoints:
 
     def _drop(self, checkpoint: Checkpoint) -> None:
         """Give a checkpoint up for good."""
+        self._withdraw(checkpoint)
+        node = checkpoint.node
+        node.was_kept = True
+        self._prune(checkpoint.tree, node)
+
+    def _withdraw(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint from its node."""
         if checkpoint.held is not None:
             checkpoint.held.free(self._states)
             checkpoint.held = None
             self._resident.remove(checkpoint)
         else:
             self._leave_host(checkpoint)
-        node = checkpoint.node
-        node.kept, node.was_kept = None, True
-        self._prune(checkpoint.tree, node)
+        checkpoint.node.kept = None
 
     def _prune(self, tree: Hashable, node: PrefixNode[Checkpoint]) -> None:
         self._trees[tree].prune(node)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.cache.archive_table import ArchiveTable
 from model.cache.block_pool import RELEASED, BlockPool, BlockTable
+from model.cache.kv_archive import ArchivedBlock
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
 from model.errors import PoolExhausted
@@ -45,6 +47,7 @@ class Held:
         num_tokens: int,
         hidden: Tensor | None = None,
         information_bits: float | None = None,
+        selected_from: int | None = None,
     ) -> Snapshot:
         """A copy in host memory of what was remembered after ``num_tokens``; the pools keep what they hold.
 
@@ -63,11 +66,17 @@ class Held:
             },
             hidden=hidden,
             information_bits=information_bits,
+            archive=tuple(self.table.archive.blocks),
+            archive_place=self.table.archive.first_place,
+            selected_from=selected_from,
         )
 
 
 def bring_back(snapshot: Snapshot, states: StatePool, pool: BlockPool) -> Held:
-    """What holds the same as ``snapshot``, for a sequence. Raises PoolExhausted, then nothing was taken."""
+    """What holds the same as ``snapshot``, for a sequence. Raises PoolExhausted, then nothing was taken.
+
+    What left its window is in the archive: see :meth:`model.cache.checkpoints.Checkpoints.admit`.
+    """
     if states.num_free == 0:
         raise PoolExhausted("state", 1, 0, states.num_slots)
     states.settle()
@@ -81,4 +90,8 @@ def bring_back(snapshot: Snapshot, states: StatePool, pool: BlockPool) -> Held:
     for place in sorted(snapshot.blocks):
         places[place] = next(blocks)
         pool.fill(places[place], snapshot.blocks[place], is_full=place < num_full)
-    return Held(slot, BlockTable(pool, places))
+    archive = ArchiveTable(pool.archive)
+    archived = [block for block in snapshot.archive if isinstance(block, ArchivedBlock)]
+    assert len(archived) == len(snapshot.archive), "what left the window is not in the archive"
+    archive.extend(snapshot.archive_place, archived)
+    return Held(slot, BlockTable(pool, places, archive=archive))

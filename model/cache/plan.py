@@ -28,7 +28,9 @@ class MemoryPlan:
     temporaries of one step: prompt chunks of ``prefill_chunk_tokens`` and one token of every slot, with the logits of
     every slot and of a chunk whose log probabilities are wanted. ``saved_bytes`` is not on the device: host memory for
     preempted requests, and ``session_bytes`` for checkpoints and sessions, taken when it is needed.
-    ``bytes_per_sequence`` is what one sequence holds at the full context under the engine's policy.
+    ``bytes_per_sequence`` is what one sequence holds at the full context under the engine's policy. A token that left
+    the window of policy ``archive`` takes ``archive_bytes_per_token`` and ``summary_bytes_per_token`` of the host; there
+    is room for ``num_archive_blocks`` blocks of them in ``archive_bytes`` of memory and ``archive_disk_bytes`` of disk.
     """
 
     num_slots: int
@@ -42,6 +44,12 @@ class MemoryPlan:
     saved_bytes: int
     session_bytes: int
     bytes_per_sequence: int
+    archive_bytes: int
+    archive_disk_bytes: int
+    num_archive_blocks: int
+    bytes_per_archived_block: int
+    archive_bytes_per_token: float
+    summary_bytes_per_token: float
 
     @staticmethod
     def of(model: ModelConfig, engine: EngineConfig) -> "MemoryPlan":
@@ -52,6 +60,8 @@ class MemoryPlan:
         num_blocks = engine.num_slots * per_sequence if engine.num_blocks is None else engine.num_blocks
         block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype)
         num_states = engine.num_slots + engine.num_checkpoint_slots
+        archived_bytes, summary_bytes = model.archive_bytes_per_block(engine.dtype)
+        archive = engine.archive_bytes, engine.archive_disk_bytes
         return MemoryPlan(
             num_slots=engine.num_slots,
             num_checkpoint_slots=engine.num_checkpoint_slots,
@@ -64,6 +74,12 @@ class MemoryPlan:
             saved_bytes=engine.saved_bytes,
             session_bytes=engine.session_bytes,
             bytes_per_sequence=model.state_bytes + per_sequence * block_bytes,
+            archive_bytes=engine.archive_bytes,
+            archive_disk_bytes=engine.archive_disk_bytes,
+            bytes_per_archived_block=archived_bytes + summary_bytes,
+            num_archive_blocks=sum(model.num_archive_blocks(engine.dtype, *archive)) if engine.has_archive else 0,
+            archive_bytes_per_token=archived_bytes / BLOCK_TOKENS,
+            summary_bytes_per_token=summary_bytes / BLOCK_TOKENS,
         )
 
     @property

@@ -1,9 +1,13 @@
 """What a sequence remembers after so many tokens, as plain tensors in host memory: the unit of saving and restoring."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from model.cache.kv_archive import ArchivedBlock
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -26,7 +30,9 @@ class Snapshot:
     ``num_tokens`` were read. ``ssm`` [Mamba layers, N, I] and ``conv`` [Mamba layers, K-1, I] are float32. ``blocks``
     by ``position // P``: those that later tokens can see; the others had been given back. ``hidden`` [D] float32 is the
     last token's row before the LM head, None where it is not known. ``information_bits`` is the surprisal of the
-    tokens but the first, None where it was not computed.
+    tokens but the first, None where it was not computed. ``archive`` are the blocks that left the window, from place
+    ``archive_place`` on: of the archive, or apart from it where they were read from the disk. Blocks were selected from
+    position ``selected_from`` on; None where none were yet.
     """
 
     num_tokens: int
@@ -35,6 +41,9 @@ class Snapshot:
     blocks: Mapping[int, BlockContent]
     hidden: Tensor | None = None
     information_bits: float | None = None
+    archive: "Sequence[ArchivedBlock | BlockContent]" = ()
+    archive_place: int = 0
+    selected_from: int | None = None
 
     @property
     def state_bytes(self) -> int:
@@ -43,5 +52,5 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors, shared ones in full."""
+        """Bytes of all its tensors but those of the archive, shared ones in full."""
         return self.state_bytes + sum(content.nbytes for content in self.blocks.values())

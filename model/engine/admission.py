@@ -11,6 +11,7 @@ from model.cache.plan import num_resident_blocks
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import InvalidRequest, NeverFits, PromptTooLong
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import MOST_SELECTED
 
 SEED_RANGE = (-(2**63), 2**64 - 1)
 MOST_LOGPROBS = 20
@@ -21,17 +22,26 @@ MOST_SURPRISALS = 1 << 16
 
 
 class Admission:
-    """The limits of one engine. ``max_slots`` and ``max_blocks`` are all there are, ``max_context_tokens`` prompt and
-    answer together."""
+    """The limits of one engine. ``max_slots``, ``max_blocks`` and ``max_archive_blocks`` are all there are,
+    ``max_context_tokens`` prompt and answer together."""
 
     def __init__(
-        self, vocab_size: int, max_context_tokens: int, max_slots: int, max_blocks: int, chunk_tokens: int
+        self,
+        vocab_size: int,
+        max_context_tokens: int,
+        max_slots: int,
+        max_blocks: int,
+        chunk_tokens: int,
+        max_archive_blocks: int = 0,
+        archive_block_bytes: int = 0,
     ) -> None:
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
         self._max_slots = max_slots
         self._max_blocks = max_blocks
         self._chunk_tokens = chunk_tokens
+        self._max_archive_blocks = max_archive_blocks
+        self._archive_block_bytes = archive_block_bytes
 
     def check(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
         """Raise ``InvalidRequest`` naming the field at fault, ``PromptTooLong`` with both numbers, or ``NeverFits``
@@ -45,6 +55,7 @@ class Admission:
         _check_surprisals(request)
         self._check_choices(request)
         self._check_size(request, policy)
+        self._check_archive(request, policy)
 
     def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
@@ -79,6 +90,25 @@ class Admission:
         if request.num_choices * needed > self._max_blocks:
             remedy = f"ask for at most {self._max_blocks // needed} choices, or for fewer tokens"
             raise NeverFits("n", "kv", request.num_choices * needed, self._max_blocks, remedy)
+
+
+    def _check_archive(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
+        if not 0 <= request.select_from:
+            raise InvalidRequest("select_from", request.select_from, "at least 0")
+        if policy.name is not PolicyName.ARCHIVE:
+            return
+        if not self._max_archive_blocks:
+            expected = "full or window: this server has no archive, see FANO_ARCHIVE_BYTES and its device"
+            raise InvalidRequest("policy.name", policy.name.value, expected)
+        if policy.select > MOST_SELECTED:
+            raise InvalidRequest("policy.select", policy.select, f"at most {MOST_SELECTED} blocks")
+        num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        shared, whole = (policy.num_archived(each) for each in (num_prompt_tokens, num_prompt_tokens + max_tokens))
+        needed = shared + request.num_choices * (whole - shared)
+        if needed > self._max_archive_blocks:
+            remedy = "raise FANO_ARCHIVE_BYTES or FANO_ARCHIVE_DISK_BYTES, or read it under policy window"
+            sizes = (blocks * self._archive_block_bytes for blocks in (needed, self._max_archive_blocks))
+            raise NeverFits("policy.name", "kv_archive", *sizes, remedy, unit="bytes")
 
 
 def _is_packed(prompt_ids: Sequence[int]) -> TypeGuard["array[int]"]:

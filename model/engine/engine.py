@@ -221,6 +221,9 @@ class Engine:
         return [self._end(group, DeadlineExceeded(seconds)) for group, seconds in overdue]
 
     def _run(self, plan: StepPlan) -> list[TokenEvent]:
+        if (starved := self._runner.starved(plan)) is not None:
+            # The next plan is without it.
+            return [self._end(starved[0].group, starved[1])]
         now = self._clock()
         for chunk in plan.chunks:
             if chunk.sequence.group.admitted_at is None:
@@ -412,6 +415,9 @@ class Engine:
                 {"resident": self.checkpoints.num_resident, "host": self.checkpoints.num_on_host}
             ),
             num_checkpoints_lost=self.checkpoints.num_lost,
+            archive_blocks=self._runner.archive_blocks,
+            archive_bytes=MappingProxyType(dict(self._runner.archive_bytes)),
+            archive_disk_bytes=self._runner.archive_disk_bytes,
             num_finished=self._counts["num_finished"],
             num_aborted=self._counts["num_aborted"],
             num_failed=self._counts["num_failed"],

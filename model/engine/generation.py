@@ -64,7 +64,7 @@ class Generation:
 
     def hold(self, held: HeldBytes) -> None:
         """The request holds this much now."""
-        self.most_held = max(self.most_held, held, key=lambda each: each.total)
+        self.most_held = max(self.most_held, held, key=lambda each: (each.total, each.kv_archive))
 
     def usage(self, dtype: str, now: float) -> RequestUsage:
         """The bill."""
@@ -88,4 +88,6 @@ class Generation:
             prefix=prefix,
             information_bits=group.information_bits,
             surprisals=group.surprisals,
+            kv_archive_bytes=held.kv_archive,
+            kv_summary_bytes=held.kv_summaries,
         )

@@ -5,15 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HeldBytes:
-    """Bytes of the tensors that the sequences of one request hold; what they share is counted once."""
+    """Bytes of the tensors that the sequences of one request hold; what they share is counted once. Those of the
+    archive are on the host."""
 
     kv: int = 0
     ssm_state: int = 0
     conv_state: int = 0
+    kv_archive: int = 0
+    kv_summaries: int = 0
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All of the device's."""
         return self.kv + self.ssm_state + self.conv_state
 
 
@@ -27,3 +30,4 @@ class Holding:
     kv_bytes: int = 0
     ssm_state_bytes: int = 0
     conv_state_bytes: int = 0
+    kv_archive_bytes: int = 0

@@ -74,7 +74,14 @@ class Recollection:
         held = self._held[planned.sequence].fork(self._states, is_cached=True)
         ids = planned.sequence.token_ids[: planned.end]
         self._checkpoints.keep(
-            tree_of(planned.sequence), ids, planned.end, held, planned.place, hidden.to("cpu", copy=True), before
+            tree_of(planned.sequence),
+            ids,
+            planned.end,
+            held,
+            planned.place,
+            hidden.to("cpu", copy=True),
+            before,
+            planned.sequence.selected_from(planned.end),
         )
         group.kept(planned.end)
 
@@ -121,7 +128,7 @@ class Recollection:
         # The last row of what is recalled tells the token after it: see ``_recall``.
         first, ids = request.surprisals_from, sequence.token_ids
         ids = ids if first is None else ids[:first]
-        return self._checkpoints.find(tree_of(sequence), ids, request.measure_information)
+        return self._checkpoints.find(tree_of(sequence), ids, request.measure_information, sequence.selected_from)
 
     def _take_up(self, sequence: Sequence, checkpoint: Checkpoint) -> bool:
         """Let the sequence hold what is remembered after the first tokens of its prompt; False where no room is left

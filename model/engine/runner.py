@@ -11,6 +11,7 @@ from model.cache.block_pool import RELEASED, BlockPool, BlockTable
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
+from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
@@ -22,8 +23,9 @@ from model.engine.recollection import Recollection, tree_of
 from model.engine.sequence import Sequence
 from model.engine.stats import PoolCounts
 from model.engine.step import PlannedChunk, StepPlan
+from model.errors import ArchiveFull
 from model.hybrid import HybridLM
-from model.policy import BLOCK_TOKENS, AttentionPolicy
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tiles import FEW_ROWS, ROUND_ROWS
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,21 @@ class ModelRunner:
         """Bytes that steps hold beside the pools; more after a step that needed more than any before."""
         return self._model.workspace_bytes
 
+    def archive_blocks(self) -> PoolCounts:
+        """Blocks of the archive by status."""
+        archive = self._blocks.archive
+        return PoolCounts(archive.num_free, archive.num_used, archive.num_cached)
+
+    @property
+    def archive_bytes(self) -> dict[str, int]:
+        """Host memory of the archive, by pool."""
+        return self._blocks.archive.memory_bytes
+
+    @property
+    def archive_disk_bytes(self) -> int:
+        """Bytes of its file."""
+        return self._blocks.archive.disk_bytes
+
     @property
     def pool_bytes(self) -> dict[str, int]:
         """Bytes of tensors held between two steps, by pool."""
@@ -126,6 +143,23 @@ class ModelRunner:
         if self._device != "cpu":
             logger.info("decode graphs are %s: %s", "off" if self._graphs is None else "on", reason)
 
+    def starved(self, plan: StepPlan) -> tuple[Sequence, ArchiveFull] | None:
+        """A sequence of the plan for which the archive has no room, and why; room was made as far as there is any.
+
+        The one that is to grow last: those before it have room.
+        """
+        needed = 0
+        for planned in plan.chunks:
+            sequence, held = planned.sequence, self._held.get(planned.sequence)
+            if not planned.num_tokens or sequence.policy.name is not PolicyName.ARCHIVE:
+                continue
+            table = BlockTable(self._blocks) if held is None else held.table
+            leaving = table.num_leaving(sequence.policy, planned.end)
+            needed += leaving
+            if leaving and not self.checkpoints.make_archive_room(needed):
+                return sequence, self._blocks.archive.full(leaving)
+        return None
+
     def run(self, plan: StepPlan) -> Tensor:
         """Read the planned tokens; returns the logits [rows, V] float32 of each chunk's last ``num_logits`` tokens.
 
@@ -158,6 +192,7 @@ class ModelRunner:
             read = self._model.read(batch, self._states, self._blocks)
         else:
             read = self._graphs.read(batch)
+        self._blocks.archive.rest()
         # What moved to the host before the step arrives while the device is still at it.
         self._states.settle()
         self._blocks.settle()
@@ -187,7 +222,10 @@ class ModelRunner:
             return
         ids, place = sequence.token_ids[:num_read], Place.TURN if sequence.num_completion_tokens else Place.ABORTED
         if (held := self._held.pop(sequence, None)) is not None:
-            self.checkpoints.keep(tree_of(sequence), ids, num_read, held.keep(self._states), place)
+            since = sequence.selected_from(num_read)
+            self.checkpoints.keep(
+                tree_of(sequence), ids, num_read, held.keep(self._states), place, selected_from=since
+            )
         elif (saved := self._saved.get(sequence)) is not None:
             self._forget(sequence)
             self.checkpoints.keep_snapshot(tree_of(sequence), ids, saved, place)
@@ -222,7 +260,8 @@ class ModelRunner:
         try:
             for sequence in sequences:
                 if held := self._held.get(sequence):
-                    saved[sequence] = held.snapshot(self._states, sequence.num_read)
+                    since = sequence.selected_from(sequence.num_read)
+                    saved[sequence] = held.snapshot(self._states, sequence.num_read, selected_from=since)
         except (MemoryError, RuntimeError) as failure:  # torch reports a failed allocation as RuntimeError
             logger.warning("a request could not be saved to host memory: %s", type(failure).__name__)
             return False
@@ -250,11 +289,22 @@ class ModelRunner:
             num_blocks = len({block for each in held for block in each.table.blocks if block != RELEASED})
         num_blocks += sum(len(each.blocks) for each in saved)
         num_slots, states = len(held) + len(saved), self._states
+        num_archived, archive = self._num_archived(held, saved), self._blocks.archive
         return HeldBytes(
             kv=num_blocks * self._blocks.bytes_per_block,
             ssm_state=num_slots * states.ssm_bytes // states.num_slots,
             conv_state=num_slots * states.conv_bytes // states.num_slots,
+            kv_archive=num_archived * archive.bytes_per_block,
+            kv_summaries=num_archived * archive.bytes_per_summary,
         )
+
+    def _num_archived(self, held: Collection[Held], saved: Collection[Snapshot]) -> int:
+        """Different blocks of the archive."""
+        if len(held) == 1 and not saved:
+            (only,) = held
+            return only.table.archive.num_blocks
+        blocks = {block.number for each in held for block in each.table.archive.blocks}
+        return len(blocks | {block.number for each in saved for block in each.archive if isinstance(block, ArchivedBlock)})
 
     def holding(self, checkpoint: Checkpoint) -> Holding:
         """Where a checkpoint is and what it takes."""
@@ -266,6 +316,8 @@ class ModelRunner:
             kv_bytes=num_blocks * self._blocks.bytes_per_block,
             ssm_state_bytes=states.ssm_bytes // states.num_slots,
             conv_state_bytes=states.conv_bytes // states.num_slots,
+            kv_archive_bytes=sum(number >= 0 for number in checkpoint.archive_numbers)
+            * self._blocks.archive.bytes_per_block,
         )
 
     def close(self, sequence: Sequence) -> None:
@@ -281,6 +333,7 @@ class ModelRunner:
         self._states.check()
         self.checkpoints.check()
         self._blocks.check(held.table for held in (*self._held.values(), *self.checkpoints.holdings()))
+        self._blocks.archive.check(held.table.archive.numbers for held in self._held.values())
         assert self._states.num_used == len(self._held), "a slot is held by nobody"
         assert self._states.num_cached == self.checkpoints.num_resident, "a cached slot is no checkpoint's"
         assert self._held or self._blocks.num_used == 0, "a block is held by nobody"
@@ -308,6 +361,9 @@ class ModelRunner:
             num_logits=planned.num_logits,
             is_decode=planned.is_decode,
             next_ids=sequence.token_ids[planned.start + 1 : planned.end + 1] if is_measured else None,
+            leaving=held.table.leave(sequence.policy, planned.end),
+            archived=held.table.archive.numbers,
+            select_from=sequence.group.request.select_from,
         )
 
     def _give_back(self, sequence: Sequence) -> None:

@@ -1,6 +1,6 @@
 """What an engine needs of whatever runs its model."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from model.engine.holdings import HeldBytes, Holding
 from model.engine.sequence import Sequence
 from model.engine.stats import PoolCounts
 from model.engine.step import StepPlan
+from model.errors import ArchiveFull
 
 
 class Runner(Memory, Protocol):
@@ -32,6 +33,20 @@ class Runner(Memory, Protocol):
     @property
     def workspace_bytes(self) -> int:
         """Bytes that steps hold beside the pools."""
+
+    def archive_blocks(self) -> PoolCounts:
+        """Blocks of the archive by status."""
+
+    @property
+    def archive_bytes(self) -> Mapping[str, int]:
+        """Host memory of the archive, by pool."""
+
+    @property
+    def archive_disk_bytes(self) -> int:
+        """Bytes of its file."""
+
+    def starved(self, plan: StepPlan) -> tuple[Sequence, ArchiveFull] | None:
+        """A sequence of the plan for which the archive has no room, and why; room was made as far as there is any."""
 
     def run(self, plan: StepPlan) -> Tensor:
         """Read the planned tokens; logits [rows, V] of each chunk's last ``num_logits`` tokens."""

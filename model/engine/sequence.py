@@ -67,6 +67,10 @@ class Sequence:
         """Whether the whole prompt was there already, so that its first token is drawn without reading."""
         return self.num_read == len(self.token_ids)
 
+    def selected_from(self, num_tokens: int) -> int | None:
+        """Where selection began, if it did among the first ``num_tokens``: what is remembered then depends on it."""
+        return self.policy.selected_from(num_tokens, self.group.request.select_from)
+
     def fork(self, choice: int) -> "Sequence":
         """Another choice that has read the same tokens."""
         return Sequence(self.group, choice, self.token_ids[:], self.num_read)

@@ -6,13 +6,14 @@ specification. Callers hold a :class:`Kernels` and never ask which one it is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.kernels import reference
 from model.kernels.arguments import NativeModel, NativeStep
+from model.kernels.selection import ArchivedLayer
 from model.policy import AttentionPolicy
 
 if TYPE_CHECKING:
@@ -22,13 +23,26 @@ CausalConv = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], T
 SelectiveScan = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor
 ]
-Attend = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Sequence[int], Sequence[Sequence[int]], Sequence[AttentionPolicy]],
-    Tensor,
-]
 StoreKV = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 Product = Callable[[Tensor, Tensor, int], Tensor]
 Step = Callable[[NativeModel, NativeStep, int, Tensor], Tensor]
+
+
+class Attend(Protocol):
+    """Attention over paged keys and values; see :func:`model.kernels.reference.attend`."""
+
+    def __call__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        query_start: Tensor,
+        first_positions: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        policies: Sequence[AttentionPolicy],
+        archive: ArchivedLayer | None = None,
+    ) -> Tensor:
+        """[T, H, E] -> [T, H, E]."""
 
 
 @dataclass(frozen=True, slots=True)

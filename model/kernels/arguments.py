@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar, TypeVar
 
+from torch import Tensor
+
 from model.policy import AttentionPolicy, PolicyName
 
 Record = TypeVar("Record", bound=ctypes.Structure)
@@ -65,11 +67,24 @@ class DecodedSequence(ctypes.Structure):
 
 
 class AttendedSpan(ctypes.Structure):
-    """One sequence of a step: its block table, the position of its first token, and its policy's numbers."""
+    """One sequence of a step: its block table, the position of its first token, its policy's numbers, and where it
+    selects the numbers of its blocks in the archive."""
 
     _fields_: ClassVar = [
         ("blocks", ADDRESS),
         *((name, INT64) for name in ("num_blocks", "first_position", "is_full", "sinks", "window")),
+        ("archived", ADDRESS),
+        *((name, INT64) for name in ("num_archived", "select", "select_from")),
+    ]
+
+
+class NativeArchive(ctypes.Structure):
+    """Blocks that left the windows, and pairs of those that leave in this step and where they go."""
+
+    _fields_: ClassVar = [
+        *((name, ADDRESS) for name in ("memory", "file", "summaries")),
+        *((name, INT64) for name in ("num_in_memory", "num_blocks", "num_layers", "num_leaving")),
+        ("leaving", ADDRESS),
     ]
 
 
@@ -80,6 +95,8 @@ class Attended(ctypes.Structure):
         *((name, ADDRESS) for name in ("queries", "keys", "values", "out", "query_start", "spans")),
         *((name, INT64) for name in ("is_bf16", "query_stride", "num_sequences", "num_blocks")),
         *((name, INT64) for name in ("num_heads", "num_kv_heads", "head_width", "padded_width")),
+        ("archive", ADDRESS),
+        *((name, INT64) for name in ("layer", "num_places", "most_selected")),
     ]
 
 
@@ -91,7 +108,7 @@ class NativeStep(ctypes.Structure):
         ("num_blocks", INT64),
         *((name, ADDRESS) for name in ("input_ids", "query_start", "state_slots", "kv_rows", "logits_rows")),
         *((name, ADDRESS) for name in ("sequences", "spans", "ssm", "conv", "keys", "values")),
-        *((name, ADDRESS) for name in ("x", "hidden", "logits", "workspace")),
+        *((name, ADDRESS) for name in ("x", "hidden", "logits", "workspace", "archive")),
     ]
 
 
@@ -104,8 +121,15 @@ class NativeProduct(ctypes.Structure):
     ]
 
 
-def native_span(table: "array[int]", first_position: int, policy: AttentionPolicy) -> AttendedSpan:
-    """Where a sequence stands whose next token has ``first_position``; ``table`` must outlive the structure."""
+def native_span(
+    table: "array[int]",
+    first_position: int,
+    policy: AttentionPolicy,
+    archived: "array[int] | None" = None,
+    select_from: int = 0,
+) -> AttendedSpan:
+    """Where a sequence stands whose next token has ``first_position``; the tables must outlive the structure."""
+    selects = policy.name is PolicyName.ARCHIVE and archived is not None
     return AttendedSpan(
         blocks=table.buffer_info()[0],
         num_blocks=len(table),
@@ -113,4 +137,22 @@ def native_span(table: "array[int]", first_position: int, policy: AttentionPolic
         is_full=policy.name is PolicyName.FULL,
         sinks=policy.sinks,
         window=policy.window,
+        archived=archived.buffer_info()[0] if archived is not None and selects else None,
+        num_archived=len(archived) if archived is not None and selects else 0,
+        select=policy.select if selects else 0,
+        select_from=select_from,
+    )
+
+
+def native_archive(memory: Tensor, file: Tensor, summaries: Tensor, leaving: "array[int]") -> NativeArchive:
+    """The archive with what leaves the windows in this step; see ``model.kernels.selection.ArchivedLayer``."""
+    return NativeArchive(
+        memory=memory.data_ptr(),
+        file=file.data_ptr(),
+        summaries=summaries.data_ptr(),
+        num_in_memory=len(memory),
+        num_blocks=summaries.shape[2],
+        num_layers=summaries.shape[0],
+        num_leaving=len(leaving) // 2,
+        leaving=leaving.buffer_info()[0],
     )

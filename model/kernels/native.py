@@ -4,6 +4,7 @@ ctypes lets go of the interpreter lock during a call. Results do not depend on t
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,20 +24,22 @@ from model.kernels.arguments import (
     NativeStep,
     array_of,
     as_array,
+    native_archive,
     native_span,
 )
 from model.kernels.build import find_library
+from model.kernels.selection import ArchivedLayer
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import padded_shape
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
     "fano_abi_version": (),
     "fano_best_isa": (),
     "fano_attend": (POINTER, POINTER, INT, INT),
-    "fano_attend_workspace": (INT64, INT64, INT64, INT),
+    "fano_attend_workspace": (POINTER, INT),
     "fano_step": (POINTER, POINTER, INT, INT),
     "fano_step_workspace": (POINTER, POINTER, INT),
     "fano_product": (POINTER, POINTER, INT, INT),
@@ -178,6 +181,7 @@ class NativeKernels:
         first_positions: Sequence[int],
         block_tables: Sequence[Sequence[int]],
         policies: Sequence[AttentionPolicy],
+        archive: ArchivedLayer | None = None,
     ) -> Tensor:
         """See :func:`model.kernels.reference.attend`. Which tokens are read together changes no bit."""
         num_tokens, num_heads, width = queries.shape
@@ -187,10 +191,14 @@ class NativeKernels:
         wide = queries.float()
         out = torch.empty(queries.shape)
         tables = [as_array(table) for table in block_tables]
-        spans = array_of(AttendedSpan, num_sequences)(*map(native_span, tables, first_positions, policies))
-        workspace = torch.empty(
-            self.library.fano_attend_workspace(num_heads, num_kv_heads, width, self.num_threads), dtype=torch.float32
-        )
+        places = tables, first_positions, policies
+        kept = None
+        if archive is not None:
+            kept = native_archive(archive.memory, archive.file, archive.summaries, array("q"))
+            archived = [as_array(table) for table in archive.tables]
+            spans = array_of(AttendedSpan, num_sequences)(*map(native_span, *places, archived, archive.select_from))
+        else:
+            spans = array_of(AttendedSpan, num_sequences)(*map(native_span, *places))
         attended = Attended(
             queries=wide.data_ptr(),
             keys=_whole(keys, *keys.shape, dtype=queries.dtype),
@@ -205,7 +213,11 @@ class NativeKernels:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_width=width,
+            archive=None if kept is None else ctypes.addressof(kept),
+            layer=0 if archive is None else archive.layer,
         )
+        num_floats = self.library.fano_attend_workspace(ctypes.addressof(attended), self.num_threads)
+        workspace = torch.empty(num_floats, dtype=torch.float32)
         refused = int(query_start[-1]) != num_tokens or self.library.fano_attend(
             ctypes.addressof(attended), workspace.data_ptr(), self.num_threads, self.instruction_set
         )

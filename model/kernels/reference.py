@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.selection import ArchivedLayer, candidates, choose
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tiles import QUERY_TILE_TOKENS, RUN_BLOCKS, SCAN_TILE_TOKENS, key_tile_blocks
 
@@ -120,6 +121,7 @@ def attend(
     first_positions: Sequence[int],
     block_tables: Sequence[Sequence[int]],
     policies: Sequence[AttentionPolicy],
+    archive: ArchivedLayer | None = None,
 ) -> Tensor:
     """Softmax attention of each token over the keys its policy shows it, scaled by ``E ** -0.5``.
 
@@ -128,7 +130,8 @@ def attend(
     on; ``block_tables[s]`` maps logical block ``position // P`` to a block of the pool, -1 where the block was given
     back. Keys and values of the step's own tokens are already in the pool. Query head ``h``
     reads key head ``h // (H / G)``. Scores and sums are float32. Returns [T, H, E] in the dtype of the queries,
-    contiguous. Mutates nothing.
+    contiguous. Mutates nothing. Under policy ``archive`` a token also sees the blocks between its sinks and its window
+    that :func:`model.kernels.selection.choose` names; these are read from ``archive``.
 
     Only blocks that some query sees are read, in tiles, with the softmax carried along
     (Milakov and Gimelshein 2018), so temporaries do not grow with the length of the sequence.
@@ -139,6 +142,12 @@ def attend(
         start, end = bounds[index], bounds[index + 1]
         for tile in range(start, end, QUERY_TILE_TOKENS):
             stop = min(tile + QUERY_TILE_TOKENS, end)
+            if archive is not None and candidates(policy, first + stop - 1 - start, archive.select_from[index]):
+                place = first + tile - start
+                _attend_selected(
+                    queries[tile:stop], keys, values, place, table, policy, archive, index, out[tile:stop]
+                )
+                continue
             _attend_tile(queries[tile:stop], keys, values, first + tile - start, table, policy, out[tile:stop])
     return out
 
@@ -176,6 +185,58 @@ def _attend_tile(
             if num_tokens > 1:
                 _hide(scores, first, num_tokens, start, policy)
             carried = _softmax_step(scores, tile_values, carried)
+    assert carried is not None, "a token sees at least itself"
+    _, total, mixed = carried
+    mixed = mixed.div_(total).view(num_groups, per_group, num_tokens, width)
+    out.view(num_tokens, num_groups, per_group, width).copy_(mixed.permute(2, 0, 1, 3))
+
+
+def _attend_selected(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first: int,
+    table: Sequence[int],
+    policy: AttentionPolicy,
+    archive: ArchivedLayer,
+    index: int,
+    out: Tensor,
+) -> None:
+    """As ``_attend_tile``, where some tokens also see blocks of the archive. Where all is seen, the tiles are those of
+    full attention, and so are all sums."""
+    num_tokens, num_heads, width = queries.shape
+    _, block_tokens, num_groups, _ = keys.shape
+    per_group = num_heads // num_groups
+    rows = queries.view(num_tokens, num_groups, per_group, width).permute(1, 2, 0, 3)
+    rows = rows.reshape(num_groups, per_group * num_tokens, width) * width**-0.5
+    end = first + num_tokens
+    chosen = choose(queries, archive, index, first, policy, -(-end // block_tokens))
+    window = policy.window_start(first) // block_tokens
+    sinks = policy.sinks // block_tokens
+    is_read = chosen.any(1).any(0)
+    is_read[:sinks] = True
+    is_read[window:] = True
+    places = is_read.nonzero()[:, 0].tolist()
+    position = torch.arange(first, end)[:, None]
+    start = torch.tensor([policy.window_start(each) for each in range(first, end)])[:, None]
+    carried: tuple[Tensor, Tensor, Tensor] | None = None
+    tile_blocks = key_tile_blocks(num_heads * num_tokens, block_tokens)
+    for low in range(0, len(places), tile_blocks):
+        read = places[low : low + tile_blocks]
+        pairs = [
+            archive.block(archive.tables[index][place])
+            if sinks <= place < window
+            else (keys[table[place]], values[table[place]])
+            for place in read
+        ]
+        length = len(read) * block_tokens - max(0, (read[-1] + 1) * block_tokens - end)
+        tile_keys, tile_values = (torch.cat(each)[:length].transpose(0, 1) for each in zip(*pairs, strict=True))
+        key = (torch.tensor(read)[:, None] * block_tokens + torch.arange(block_tokens)).flatten()[:length]
+        scores = _scores(rows, tile_keys).float()
+        is_between = (key >= policy.sinks) & (key < start)
+        hidden = (key > position) | (is_between & ~chosen[:, :, key // block_tokens])
+        scores.view(num_groups, per_group, num_tokens, length).masked_fill_(hidden[:, None], float("-inf"))
+        carried = _softmax_step(scores, tile_values, carried)
     assert carried is not None, "a token sees at least itself"
     _, total, mixed = carried
     mixed = mixed.div_(total).view(num_groups, per_group, num_tokens, width)

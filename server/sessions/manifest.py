@@ -49,7 +49,9 @@ class BlockRun:
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """A snapshot on the disk: what was remembered after the first ``num_tokens`` tokens, and bytes of its tensors."""
+    """A snapshot on the disk: what was remembered after the first ``num_tokens`` tokens, and bytes of its tensors. The
+    blocks from the first to before the second of ``archived`` had left the window; tokens selected from position
+    ``selected_from`` on."""
 
     num_tokens: int
     information_bits: float | None
@@ -58,13 +60,19 @@ class SavedCheckpoint:
     ssm_bytes: int
     conv_bytes: int
     kv_bytes: int
+    archived: tuple[int, int] = (0, 0)
+    kv_archive_bytes: int = 0
+    selected_from: int | None = None
 
     def __post_init__(self) -> None:
         blocks = [block for run in self.block_runs for block in run.blocks]
         if blocks != sorted(set(blocks)) or any(block * BLOCK_TOKENS >= self.num_tokens for block in blocks):
             raise ValueError(f"blocks {blocks} are not those of {self.num_tokens} tokens")
-        if self.num_tokens < 1 or min(self.ssm_bytes, self.conv_bytes, self.kv_bytes) < 0:
+        sizes = self.ssm_bytes, self.conv_bytes, self.kv_bytes, self.kv_archive_bytes
+        if self.num_tokens < 1 or min(*sizes, self.selected_from or 0) < 0:
             raise ValueError("a checkpoint with counts below nought")
+        if not set(range(*self.archived)) <= set(blocks):
+            raise ValueError(f"blocks {self.archived} of the archive are not among {blocks}")
         if self.information_bits is not None and not isfinite(self.information_bits):
             raise ValueError(f"information_bits is {self.information_bits}")
 

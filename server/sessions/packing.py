@@ -16,6 +16,7 @@ from server.sessions.segments import RawTensor, SealedSegment, SegmentKind, Segm
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model.cache.kv_archive import ArchivedBlock
     from model.cache.snapshot import BlockContent, Snapshot
 
 KV_DTYPES = ("F32", "BF16")
@@ -59,20 +60,25 @@ class Packer:
         if snapshot.hidden is not None:
             tensors["hidden"] = _raw(snapshot.hidden)
         state = self._keep(seal(SegmentKind.STATE, tensors))
+        # What left the window stands beside what is in it: both are blocks of the text, which are named by their bytes.
+        contents = dict(enumerate(snapshot.archive, snapshot.archive_place)) | dict(snapshot.blocks)
         return SavedCheckpoint(
             num_tokens=snapshot.num_tokens,
             information_bits=snapshot.information_bits,
             state=state.ref,
             block_runs=tuple(
-                self._run({block: snapshot.blocks[block] for block in blocks})
-                for _, blocks in groupby(sorted(snapshot.blocks), lambda block: block // RUN_BLOCKS)
+                self._run({block: contents[block] for block in blocks})
+                for _, blocks in groupby(sorted(contents), lambda block: block // RUN_BLOCKS)
             ),
             ssm_bytes=snapshot.ssm.nbytes,
             conv_bytes=snapshot.conv.nbytes,
             kv_bytes=sum(content.nbytes for content in snapshot.blocks.values()),
+            archived=(snapshot.archive_place, snapshot.archive_place + len(snapshot.archive)),
+            kv_archive_bytes=sum(content.nbytes for content in snapshot.archive),
+            selected_from=snapshot.selected_from,
         )
 
-    def _run(self, contents: Mapping[int, "BlockContent"]) -> BlockRun:
+    def _run(self, contents: Mapping[int, "BlockContent | ArchivedBlock"]) -> BlockRun:
         identity = tuple((block, id(content)) for block, content in contents.items())
         run = self._runs.get(identity)
         if run is None:
@@ -117,11 +123,15 @@ class Unpacker:
             if run not in self._contents:
                 self._contents[run] = self._read(run)
             blocks |= self._contents[run]
+        archived = range(*checkpoint.archived)
         return Snapshot(
             num_tokens=checkpoint.num_tokens,
             ssm=_tensor(state["ssm"]),
             conv=_tensor(state["conv"]),
-            blocks=blocks,
+            blocks={block: content for block, content in blocks.items() if block not in archived},
+            archive=tuple(blocks[block] for block in archived),
+            archive_place=archived.start,
+            selected_from=checkpoint.selected_from,
             hidden=None if hidden is None else _tensor(hidden),
             information_bits=checkpoint.information_bits,
         )

@@ -167,8 +167,8 @@ class Register:
 
 
 def policy_of(fingerprint: Mapping[str, str]) -> AttentionPolicy:
-    """The policy in a fingerprint: its name, then sinks and window where these mean something."""
+    """The policy in a fingerprint: its name, then sinks, window and select where these mean something."""
     text = fingerprint.get("policy", "")
     numbers = [int(digits) for digits in re.findall(r"\d+", text)]
-    name = PolicyName.WINDOW if text.startswith(PolicyName.WINDOW.value) else PolicyName.FULL
-    return AttentionPolicy(name, *numbers[:2]) if name is PolicyName.WINDOW else AttentionPolicy(name)
+    name = next((each for each in PolicyName if text.startswith(each.value)), PolicyName.FULL)
+    return AttentionPolicy(name) if name is PolicyName.FULL else AttentionPolicy(name, *numbers[:3])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from model.engine.request import GenerationRequest, Keep, SamplingParams
-from model.errors import HostBudgetExceeded
+from model.errors import ArchiveFull, HostBudgetExceeded
 from model.policy import AttentionPolicy
 from server.bridge import EngineThread
 from server.conversation import History, PartTokenizer
@@ -94,7 +94,7 @@ class States:
         if await self.returning(session, history):
             try:
                 await self.admit(session, history, await self.load(session))
-            except HostBudgetExceeded as full:
+            except (ArchiveFull, HostBudgetExceeded) as full:
                 logger.warning("a session's state stays on the disk and its tokens are read again: %s", full)
         return fingerprint
 
@@ -128,7 +128,8 @@ class States:
             raise _Damaged(error, f"the saved state of session {session.name!r} is damaged", remedy) from error
 
     async def admit(self, session: Session, history: History, snapshots: "Sequence[Snapshot]") -> None:
-        """Bring a saved state of ``history`` to the host. Raises ``HostBudgetExceeded``; what fits is there then."""
+        """Bring a saved state of ``history`` to the host. Raises ``HostBudgetExceeded`` or ``ArchiveFull``; what
+        fits is there then."""
 
         def bring(engine: SteppedEngine) -> None:
             engine.checkpoints.admit(session.tree, history.ids, snapshots)

@@ -35,10 +35,23 @@ struct Conv {
   int64_t x_stride, num_sequences, num_channels, num_taps;
 };
 
-// One sequence of a step: the policy's numbers, the first position of its tokens, and its block table.
+// One sequence of a step: the policy's numbers, the first position of its tokens, and its block table. From the position
+// `select_from` on a token sees also the `select` best of its blocks between sinks and window, unless that is 0;
+// `archived` are the numbers in the archive of the first `num_archived` of them, by place.
 struct Span {
   const int64_t* blocks;
   int64_t num_blocks, first_position, is_full, sinks, window;
+  const int64_t* archived;
+  int64_t num_archived, select, select_from;
+};
+
+// Blocks that left the windows, [blocks, layers, 2, BLOCK_TOKENS, key heads, width] keys and values: the first
+// `num_in_memory` in `memory`, the others in `file`; their summaries [layers, key heads, num_blocks, 2, width], means and
+// variances; all in the dtype of the pool. `leaving` are pairs of a block of the pool and the number it is copied to in this step.
+struct Archive {
+  void *memory, *file, *summaries;
+  int64_t num_in_memory, num_blocks, num_layers, num_leaving;
+  const int64_t* leaving;
 };
 
 // `queries` [T, heads, width] float32 with `query_stride` elements between tokens, `out` [T, heads, width] float32, keys
@@ -51,12 +64,25 @@ struct Attend {
   const int64_t* query_start;
   const Span* spans;
   int64_t is_bf16, query_stride, num_sequences, num_blocks, num_heads, num_kv_heads, head_width, padded_width;
+  const Archive* archive;
+  int64_t layer, num_places, most_selected;
+};
+
+// The best blocks of a token so far: `scores` falling, and where they stand.
+struct Best {
+  float* scores;
+  int32_t* places;
+  int64_t size;
 };
 
 // A thread's workspace: `queries` and `mixed` [rows, padded width], `scores` [rows, BLOCK_TOKENS], `keys` and `values`
-// [padded width * BLOCK_TOKENS] in strips, `peaks` and `totals` [rows].
+// [padded width * BLOCK_TOKENS] in strips, `peaks` and `totals` [rows]. Where blocks are selected, for each token of a tile
+// what it asks of summaries and its best blocks, `marks` [places] with a bit for each token that sees the block, and a second set of what is by row.
 struct AttendSpace {
   float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
+  float *asked, *best_scores, *few_queries, *few_mixed, *few_peaks, *few_totals;
+  int32_t* best_places;
+  uint32_t* marks;
 };
 
 // Matrices are in strips (see product.h) of the model's kind, `dt_proj` in float32; everything else is float32.
@@ -94,6 +120,7 @@ struct Step {
   float *ssm, *conv;
   void *keys, *values;
   float *x, *hidden, *logits, *workspace;
+  const Archive* archive;
 };
 
 // Parts of a step's workspace, with one row per token. All threads share the first line, and of many tokens the second

@@ -86,22 +86,24 @@ FANO_INLINE int64_t window_start(const Span& s, int64_t position) {
 }
 
 // The positions of the block from `low` on that the token at `position` sees: [0, *end) of it, or nothing. Sinks and
-// windows begin at borders of blocks.
-FANO_INLINE int64_t seen_of(const Span& s, int64_t position, int64_t low) {
-  if (low >= s.sinks && low < window_start(s, position)) return 0;
+// windows begin at borders of blocks; what lies between them is seen where it `is_chosen`.
+FANO_INLINE int64_t seen_of(const Span& s, int64_t position, int64_t low, bool is_chosen) {
+  if (low >= s.sinks && low < window_start(s, position) && !is_chosen) return 0;
   const int64_t end = position + 1 - low;
   return end < 0 ? 0 : end < BLOCK_TOKENS ? end : BLOCK_TOKENS;
 }
 
-// One block: scores, softmax step, mix. `rows` query rows of `per_group` heads each lie token by token.
+// One block: scores, softmax step, mix. `rows` query rows of `per_group` heads each lie token by token. Bit t of `mark`
+// says whether token t chose the block.
 template <class Weight>
 FANO_TARGET static void attend_block(const Attend& a, const Span& s, const Weight* keys, const Weight* values,
-                                     int64_t low, int64_t first, int64_t num_tokens, const AttendSpace& w) {
+                                     int64_t low, int64_t first, int64_t num_tokens, uint32_t mark,
+                                     const AttendSpace& w) {
   const int64_t per_group = a.num_heads / a.num_kv_heads, rows = num_tokens * per_group, padded = a.padded_width;
   const int64_t row = a.num_kv_heads * a.head_width;
-  const int64_t last_seen = seen_of(s, first + num_tokens - 1, low);
   // The first token may see the end of a window that the last has left behind.
-  const int64_t most = seen_of(s, first, low) > last_seen ? seen_of(s, first, low) : last_seen;
+  const int64_t first_seen = seen_of(s, first, low, mark != 0), last_seen = seen_of(s, first + num_tokens - 1, low, mark != 0);
+  const int64_t most = first_seen > last_seen ? first_seen : last_seen;
   typedef typename Met<Weight>::type Factor;
   constexpr int64_t LARGER = sizeof(float) / sizeof(Factor);
   Weight *key_strips = (Weight*)w.keys, *value_strips = (Weight*)w.values;
@@ -112,7 +114,7 @@ FANO_TARGET static void attend_block(const Attend& a, const Span& s, const Weigh
   multiply_by<false>(key_strips, (most + STRIP - 1) / STRIP, depth_of<Weight>(a.head_width), (const Factor*)w.queries,
                      padded * LARGER, rows, w.scores, BLOCK_TOKENS);
   for (int64_t t = 0; t < num_tokens; t++) {
-    const int64_t seen = seen_of(s, first + t, low);
+    const int64_t seen = seen_of(s, first + t, low, mark >> t & 1);
     for (int64_t r = t * per_group; r < (t + 1) * per_group; r++) {
       float* mine = w.scores + r * BLOCK_TOKENS;
       if (seen) {
@@ -138,6 +140,65 @@ FANO_TARGET static void attend_block(const Attend& a, const Span& s, const Weigh
                     padded);
 }
 
+// A block of the archive for those tokens of a tile alone that chose it: their rows are put together, and go back. What
+// a row adds up is the same among few as among many.
+template <class Weight>
+FANO_TARGET static void attend_chosen(const Attend& a, const Weight* keys, const Weight* values, uint32_t mark,
+                                      const AttendSpace& w) {
+  const int64_t per_group = a.num_heads / a.num_kv_heads, padded = a.padded_width;
+  AttendSpace few = w;
+  few.queries = w.few_queries;
+  few.mixed = w.few_mixed;
+  few.peaks = w.few_peaks;
+  few.totals = w.few_totals;
+  int64_t count = 0;
+  for (int64_t t = 0; t < TILE_TOKENS; t++) {
+    if (!(mark >> t & 1)) continue;
+    const int64_t from = t * per_group, to = count++ * per_group;
+    __builtin_memcpy(few.queries + to * padded, w.queries + from * padded, per_group * padded * sizeof(float));
+    __builtin_memcpy(few.mixed + to * padded, w.mixed + from * padded, per_group * padded * sizeof(float));
+    __builtin_memcpy(few.peaks + to, w.peaks + from, per_group * sizeof(float));
+    __builtin_memcpy(few.totals + to, w.totals + from, per_group * sizeof(float));
+  }
+  Span whole{};
+  whole.is_full = 1;
+  attend_block(a, whole, keys, values, 0, BLOCK_TOKENS - 1, count, 0, few);
+  count = 0;
+  for (int64_t t = 0; t < TILE_TOKENS; t++) {
+    if (!(mark >> t & 1)) continue;
+    const int64_t to = t * per_group, from = count++ * per_group;
+    __builtin_memcpy(w.mixed + to * padded, few.mixed + from * padded, per_group * padded * sizeof(float));
+    __builtin_memcpy(w.peaks + to, few.peaks + from, per_group * sizeof(float));
+    __builtin_memcpy(w.totals + to, few.totals + from, per_group * sizeof(float));
+  }
+}
+
+// Mark for the tokens of a tile what each chose of the places up to `beyond`, which is returned.
+template <class Weight>
+FANO_TARGET static int64_t mark_chosen(const Attend& a, const Span& s, int64_t group, int64_t start, int64_t num_tokens,
+                                       int64_t position, const AttendSpace& w) {
+  const int64_t per_group = a.num_heads / a.num_kv_heads, first = first_place(s);
+  const int64_t beyond = beyond_places(s, position + num_tokens - 1);
+  if (beyond == first) return beyond;
+  Best best[TILE_TOKENS];
+  for (int64_t t = 0; t < num_tokens; t++) {
+    best[t] = {w.best_scores + t * a.most_selected, w.best_places + t * a.most_selected, 0};
+  }
+  select_blocks<Weight>(*a.archive, s, a.layer, group, a.num_kv_heads, position, num_tokens,
+                        a.queries + start * a.query_stride + group * per_group * a.head_width, a.query_stride, per_group,
+                        a.head_width, w.asked, best);
+  __builtin_memset(w.marks + first, 0, (beyond - first) * sizeof(uint32_t));
+  for (int64_t t = 0; t < num_tokens; t++) {
+    const int64_t last = beyond_places(s, position + t);
+    if (last - first <= s.select) {
+      for (int64_t place = first; place < last; place++) w.marks[place] |= (uint32_t)1 << t;
+    } else {
+      for (int64_t i = 0; i < best[t].size; i++) w.marks[best[t].places[i]] |= (uint32_t)1 << t;
+    }
+  }
+  return beyond;
+}
+
 // One tile of tokens of one sequence with the query heads of one key head.
 template <class Weight>
 FANO_TARGET static void attend_tile(const Attend& a, const Span& s, int64_t group, int64_t start, int64_t num_tokens,
@@ -156,10 +217,21 @@ FANO_TARGET static void attend_tile(const Attend& a, const Span& s, int64_t grou
     w.totals[r] = 0;
   }
   const int64_t end = first + num_tokens, window = window_start(s, first);
+  const int64_t beyond = s.select ? mark_chosen<Weight>(a, s, group, start, num_tokens, first, w) : 0;
   for (int64_t low = 0; low < end; low += BLOCK_TOKENS) {
-    if (low >= s.sinks && low < window) low = window;
-    const int64_t place = s.blocks[low / BLOCK_TOKENS] * BLOCK_TOKENS * row + group * width;
-    attend_block(a, s, (const Weight*)a.keys + place, (const Weight*)a.values + place, low, first, num_tokens, w);
+    const int64_t at = low / BLOCK_TOKENS;
+    const uint32_t mark = low >= s.sinks && at < beyond ? w.marks[at] : 0;
+    if (low >= s.sinks && low < window) {
+      if (at >= beyond) {
+        low = window - BLOCK_TOKENS;
+      } else if (mark) {
+        const Weight* block = archived_block<Weight>(*a.archive, s.archived[at], a.layer, row) + group * width;
+        attend_chosen(a, block, block + BLOCK_TOKENS * row, mark, w);
+      }
+      continue;
+    }
+    const int64_t place = s.blocks[at] * BLOCK_TOKENS * row + group * width;
+    attend_block(a, s, (const Weight*)a.keys + place, (const Weight*)a.values + place, low, first, num_tokens, mark, w);
   }
   for (int64_t r = 0; r < rows; r++) {
     const int64_t t = start + r / per_group, head = group * per_group + r % per_group;

@@ -13,7 +13,7 @@
 #include "arguments.h"
 #include "fit.h"
 
-#define FANO_ABI_VERSION 5
+#define FANO_ABI_VERSION 6
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -30,6 +30,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
+#include "select.h"
 #include "attend.h"
 #include "step.h"
 #undef FANO_SET
@@ -44,6 +45,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
+#include "select.h"
 #include "attend.h"
 #include "step.h"
 #undef FANO_SET
@@ -58,6 +60,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
+#include "select.h"
 #include "attend.h"
 #include "step.h"
 #undef FANO_SET
@@ -69,6 +72,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
+#include "select.h"
 #include "attend.h"
 #include "step.h"
 #undef FANO_SET
@@ -80,6 +84,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 #include "vector.h"
 #include "recurrence.h"
 #include "product.h"
+#include "select.h"
 #include "attend.h"
 #include "step.h"
 #undef FANO_DOTS
@@ -262,12 +267,11 @@ int fano_conv(const float* x, int64_t x_stride, const float* weight, const float
   return 0;
 }
 
-int64_t fano_attend_workspace(int64_t num_heads, int64_t num_kv_heads, int64_t head_width, int num_threads) {
-  Attend a{};
+int64_t fano_attend_workspace(const Attend* args, int num_threads) {
+  Attend a = *args;
   AttendSpace w;
-  a.num_heads = num_heads;
-  a.num_kv_heads = num_kv_heads;
-  a.padded_width = (head_width + PADDING - 1) / PADDING * PADDING;
+  a.padded_width = (a.head_width + PADDING - 1) / PADDING * PADDING;
+  measure(a.spans, a.num_sequences, &a);
   return lay_out(a, nullptr, &w) * (num_threads < MAX_THREADS ? num_threads : MAX_THREADS);
 }
 
@@ -275,6 +279,7 @@ int64_t fano_attend_workspace(int64_t num_heads, int64_t num_kv_heads, int64_t h
 int fano_attend(const Attend* args, float* workspace, int num_threads, int isa) {
   Attend a = *args;
   a.padded_width = (a.head_width + PADDING - 1) / PADDING * PADDING;
+  measure(a.spans, a.num_sequences, &a);
   if (!are_valid(a)) return 1;
   AttendWork work{&a, workspace, 0, 0, isa};
   const int64_t num_tokens = a.query_start[a.num_sequences];

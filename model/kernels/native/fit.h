@@ -37,7 +37,28 @@ static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
   w->values = take(BLOCK_TOKENS * a.padded_width);
   w->peaks = take(rows);
   w->totals = take(rows);
+  if (a.num_places) {
+    w->asked = take(TILE_TOKENS * 2 * a.padded_width);
+    w->best_scores = take(TILE_TOKENS * a.most_selected);
+    w->best_places = (int32_t*)take(TILE_TOKENS * a.most_selected);
+    w->marks = (uint32_t*)take(a.num_places);
+    w->few_queries = take(rows * a.padded_width);
+    w->few_mixed = take(rows * a.padded_width);
+    w->few_peaks = take(rows);
+    w->few_totals = take(rows);
+  }
   return taken;
+}
+
+// What selecting takes: places of the longest sequence that selects, and most blocks of which a list is made. Where all
+// are seen no list is made.
+static void measure(const Span* spans, int64_t num_sequences, Attend* a) {
+  for (int64_t i = 0; i < num_sequences; i++) {
+    if (!spans[i].select) continue;
+    const int64_t places = spans[i].num_archived, listed = spans[i].select < places ? spans[i].select : 0;
+    a->num_places = largest(a->num_places, largest(1, places));
+    a->most_selected = largest(a->most_selected, listed);
+  }
 }
 
 // Lay the workspace of `part` out from `start`, where there is one; returns the size in floats of that of all.
@@ -66,6 +87,7 @@ static int64_t lay_out(const Model& m, const Step& s, int64_t num_parts, int64_t
   a.num_kv_heads = m.num_kv_heads;
   a.head_width = m.head_width;
   a.padded_width = (m.head_width + PADDING - 1) / PADDING * PADDING;
+  measure(s.spans, s.num_sequences, &a);
   const auto take_own = [&] {
     if (few) take_narrow();
     w->row = take(largest(m.width, m.ffn));
@@ -82,14 +104,39 @@ static int64_t lay_out(const Model& m, const Step& s, int64_t num_parts, int64_t
   return shared + num_parts * own;
 }
 
-// Whether the spans see blocks of the pool only.
-static bool are_valid(const Span* spans, const int64_t* query_start, int64_t num_sequences, int64_t num_blocks) {
+// Whether what a span may select is in the archive.
+static bool is_archived(const Span& s, int64_t end, const Archive* archive) {
+  if (!s.select || end <= s.select_from) return true;
+  const int64_t start = end - s.window, beyond = start < 0 ? 0 : start / BLOCK_TOKENS;
+  if (beyond <= s.sinks / BLOCK_TOKENS) return true;
+  if (!archive || s.select < 0 || s.num_archived < beyond) return false;
+  for (int64_t place = s.sinks / BLOCK_TOKENS; place < beyond; place++) {
+    if (s.archived[place] < 0 || s.archived[place] >= archive->num_blocks) return false;
+  }
+  return true;
+}
+
+// Whether what leaves the pool is there and has a place.
+static bool is_valid(const Archive* archive, int64_t num_blocks) {
+  if (!archive) return true;
+  for (int64_t i = 0; i < archive->num_leaving; i++) {
+    const int64_t block = archive->leaving[2 * i], number = archive->leaving[2 * i + 1];
+    if (block < 0 || block >= num_blocks || number < 0 || number >= archive->num_blocks) return false;
+  }
+  return true;
+}
+
+// Whether the spans see blocks of the pool and of the archive only.
+static bool are_valid(const Span* spans, const int64_t* query_start, int64_t num_sequences, int64_t num_blocks,
+                      const Archive* archive) {
+  if (!is_valid(archive, num_blocks)) return false;
   for (int64_t i = 0; i < num_sequences; i++) {
     const Span& s = spans[i];
     const int64_t end = s.first_position + query_start[i + 1] - query_start[i];
     if (query_start[i] > query_start[i + 1] || s.first_position < 0 || end > s.num_blocks * BLOCK_TOKENS) return false;
     if (!s.is_full && (s.sinks % BLOCK_TOKENS || s.window % BLOCK_TOKENS || s.sinks < 0 || s.window < 1)) return false;
     if (query_start[i] == query_start[i + 1]) continue;
+    if (!is_archived(s, end, archive)) return false;
     const int64_t start = s.first_position - s.window + 1, window = s.is_full || start < 0 ? 0 : start / BLOCK_TOKENS;
     for (int64_t place = 0; place * BLOCK_TOKENS < end; place++) {
       if (place * BLOCK_TOKENS >= s.sinks && place < window) place = window;
@@ -101,12 +148,13 @@ static bool are_valid(const Span* spans, const int64_t* query_start, int64_t num
 
 static bool are_valid(const Attend& a) {
   if (a.query_start[0] != 0 || a.num_heads % a.num_kv_heads) return false;
-  return are_valid(a.spans, a.query_start, a.num_sequences, a.num_blocks);
+  return are_valid(a.spans, a.query_start, a.num_sequences, a.num_blocks, a.archive);
 }
 
 static bool are_valid(const Model& m, const Step& s) {
   if (!are_valid(s.query_start, s.state_slots, s.num_sequences, s.num_tokens, s.num_slots)) return false;
-  if (s.num_decodes > s.num_sequences || !are_valid(s.spans, s.query_start, s.num_sequences, s.num_blocks)) return false;
+  if (s.num_decodes > s.num_sequences) return false;
+  if (!are_valid(s.spans, s.query_start, s.num_sequences, s.num_blocks, s.archive)) return false;
   for (int64_t t = 0; t < s.num_tokens; t++) {
     if (s.input_ids[t] < 0 || s.input_ids[t] >= m.vocabulary) return false;
     if (s.kv_rows[t] < 0 || s.kv_rows[t] >= s.num_blocks * BLOCK_TOKENS) return false;

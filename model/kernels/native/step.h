@@ -115,13 +115,49 @@ FANO_INLINE void attend_block(const Seen<Weight>& seen, const float* query, int6
   }
 }
 
-// Key heads `first` to `last` of one sequence with the query heads that share them. Block by block, so that memory is
-// passed once and in its order; all `query`, `out` [heads, head width], `peaks` and `totals` [heads] begin with the
-// first head.
+// What a token that was drawn chose of the archive, of one key head, in its order: all there is, or `best`.
+struct Chosen {
+  Best best;
+  int64_t first, count;
+  bool is_all;
+};
+
 template <class Weight>
-FANO_TARGET static void attend_sequence(const Model& m, const Sequence& q, const Weight* keys, const Weight* values,
-                                        int64_t first, int64_t last, const float* query, float* peaks, float* totals,
-                                        float* out) {
+FANO_TARGET static Chosen choose(const Model& m, const Span& s, const Archive& a, int64_t layer, int64_t group,
+                                 const float* query, const AttendSpace& w) {
+  const int64_t width = m.head_width, sharing = m.num_heads / m.num_kv_heads;
+  const int64_t first = first_place(s), beyond = beyond_places(s, s.first_position);
+  Chosen chosen{{w.best_scores, w.best_places, 0}, first, beyond - first, beyond - first <= s.select};
+  if (chosen.is_all) return chosen;
+  Best& best = chosen.best;
+  select_blocks<Weight>(a, s, layer, group, m.num_kv_heads, s.first_position, 1, query + group * sharing * width, 0,
+                        sharing, width, w.asked, &best);
+  for (int64_t i = 1; i < best.size; i++) {
+    const int32_t place = best.places[i];
+    int64_t at = i;
+    for (; at > 0 && best.places[at - 1] > place; at--) best.places[at] = best.places[at - 1];
+    best.places[at] = place;
+  }
+  chosen.count = best.size;
+  return chosen;
+}
+
+// Keys of the i-th block that was chosen; its values follow them.
+template <class Weight>
+FANO_INLINE const Weight* chosen_keys(const Chosen& chosen, int64_t i, const Span& s, const Archive& a, int64_t layer,
+                                      int64_t row) {
+  const int64_t place = chosen.is_all ? chosen.first + i : chosen.best.places[i];
+  return archived_block<Weight>(a, s.archived[place], layer, row);
+}
+
+// Key heads `first` to `last` of one sequence with the query heads that share them. Block by block, so that memory is
+// passed once and in its order, all key heads together unless each chose its own; all `query`, `out` [heads, head width],
+// `peaks` and `totals` [heads] begin with the first head. The sinks come first, then what was chosen, then the window.
+template <class Weight>
+FANO_TARGET static void attend_sequence(const Model& m, const Sequence& q, const Span& s, const Archive* archive,
+                                        int64_t layer, const Weight* keys, const Weight* values, int64_t first,
+                                        int64_t last, const float* query, float* peaks, float* totals, float* out,
+                                        const AttendSpace& w) {
   const int64_t width = m.head_width, row = m.num_kv_heads * width, sharing = m.num_heads / m.num_kv_heads;
   const float scale = 1.0f / __builtin_sqrtf((float)width);
   for (int64_t h = first * sharing; h < last * sharing; h++) {
@@ -129,23 +165,43 @@ FANO_TARGET static void attend_sequence(const Model& m, const Sequence& q, const
     totals[h] = 0;
     for (int64_t e = 0; e < width; e++) out[h * width + e] = 0;
   }
-  for (int range = 0; range < 2; range++) {
-    const int64_t range_end = q.range_end[range];
-    for (int64_t p = q.range_start[range], end; p < range_end; p = end) {
-      end = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
-      const int64_t block = q.blocks[p / BLOCK_TOKENS];
-      const int64_t next = end < range_end ? q.blocks[end / BLOCK_TOKENS] : block;
-      end = end < range_end ? end : range_end;
-      const int64_t from = (block * BLOCK_TOKENS + p % BLOCK_TOKENS) * row, ahead = (next - block) * BLOCK_TOKENS * row;
-      for (int64_t group = first; group < last; group++) {
-        const int64_t at = from + group * width;
-        const Seen<Weight> seen{keys + at, values + at, row, end - p, ahead};
-        int64_t h = group * sharing;
-        for (; h + HEAD_TILE <= (group + 1) * sharing; h += HEAD_TILE) {
-          attend_block<HEAD_TILE>(seen, query + h * width, width, scale, peaks + h, totals + h, out + h * width);
+  const bool selects = s.select && beyond_places(s, s.first_position) > first_place(s);
+  const int64_t together = selects ? 1 : last - first;
+  for (int64_t begin = first; begin < last; begin += together) {
+    Chosen chosen{};
+    if (selects) chosen = choose<Weight>(m, s, *archive, layer, begin, query, w);
+    for (int part = 0; part < 3; part++) {
+      const bool is_chosen = part == 1;
+      const int64_t beyond = is_chosen ? chosen.count : q.range_end[part / 2];
+      // One loop for all three: what is seen comes to the same bits wherever it lies.
+      for (int64_t p = is_chosen ? 0 : q.range_start[part / 2], end; p < beyond; p = end) {
+        const Weight *key, *value, *next;
+        int64_t count;
+        if (is_chosen) {
+          end = p + 1;
+          count = BLOCK_TOKENS;
+          key = chosen_keys<Weight>(chosen, p, s, *archive, layer, row);
+          value = key + BLOCK_TOKENS * row;
+          next = chosen_keys<Weight>(chosen, end < beyond ? end : p, s, *archive, layer, row);
+        } else {
+          end = (p / BLOCK_TOKENS + 1) * BLOCK_TOKENS;
+          const int64_t block = q.blocks[p / BLOCK_TOKENS];
+          next = keys + (end < beyond ? q.blocks[end / BLOCK_TOKENS] : block) * BLOCK_TOKENS * row;
+          end = end < beyond ? end : beyond;
+          count = end - p;
+          key = keys + (block * BLOCK_TOKENS + p % BLOCK_TOKENS) * row;
+          value = values + (key - keys);
         }
-        for (; h < (group + 1) * sharing; h++) {
-          attend_block<1>(seen, query + h * width, width, scale, peaks + h, totals + h, out + h * width);
+        for (int64_t group = begin; group < begin + together; group++) {
+          const int64_t at = group * width;
+          const Seen<Weight> seen{key + at, value + at, row, count, next - key};
+          int64_t h = group * sharing;
+          for (; h + HEAD_TILE <= (group + 1) * sharing; h += HEAD_TILE) {
+            attend_block<HEAD_TILE>(seen, query + h * width, width, scale, peaks + h, totals + h, out + h * width);
+          }
+          for (; h < (group + 1) * sharing; h++) {
+            attend_block<1>(seen, query + h * width, width, scale, peaks + h, totals + h, out + h * width);
+          }
         }
       }
     }
@@ -208,6 +264,16 @@ FANO_INLINE void write_keys(const Step& s, const float* mine, int64_t queries, i
   }
 }
 
+// A thread's share of what leaves the windows in this step.
+template <class Weight>
+FANO_TARGET static void archive_blocks(const Model& m, const Step& s, int64_t layer, const Weight* keys,
+                                       const Weight* values, const Crew& crew, int64_t part) {
+  if (!s.archive) return;
+  for (int64_t i = part; i < s.archive->num_leaving; i += crew.size) {
+    archive_block(*s.archive, s.archive->leaving + 2 * i, layer, keys, values, m.num_kv_heads, m.head_width);
+  }
+}
+
 template <class Weight>
 FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step& s, int64_t index, const Workspace& w,
                                   Crew& crew, int64_t part) {
@@ -227,9 +293,11 @@ FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step
     const int64_t i = unit * together / m.num_kv_heads, first = unit * together % m.num_kv_heads;
     const float* mine = w.wide + i * all;
     write_keys(s, mine, queries, row, i, first * m.head_width, (first + together) * m.head_width, keys, values);
-    attend_sequence(m, s.sequences[i], keys, values, first, first + together, mine, w.peaks, w.totals,
-                    w.mixed + i * queries);
+    attend_sequence(m, s.sequences[i], s.spans[i], s.archive, index, keys, values, first, first + together, mine, w.peaks,
+                    w.totals, w.mixed + i * queries, w.attend);
   }
+  // What leaves with a token that was drawn lies a window before it, and no token of this step that was drawn sees it.
+  if (s.num_tokens == s.num_decodes) archive_blocks(m, s, index, keys, values, crew, part);
   if (s.num_tokens > s.num_decodes) {
     const int64_t count = s.num_tokens - s.num_decodes;
     const int64_t last = s.num_decodes + share(count, part + 1, crew.size);
@@ -237,10 +305,16 @@ FANO_TARGET static void attention(const Model& m, const Layer& layer, const Step
       write_keys(s, w.wide + t * all, queries, row, t, 0, row, keys, values);
     }
     meet(crew);
+    if (s.archive && s.archive->num_leaving) {
+      // A prompt's later tokens may choose what its earlier ones left behind.
+      archive_blocks(m, s, index, keys, values, crew, part);
+      meet(crew);
+    }
     const int64_t padded = (m.head_width + PADDING - 1) / PADDING * PADDING;
-    attend_from<Held>({w.wide, keys, values, w.mixed, s.query_start, s.spans, m.weight_kind != FLOAT32, all, s.num_sequences,
-                         s.num_blocks, m.num_heads, m.num_kv_heads, m.head_width, padded},
-                        s.num_decodes, &crew.next, w.attend);
+    Attend a{w.wide, keys, values, w.mixed, s.query_start, s.spans, m.weight_kind != FLOAT32, all, s.num_sequences,
+             s.num_blocks, m.num_heads, m.num_kv_heads, m.head_width, padded, s.archive, index, 0, 0};
+    measure(s.spans, s.num_sequences, &a);
+    attend_from<Held>(a, s.num_decodes, &crew.next, w.attend);
   }
   meet(crew);
   const auto* mixed = arrange_rows<Weight>(s, w.mixed, queries, queries, w.arranged, crew, part);

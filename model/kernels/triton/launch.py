@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.kernels.selection import ArchivedLayer
 from model.kernels.triton.attention import attend_prompts, tile_tokens
 from model.kernels.triton.convolution import causal_conv
 from model.kernels.triton.decoding import attend_decodes
@@ -75,8 +76,10 @@ class TritonKernels:
         first_positions: Sequence[int],
         block_tables: Sequence[Sequence[int]],
         policies: Sequence[AttentionPolicy],
+        archive: ArchivedLayer | None = None,
     ) -> Tensor:
-        """See :func:`model.kernels.reference.attend`."""
+        """See :func:`model.kernels.reference.attend`. Nobody selects: what left the window stays on the host."""
+        assert archive is None, "policy archive was let through to a device"
         _, num_heads, width = queries.shape
         num_blocks, block_tokens, num_groups, _ = keys.shape
         assert block_tokens == BLOCK_TOKENS and queries.stride()[1:] == (width, 1), f"{keys.shape} {queries.stride()}"

@@ -1,0 +1,98 @@
+"""Which of the blocks that left the windows a token sees: the specification, in plain torch.
+
+A block of keys is summed up, for each key head, by mean and variance of each of their numbers. With these the logarithm
+of what the block would weigh in the softmax of a query q is about ``q . mean + q*q . variance / 2``, to the second order,
+and log 64. Added up over the query heads that share the key head this is one product of a token's query with a summary,
+and the token sees the ``select`` blocks with the largest, of equal ones the earlier. So what it sees depends on its own
+query and on what stands before it, and on nothing that is read beside it. Measured in ``bench/archive_summaries.py``
+beside means, boxes, clusters and others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedLayer:
+    """What left the windows, as one attention layer of a step reads it.
+
+    ``memory`` and ``file`` [blocks, layers, 2, P, G, E] are keys and values by number, those in the file after those in
+    memory; ``summaries`` [layers, G, blocks, 2, E] means and variances. For each sequence ``tables`` has the number by place, -1 where the
+    block stays on the device, and ``select_from`` the first position that selects.
+    """
+
+    memory: Tensor
+    file: Tensor
+    summaries: Tensor
+    layer: int
+    tables: Sequence[Sequence[int]]
+    select_from: Sequence[int]
+
+    def block(self, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [P, G, E] of one block."""
+        near = len(self.memory)
+        keys, values = (self.memory[number] if number < near else self.file[number - near])[self.layer]
+        return keys, values
+
+    def put(self, number: int, keys: Tensor, values: Tensor) -> None:
+        """Keep ``keys`` and ``values`` [P, G, E] of a block that is complete, with their summary."""
+        kept_keys, kept_values = self.block(number)
+        kept_keys.copy_(keys)
+        kept_values.copy_(values)
+        self.summaries[self.layer, :, number] = summary(kept_keys)
+
+
+def summary(keys: Tensor) -> Tensor:
+    """[..., P, G, E] -> [..., G, 2, E], in the dtype of the keys: mean and variance of each number.
+
+    Deviations are rounded to bfloat16, so that their squares are exact, and all is added up one by one: so every
+    implementation comes to the same bits.
+    """
+    parts = keys.float().unbind(-3)
+    mean = parts[0].clone()
+    for part in parts[1:]:
+        mean += part
+    mean /= len(parts)
+    variance = torch.zeros_like(mean)
+    for part in parts:
+        variance += (part - mean).bfloat16().float().square()
+    return torch.stack((mean, variance / len(parts)), -2).to(keys.dtype)
+
+
+def candidates(policy: AttentionPolicy, position: int, select_from: int) -> range:
+    """Places of the blocks that the token at ``position`` may select."""
+    first = policy.sinks // BLOCK_TOKENS
+    if policy.name is not PolicyName.ARCHIVE or position < select_from:
+        return range(first, first)
+    return range(first, max(first, policy.window_start(position) // BLOCK_TOKENS))
+
+
+def choose(
+    queries: Tensor, archive: ArchivedLayer, index: int, first: int, policy: AttentionPolicy, num_places: int
+) -> Tensor:
+    """Which blocks the tokens of sequence ``index`` from position ``first`` on select: [G, T, num_places], a boolean.
+
+    ``queries`` are [T, H, E]. Scores are float64, so that only what is equal is a tie.
+    """
+    num_tokens, num_heads, width = queries.shape
+    num_groups = archive.summaries.shape[1]
+    chosen = torch.zeros(num_groups, num_tokens, num_places, dtype=torch.bool)
+    last = candidates(policy, first + num_tokens - 1, archive.select_from[index])
+    if not last:
+        return chosen
+    numbers = torch.tensor([archive.tables[index][place] for place in last])
+    summaries = archive.summaries[archive.layer][:, numbers].double()
+    grouped = queries.double().view(num_tokens, num_groups, num_heads // num_groups, width) * width**-0.5
+    asked = torch.stack((grouped.sum(2), grouped.square().sum(2) / 2), -2)
+    scores = torch.einsum("tgre,gnre->gtn", asked, summaries)
+    for token in range(num_tokens):
+        places = candidates(policy, first + token, archive.select_from[index])
+        order = scores[:, token, : len(places)].sort(dim=-1, descending=True, stable=True).indices
+        for group in range(num_groups):
+            chosen[group, token, order[group, : policy.select] + last.start] = True
+    return chosen
