@@ -50,8 +50,8 @@ class Batch:
     token is written to; ``logits_rows``, the rows that need logits, ascending; ``first_positions``,
     ``block_tables`` and ``policies`` have one entry per sequence. The first ``num_decodes`` sequences have one token
     each, and it was drawn. ``next_ids`` [T] is the token after each one, -1 where its surprisal is not wanted; None
-    where none is. ``archived`` and ``select_from`` have one entry per sequence where any reads under policy ``archive``,
-    and are empty else; ``leaving`` are the pairs of all.
+    where none is. ``archived`` and ``select_from`` have one entry per sequence where any reads under policy
+    ``archive``, and are empty else; ``leaving`` are the pairs of all.
     """
 
     input_ids: Tensor

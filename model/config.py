@@ -350,7 +350,8 @@ def _fano_entry(values: Mapping[str, object]) -> tuple[AttentionPolicy, ReadingU
     if entry is None:
         return AttentionPolicy(), ReadingUnit.PASSAGES
     if not isinstance(entry, Mapping):
-        raise ConfigInvalid("fano", entry, "an object with policy, sinks, window, select and reads", "correct config.json")
+        expected = "an object with policy, sinks, window, select and reads"
+        raise ConfigInvalid("fano", entry, expected, "correct config.json")
     unknown = sorted(set(entry) - {"policy", "sinks", "window", "select", "reads", "recall_bits"})
     if unknown:
         raise ConfigInvalid(f"fano.{unknown[0]}", entry[unknown[0]], "no such key", "remove it from config.json")

@@ -47,9 +47,7 @@ class PromptTooLong(RequestRefused):
 class NeverFits(RequestRefused):
     """The request needs more of a pool than the whole pool has, so that waiting would not help."""
 
-    def __init__(
-        self, param: str, pool: str, needed: int, capacity: int, remedy: str, unit: str = "units"
-    ) -> None:
+    def __init__(self, param: str, pool: str, needed: int, capacity: int, remedy: str, unit: str = "units") -> None:
         super().__init__(f"the request needs {needed} {unit} of pool {pool!r}, which has {capacity}; {remedy}")
         self.param = param
         self.pool = pool

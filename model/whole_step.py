@@ -101,8 +101,10 @@ class WholeStep:
         archive = None
         if batch.archived:
             archive = native_archive(*blocks.archive.keys_values, blocks.archive.summaries, batch.leaving)
-            stands = *stands, batch.archived, batch.select_from
-        spans = array_of(AttendedSpan, len(places))(*map(native_span, *stands))
+            found = map(native_span, *stands, batch.archived, batch.select_from)
+        else:
+            found = map(native_span, *stands)
+        spans = array_of(AttendedSpan, len(places))(*found)
         step = NativeStep(
             num_tokens=num_tokens,
             num_sequences=len(places),

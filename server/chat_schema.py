@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import MOST_SELECTED
 from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, without_idle_fields
 from server.errors import RequestInvalid
 from server.inquiry import Sampling
@@ -100,14 +101,17 @@ class ChatMessage(WireModel):
 class PolicyOptions(WireModel):
     """The attention policy of one request; numbers that are left out are the engine's own."""
 
-    name: Literal["full", "window"]
+    name: Literal["full", "window", "archive"]
     sinks: Annotated[int, Field(ge=0, le=10_000_000, multiple_of=BLOCK_TOKENS)] | None = None
     window: Annotated[int, Field(ge=BLOCK_TOKENS, le=10_000_000, multiple_of=BLOCK_TOKENS)] | None = None
+    select: Annotated[int, Field(ge=1, le=MOST_SELECTED)] | None = None
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
         if self.name == "full" and (self.sinks is not None or self.window is not None):
             raise ValueError("sinks and window mean nothing under policy full; leave them out")
+        if self.name != "archive" and self.select is not None:
+            raise ValueError("select means something under policy archive alone; leave it out")
         return self
 
     def over(self, own: AttentionPolicy) -> AttentionPolicy:
@@ -116,6 +120,7 @@ class PolicyOptions(WireModel):
             PolicyName(self.name),
             own.sinks if self.sinks is None else self.sinks,
             own.window if self.window is None else self.window,
+            own.select if self.select is None else self.select,
         )
 
 

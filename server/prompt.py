@@ -69,11 +69,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, how many of the passages, best first, are in them, and numbers of tokens at which messages end."""
+    """Token ids, how many of the passages, best first, are in them, and numbers of tokens at which messages end.
+
+    The tokens before ``select_from`` are a document's, read as under ``window`` also where the others select.
+    """
 
     ids: "array[int]"
     num_passages: int
     borders: tuple[int, ...] = ()
+    select_from: int = 0
 
 
 def build_prompt(
@@ -105,7 +109,7 @@ def build_prompt(
             continue
         chat = build_chat(tokenizer, [*earlier, last], history)
         if len(chat.ids) + budget.max_tokens <= budget.max_context_tokens:
-            return Prompt(chat.ids, num_passages, chat.borders)
+            return Prompt(chat.ids, num_passages, chat.borders, chat.prelude_tokens)
         refusal = PromptTooLong(len(chat.ids), budget.max_tokens, budget.max_context_tokens)
     assert refusal is not None
     raise refusal

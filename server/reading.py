@@ -244,6 +244,7 @@ class Reader:
             measure_information=self._measure_information,
             surprisals_from=None if told_from is None else max(1, told_from),
             is_background=True,
+            select_from=len(ids),
         )
         usage = None
         async with self._bridge.generate(request) as events:
@@ -282,8 +283,9 @@ def _tell_failure(task: "asyncio.Task[None]") -> None:
 
 
 def reading_policy(own: AttentionPolicy) -> AttentionPolicy:
-    """Documents are read under ``window``, so that what is held of them does not grow with them."""
-    return own if own.name is PolicyName.WINDOW else AttentionPolicy(PolicyName.WINDOW)
+    """Documents are read under ``window``, so that what is held of them on the device does not grow with them. Under
+    ``archive`` they are, too, and what left the window is kept on the host for those who ask."""
+    return AttentionPolicy(PolicyName.WINDOW) if own.name is PolicyName.FULL else own
 
 
 def document_ids(tokenizer: PartTokenizer, text: str) -> "array[int]":

@@ -58,7 +58,12 @@ def session_view(session: SessionView) -> SessionObject:
         num_tokens=manifest.num_tokens,
         state_tokens=session.state_tokens,
         status=session.status,
-        bytes=SessionBytes(ssm_state=session.ssm_state_bytes, conv_state=session.conv_state_bytes, kv=session.kv_bytes),
+        bytes=SessionBytes(
+            ssm_state=session.ssm_state_bytes,
+            conv_state=session.conv_state_bytes,
+            kv=session.kv_bytes,
+            kv_archive=session.kv_archive_bytes,
+        ),
         version=manifest.version,
         saved_version=manifest.saved_version,
         checksum=manifest.checksum,
@@ -184,4 +189,5 @@ def policy_view(policy: AttentionPolicy) -> dict[str, str | int]:
     """The policy with the numbers that mean something under it."""
     if policy.name is PolicyName.FULL:
         return {"name": policy.name.value}
-    return {"name": policy.name.value, "sinks": policy.sinks, "window": policy.window}
+    told: dict[str, str | int] = {"name": policy.name.value, "sinks": policy.sinks, "window": policy.window}
+    return {**told, "select": policy.select} if policy.name is PolicyName.ARCHIVE else told

@@ -266,7 +266,7 @@ def engine_config(settings: Settings, checkpoint: "ModelConfig") -> "EngineConfi
     policy = attention_policy(settings, checkpoint.policy)
     device, _ = choose_device()
     default = EngineConfig()
-    context = WINDOW_CONTEXT_TOKENS if policy.name is PolicyName.WINDOW else default.max_context_tokens
+    context = default.max_context_tokens if policy.name is PolicyName.FULL else WINDOW_CONTEXT_TOKENS
     return EngineConfig(
         num_slots=settings.max_sequences,
         max_context_tokens=settings.max_context_tokens or context,
@@ -276,6 +276,9 @@ def engine_config(settings: Settings, checkpoint: "ModelConfig") -> "EngineConfi
         max_waiting=settings.max_queue,
         saved_bytes=settings.saved_bytes,
         session_bytes=settings.session_bytes,
+        archive_bytes=settings.archive_bytes,
+        archive_disk_bytes=settings.archive_disk_bytes,
+        archive_directory=settings.data_dir / "archive",
         num_checkpoint_slots=settings.checkpoint_slots,
         num_threads=num_threads(settings),
     )
@@ -287,6 +290,7 @@ def attention_policy(settings: Settings, own: AttentionPolicy) -> AttentionPolic
         name=own.name if settings.policy is None else PolicyName(settings.policy),
         sinks=own.sinks if settings.sinks is None else settings.sinks,
         window=own.window if settings.window is None else settings.window,
+        select=own.select if settings.select is None else settings.select,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from model.policy import BLOCK_TOKENS
+from model.tiles import MOST_SELECTED
 from server.answer_form import BEST_FORM
 
 PREFIX = "FANO_"
@@ -44,11 +45,16 @@ class Settings(BaseSettings):
         "auto", description="Type of weights and keys/values; int8 (weights, keys/values bfloat16) on a CPU only."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of the matrix work; default all cores.")
-    policy: Literal["full", "window"] | None = Field(None, description="Attention policy; default the checkpoint's.")
-    sinks: int | None = Field(None, ge=0, description="Sink tokens under policy window.")
-    window: int | None = Field(None, ge=BLOCK_TOKENS, description="Window tokens under policy window.")
+    policy: Literal["full", "window", "archive"] | None = Field(
+        None, description="Attention policy; default the checkpoint's."
+    )
+    sinks: int | None = Field(None, ge=0, description="Sink tokens under policies window and archive.")
+    window: int | None = Field(None, ge=BLOCK_TOKENS, description="Window tokens under policies window and archive.")
+    select: int | None = Field(
+        None, ge=1, le=MOST_SELECTED, description="Blocks of 64 tokens that a token selects under policy archive."
+    )
     max_context_tokens: int | None = Field(
-        None, ge=BLOCK_TOKENS, description="Hard limit of prompt and answer; default 1048576 under policy window."
+        None, ge=BLOCK_TOKENS, description="Hard limit of prompt and answer; default 1048576 but under policy full."
     )
     max_whole_prompt_tokens: int = Field(
         100_000, ge=1, description="Most tokens of a prompt that are read for a reply that is not streamed."
@@ -59,6 +65,10 @@ class Settings(BaseSettings):
     session_bytes: int = Field(1 << 30, ge=0, description="Host memory for what was read before, to read it once.")
     prompt_archive_bytes: int = Field(
         1 << 30, ge=0, description="Host memory for the text and index of prompts that are longer than the window."
+    )
+    archive_bytes: int = Field(2 << 30, ge=0, description="Host memory for what left the windows under policy archive.")
+    archive_disk_bytes: int = Field(
+        8 << 30, ge=0, description="Disk for what of it does not fit there, in a file that ends with the process."
     )
     session_disk_bytes: int = Field(8 << 30, ge=0, description="Most bytes of all saved sessions on the disk.")
     checkpoint_slots: int = Field(

@@ -37,6 +37,10 @@ class Holding(Protocol):
     def conv_state_bytes(self) -> int:
         """Bytes of the convolution state."""
 
+    @property
+    def kv_archive_bytes(self) -> int:
+        """Bytes of keys and values that left the window, on the host."""
+
 
 class KeptCheckpoints(Protocol):
     """What named sessions need of ``model.cache.checkpoints.Checkpoints``; ``tree`` is tenant and policy."""
@@ -56,7 +60,13 @@ class KeptCheckpoints(Protocol):
     def path(self, tree: Hashable, token_ids: Sequence[int]) -> "Sequence[Checkpoint]":
         """The checkpoints on the way, shallow to deep."""
 
-    def find(self, tree: Hashable, token_ids: Sequence[int], needs_information: bool = False) -> "Found":
+    def find(
+        self,
+        tree: Hashable,
+        token_ids: Sequence[int],
+        needs_information: bool,
+        selected_from: Callable[[int], int | None],
+    ) -> "Found":
         """The deepest checkpoint on the way that a request would go on from."""
 
     def snapshot(self, checkpoint: "Checkpoint") -> "Snapshot":

@@ -26,6 +26,7 @@ class FakeHolding:
     kv_bytes: int = 0
     ssm_state_bytes: int = 0
     conv_state_bytes: int = 0
+    kv_archive_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class FakeCheckpoints:
         found = [ids for where, ids in self.kept if where == tree and text[: len(ids)] == ids]
         return [FakeCheckpoint(ids) for ids in sorted(found, key=len)]
 
-    def find(self, tree: Tree, token_ids: Sequence[int], needs_information: bool = False) -> SimpleNamespace:
+    def find(
+        self, tree: Tree, token_ids: Sequence[int], needs_information: bool, selected_from: Callable[[int], int | None]
+    ) -> SimpleNamespace:
         return SimpleNamespace(checkpoint=next(reversed(self.path(tree, token_ids)), None))
 
     def holding(self, tree: Tree, token_ids: Sequence[int]) -> FakeHolding:

@@ -13,8 +13,8 @@ ON_DEVICE = -1
 class ArchiveTable:
     """``numbers[position // P]`` is a block of the archive, for all positions that left the window.
 
-    A sequence's table holds its blocks, and is freed; one that ``is_cached``, a checkpoint's or a snapshot's, only refers
-    to them, and ends when nobody refers to it.
+    A sequence's table holds its blocks, and is freed; one that ``is_cached``, a checkpoint's, only refers to them, and
+    ends when nobody refers to it.
     """
 
     def __init__(self, archive: KvArchive, is_cached: bool = False) -> None:

@@ -1,15 +1,16 @@
 """Keys and values that left the windows, in blocks in host memory, and beyond a budget in a file that is mapped.
 
 A block is written once, when it leaves the window of whoever reads, and never again, so sequences, checkpoints and
-snapshots share it: it is there as long as one of them refers to it, and its memory goes back to the system with the last
-reference, in whatever thread that goes. Beside the keys and values of a block stands its summary, by which tokens choose
-it. What is read is attended to where it lies: on a CPU nothing is fetched.
+snapshots share it: it is there as long as one of them refers to it, and its memory goes back to the system with the
+last reference, in whatever thread that goes. Beside the keys and values of a block stands its summary, by which tokens
+choose it. What is read is attended to where it lies: on a CPU nothing is fetched.
 """
 
 import logging
 import mmap
 import os
 import tempfile
+from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -176,17 +178,15 @@ class KvArchive:
         self.summaries[:, :, made.number] = summary(made.keys)
         return made
 
-    def hold(self, numbers: Sequence[int]) -> None:
+    def hold(self, numbers: "array[int]") -> None:
         """A sequence holds these blocks, each once more."""
-        held = np.frombuffer(numbers, dtype=np.int64) if len(numbers) else np.empty(0, dtype=np.int64)
-        held = held[held >= 0]
+        held = _present(numbers)
         self._num_used += int((self._uses[held] == 0).sum())
         self._uses[held] += 1
 
-    def let_go(self, numbers: Sequence[int]) -> None:
+    def let_go(self, numbers: "array[int]") -> None:
         """A sequence holds these blocks once less."""
-        held = np.frombuffer(numbers, dtype=np.int64) if len(numbers) else np.empty(0, dtype=np.int64)
-        held = held[held >= 0]
+        held = _present(numbers)
         self._uses[held] -= 1
         assert (self._uses[held] >= 0).all(), "a block of the archive was let go more often than it was held"
         self._num_used -= int((self._uses[held] == 0).sum())
@@ -251,6 +251,11 @@ class KvArchive:
             return False
         self._backed.add(number)
         return True
+
+
+def _present(numbers: "array[int]") -> npt.NDArray[np.int64]:
+    found = np.frombuffer(numbers, dtype=np.int64) if numbers else np.empty(0, dtype=np.int64)
+    return found[found >= 0]
 
 
 def _reserve(num_bytes: int) -> mmap.mmap | None:

@@ -9,6 +9,7 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import (
     ATTENTION_TILE_TOKENS,
     DECODE_GAP_FLOATS,
+    MOST_SELECTED,
     PROMPT_LOGPROB_ROWS,
     QUERY_TILE_TOKENS,
     SCAN_TILE_TOKENS,
@@ -29,8 +30,9 @@ class MemoryPlan:
     every slot and of a chunk whose log probabilities are wanted. ``saved_bytes`` is not on the device: host memory for
     preempted requests, and ``session_bytes`` for checkpoints and sessions, taken when it is needed.
     ``bytes_per_sequence`` is what one sequence holds at the full context under the engine's policy. A token that left
-    the window of policy ``archive`` takes ``archive_bytes_per_token`` and ``summary_bytes_per_token`` of the host; there
-    is room for ``num_archive_blocks`` blocks of them in ``archive_bytes`` of memory and ``archive_disk_bytes`` of disk.
+    the window of policy ``archive`` takes ``archive_bytes_per_token`` and ``summary_bytes_per_token`` of the host;
+    there is room for ``num_archive_blocks`` blocks of such tokens in ``archive_bytes`` of memory and
+    ``archive_disk_bytes`` of disk.
     """
 
     num_slots: int
@@ -162,6 +164,10 @@ def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> in
     head = -(-model.head_width // STRIP_ROWS) * STRIP_ROWS
     tile = ATTENTION_TILE_TOKENS * model.num_heads // model.num_kv_heads
     attention = tile * (2 * head + BLOCK_TOKENS + 2) + 2 * head * BLOCK_TOKENS
+    if engine.has_archive:
+        # A request may choose policy archive: what its tokens ask and choose, marks of blocks, rows that go together.
+        places = -(-engine.max_context_tokens // BLOCK_TOKENS)
+        attention += ATTENTION_TILE_TOKENS * 2 * (head + min(places, MOST_SELECTED)) + places + tile * (2 * head + 2)
     few = min(num_tokens, SHARED_TOKENS) * narrow
     own = max(width, ffn) + 2 * model.num_heads + attention + few + 32 * DECODE_GAP_FLOATS
     return FLOAT32_BYTES * (num_tokens * (wide + narrow) + engine.num_threads * own)

@@ -91,7 +91,6 @@ class Admission:
             remedy = f"ask for at most {self._max_blocks // needed} choices, or for fewer tokens"
             raise NeverFits("n", "kv", request.num_choices * needed, self._max_blocks, remedy)
 
-
     def _check_archive(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
         if not 0 <= request.select_from:
             raise InvalidRequest("select_from", request.select_from, "at least 0")
@@ -107,7 +106,8 @@ class Admission:
         needed = shared + request.num_choices * (whole - shared)
         if needed > self._max_archive_blocks:
             remedy = "raise FANO_ARCHIVE_BYTES or FANO_ARCHIVE_DISK_BYTES, or read it under policy window"
-            sizes = (blocks * self._archive_block_bytes for blocks in (needed, self._max_archive_blocks))
+            each = self._archive_block_bytes
+            sizes = needed * each, self._max_archive_blocks * each
             raise NeverFits("policy.name", "kv_archive", *sizes, remedy, unit="bytes")
 
 

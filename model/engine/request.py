@@ -86,8 +86,8 @@ class GenerationRequest:
     ``surprisals_from`` the usage has that of each token of the prompt from this place on, which is at least 1; no
     checkpoint behind the place is used then, so that nothing of it is missing.
     Under policy ``archive`` the tokens from position ``select_from`` on select blocks; those before, a document's, are
-    read as under ``window``. ``is_background`` yields to everyone else, and with ``max_tokens`` 0 the prompt is only read: the one event has the
-    usage and no token.
+    read as under ``window``. ``is_background`` yields to everyone else, and with ``max_tokens`` 0 the prompt is only
+    read: the one event has the usage and no token.
     """
 
     request_id: str

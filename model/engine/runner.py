@@ -11,7 +11,6 @@ from model.cache.block_pool import RELEASED, BlockPool, BlockTable
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
-from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
@@ -223,9 +222,7 @@ class ModelRunner:
         ids, place = sequence.token_ids[:num_read], Place.TURN if sequence.num_completion_tokens else Place.ABORTED
         if (held := self._held.pop(sequence, None)) is not None:
             since = sequence.selected_from(num_read)
-            self.checkpoints.keep(
-                tree_of(sequence), ids, num_read, held.keep(self._states), place, selected_from=since
-            )
+            self.checkpoints.keep(tree_of(sequence), ids, num_read, held.keep(self._states), place, selected_from=since)
         elif (saved := self._saved.get(sequence)) is not None:
             self._forget(sequence)
             self.checkpoints.keep_snapshot(tree_of(sequence), ids, saved, place)
@@ -303,8 +300,8 @@ class ModelRunner:
         if len(held) == 1 and not saved:
             (only,) = held
             return only.table.archive.num_blocks
-        blocks = {block.number for each in held for block in each.table.archive.blocks}
-        return len(blocks | {block.number for each in saved for block in each.archive if isinstance(block, ArchivedBlock)})
+        blocks = {id(block) for each in held for block in each.table.archive.blocks}
+        return len(blocks.union(id(block) for each in saved for block in each.archive))
 
     def holding(self, checkpoint: Checkpoint) -> Holding:
         """Where a checkpoint is and what it takes."""

@@ -144,9 +144,7 @@ def attend(
             stop = min(tile + QUERY_TILE_TOKENS, end)
             if archive is not None and candidates(policy, first + stop - 1 - start, archive.select_from[index]):
                 place = first + tile - start
-                _attend_selected(
-                    queries[tile:stop], keys, values, place, table, policy, archive, index, out[tile:stop]
-                )
+                _attend_selected(queries[tile:stop], keys, values, place, table, policy, archive, index, out[tile:stop])
                 continue
             _attend_tile(queries[tile:stop], keys, values, first + tile - start, table, policy, out[tile:stop])
     return out

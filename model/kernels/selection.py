@@ -1,10 +1,10 @@
 """Which of the blocks that left the windows a token sees: the specification, in plain torch.
 
-A block of keys is summed up, for each key head, by mean and variance of each of their numbers. With these the logarithm
-of what the block would weigh in the softmax of a query q is about ``q . mean + q*q . variance / 2``, to the second order,
-and log 64. Added up over the query heads that share the key head this is one product of a token's query with a summary,
-and the token sees the ``select`` blocks with the largest, of equal ones the earlier. So what it sees depends on its own
-query and on what stands before it, and on nothing that is read beside it. Measured in ``bench/archive_summaries.py``
+A block of keys is summed up, for each key head, by mean and variance of each of their numbers. To the second order the
+logarithm of what the block would weigh in the softmax of a query q is ``q . mean + q*q . variance / 2``, and log 64.
+Added up over the query heads that share the key head this is one product of a token's query with a summary, and the
+token sees the ``select`` blocks with the largest, of equal ones the earlier. So what it sees depends on its own query
+and on what stands before it, and on nothing that is read beside it. ``bench/archive_summaries.py`` has the measurement,
 beside means, boxes, clusters and others.
 """
 
@@ -22,8 +22,8 @@ class ArchivedLayer:
     """What left the windows, as one attention layer of a step reads it.
 
     ``memory`` and ``file`` [blocks, layers, 2, P, G, E] are keys and values by number, those in the file after those in
-    memory; ``summaries`` [layers, G, blocks, 2, E] means and variances. For each sequence ``tables`` has the number by place, -1 where the
-    block stays on the device, and ``select_from`` the first position that selects.
+    memory; ``summaries`` [layers, G, blocks, 2, E] means and variances. For each sequence ``tables`` has the number by
+    place, -1 where the block stays on the device, and ``select_from`` the first position that selects.
     """
 
     memory: Tensor

@@ -42,6 +42,7 @@ class SessionView:
     ssm_state_bytes: int
     conv_state_bytes: int
     kv_bytes: int
+    kv_archive_bytes: int = 0
 
 
 class States:
@@ -179,6 +180,7 @@ class States:
                 tenant=session.tenant,
                 keep=Keep(tail=True),
                 is_background=True,
+                select_from=len(history.ids) if session.document_id is not None else history.prelude_tokens,
             )
             async with self._bridge.generate(request) as events:
                 async for _ in events:
@@ -215,9 +217,16 @@ def _view(session: Session, held: Holding | None) -> SessionView:
     if held is not None and held.num_tokens and held.num_tokens >= session.saved_tokens:
         session.status = held.tier
         return SessionView(
-            manifest, held.tier, held.num_tokens, held.ssm_state_bytes, held.conv_state_bytes, held.kv_bytes
+            manifest,
+            held.tier,
+            held.num_tokens,
+            held.ssm_state_bytes,
+            held.conv_state_bytes,
+            held.kv_bytes,
+            held.kv_archive_bytes,
         )
     session.status = "tokens" if saved is None else "saved"
     if saved is None:
         return SessionView(manifest, "tokens", 0, 0, 0, 0)
-    return SessionView(manifest, "saved", saved.num_tokens, saved.ssm_bytes, saved.conv_bytes, saved.kv_bytes)
+    sizes = saved.ssm_bytes, saved.conv_bytes, saved.kv_bytes, saved.kv_archive_bytes
+    return SessionView(manifest, "saved", saved.num_tokens, *sizes)

@@ -3,12 +3,15 @@
 Native kernels keep them to the bit, the reference twins to the rounding of a matrix product of torch.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
-from fakes_model import Reader, load, random_ids, relative_difference
+from fakes_model import OpenSequence, Reader, load, random_ids, relative_difference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model.batch import Batch
 from model.config import Dtype
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE, Kernels
@@ -63,7 +66,7 @@ def test_law_1_no_split_of_a_prompt_changes_logits_or_memory(
     expected = whole.read(ids)
     # Single tokens of a prompt, too: they are no decodes.
     borders = [0, *sorted({split for split in splits if split < num_tokens}), num_tokens]
-    parts = [ids[start:end] for start, end in zip(borders[:-1], borders[1:], strict=True)]
+    parts = [ids[start:end] for start, end in pairwise(borders)]
     found = torch.cat([step_of(cut, part) for part in parts])
     assert_alike(model, found, expected)
     for left, right in zip(cut.memory()[:2], whole.memory()[:2], strict=True):
@@ -74,10 +77,8 @@ def test_law_1_no_split_of_a_prompt_changes_logits_or_memory(
         assert_alike(model, left.values, right.values)
 
 
-def step_of(sequence, part: list[int]) -> torch.Tensor:
+def step_of(sequence: OpenSequence, part: list[int]) -> torch.Tensor:
     reader = sequence.reader
-    from model.batch import Batch
-
     return reader.model(Batch.pack([sequence.chunk(part, is_decode=False)]), reader.states, reader.blocks)
 
 

@@ -67,7 +67,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     [
         ("port", 70000, "FANO_PORT is 70000"),
         ("window", 100, "FANO_WINDOW is 100: must be a multiple of 64 tokens"),
-        ("policy", "archive", "FANO_POLICY is 'archive'"),
+        ("policy", "endless", "FANO_POLICY is 'endless'"),
         ("threads", 0, "FANO_THREADS is 0"),
         ("dtype", "float16", "FANO_DTYPE is 'float16'"),
     ],
