@@ -181,10 +181,11 @@ def plan(
     context: Annotated[str, typer.Option(help="Tokens of a session: 4096, 32K, 1M.")] = "1M",
     sessions: Annotated[int, typer.Option(min=1, help="Sessions that are resident at once.")] = 8,
     policy: Annotated[
-        Literal["full", "window"] | None, typer.Option(help="Attention policy [default: the checkpoint's].")
+        Literal["full", "window", "archive"] | None, typer.Option(help="Attention policy [default: the checkpoint's].")
     ] = None,
-    sinks: Annotated[int | None, typer.Option(min=0, help="Sink tokens under policy window.")] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Window tokens under policy window.")] = None,
+    sinks: Annotated[int | None, typer.Option(min=0, help="Sink tokens under policies window and archive.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Window tokens under policies window and archive.")] = None,
+    select: Annotated[int | None, typer.Option(min=1, help="Blocks that a token selects under policy archive.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="Type of weights and keys/values.")
     ] = "bfloat16",
@@ -211,7 +212,8 @@ def plan(
         chosen = None if policy is None else PolicyName(policy)
         num_threads = threads or len(os.sched_getaffinity(0))
         size = parse_size(context)
-        bill = plan_bill(path, size, sessions, Dtype(dtype), chosen, num_threads, sinks=sinks, window=window)
+        numbers = {"sinks": sinks, "window": window, "select": select}
+        bill = plan_bill(path, size, sessions, Dtype(dtype), chosen, num_threads, **numbers)
     if as_json:
         typer.echo(json.dumps(bill.as_json(), indent=2))
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from model.config import ReadingUnit
 from model.policy import PolicyName
 from retrieval.passage import SearchResult
-from server.asking import Asking, asking_of, message_number, prompt_parts, recent_turns
+from server.asking import QUERY_TOKENS, Asking, asking_of, message_number, prompt_parts, recent_turns
 from server.certainty import values_of
 from server.citations import Source
 from server.conversation import Conversation
@@ -72,7 +72,7 @@ class LongPrompts:
         begun = time.monotonic()
         asking = asking_of(self._tokenizer, inquiry.turns)
         plain = Groundwork(
-            prompt=Prompt(conversation.ids, 0, conversation.borders),
+            prompt=_whole(conversation),
             sampling=sampling_params(inquiry, max_tokens, 1.0),
             sources=(),
             readings=(),
@@ -202,8 +202,14 @@ class LongPrompts:
             )
             if len(ids) + max_tokens <= self._model.max_context_tokens:
                 borders = [border for border in conversation.borders if border < num_kept]
-                return Prompt(ids, num_passages, (*borders, num_kept))
-        return Prompt(conversation.ids, 0, conversation.borders)
+                return Prompt(ids, num_passages, (*borders, num_kept), num_kept)
+        return _whole(conversation)
+
+
+def _whole(conversation: Conversation) -> Prompt:
+    """The prompt as it came: what it asks stands in its last tokens, and only these select blocks."""
+    ids = conversation.ids
+    return Prompt(ids, 0, conversation.borders, max(conversation.prelude_tokens, len(ids) - QUERY_TOKENS))
 
 
 def check_seen_whole(inquiry: Inquiry, model: ServedModel) -> None:

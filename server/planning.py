@@ -1,7 +1,7 @@
 """``fano plan``: what a model will hold, from its config.json alone."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from model.cache.plan import MemoryPlan
 from model.config import Dtype, EngineConfig, ModelConfig
-from model.policy import AttentionPolicy, PolicyName
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from server.bars import HELD, bar
 from server.sizes import readable
 
@@ -56,11 +56,26 @@ class Bill:
                 "total": plan.bytes_per_sequence,
                 "total_under_full": self.full.bytes_per_sequence,
             },
+            "archive": self._archive(),
             "kv_bytes_per_token_under_full": self.model.kv_bytes_per_token(self.engine.dtype),
             "state_capacity_bits": 8 * plan.bytes_per_sequence,
             "slots": plan.num_slots,
             "checkpoint_slots": plan.num_checkpoint_slots,
             "blocks": plan.num_blocks,
+        }
+
+    def _archive(self) -> dict[str, Any] | None:
+        """What leaves the windows, on the host; None under policies that keep nothing of it."""
+        if self.policy.name is not PolicyName.ARCHIVE:
+            return None
+        plan, num_blocks = self.plan, self.policy.num_archived(self.engine.max_context_tokens)
+        return {
+            "bytes_per_token": plan.archive_bytes_per_token,
+            "summary_bytes_per_token": plan.summary_bytes_per_token,
+            "session_bytes": num_blocks * plan.bytes_per_archived_block,
+            "tokens_at_most": plan.num_archive_blocks * BLOCK_TOKENS,
+            "memory_bytes_at_most": plan.archive_bytes,
+            "disk_bytes_at_most": plan.archive_disk_bytes,
         }
 
 
@@ -75,17 +90,13 @@ def plan_bill(
 ) -> Bill:
     """The bill of the checkpoint in the directory ``path``, or of the config.json it names.
 
-    ``numbers`` are ``sinks`` and ``window``. Raises ``CheckpointNotFound``, ``ConfigInvalid``, and ValueError
-    for numbers that are no whole blocks.
+    ``numbers`` are ``sinks``, ``window`` and ``select``. Raises ``CheckpointNotFound``, ``ConfigInvalid``, and
+    ValueError for numbers that are no whole blocks.
     """
     model = ModelConfig.from_pretrained(path.parent if path.name == "config.json" else path)
     own = model.policy
-    sinks, window = numbers.get("sinks"), numbers.get("window")
-    chosen = AttentionPolicy(
-        own.name if policy is None else policy,
-        own.sinks if sinks is None else sinks,
-        own.window if window is None else window,
-    )
+    told = {key: value for key, value in numbers.items() if value is not None}
+    chosen = replace(own, name=own.name if policy is None else policy, **told)
     engine = EngineConfig(
         num_slots=num_sessions, max_context_tokens=context_tokens, dtype=dtype, policy=chosen, num_threads=num_threads
     )
@@ -130,6 +141,13 @@ def print_bill(bill: Bill, name: str, console: Console) -> None:
         say(f"under policy full it would be {readable(full)} ({per_token:,} bytes a token), {times}")
     else:
         say(f"that grows with the length, by {per_token:,} bytes a token")
+    if (archive := told["archive"]) is not None:
+        say(
+            f"in the archive on the host: {archive['bytes_per_token']:,.0f} bytes a token that left the window and "
+            f"{archive['summary_bytes_per_token']:,.1f} of summaries, {readable(archive['session_bytes'])} a session; "
+            f"there is room for {archive['tokens_at_most']:,} tokens in {readable(archive['memory_bytes_at_most'])} "
+            f"of memory and {readable(archive['disk_bytes_at_most'])} of disk"
+        )
     plan = bill.plan
     say(
         f"of the states, {plan.num_checkpoint_slots} are slots for checkpoints, {readable(plan.bytes_per_slot)} each: "
@@ -154,10 +172,12 @@ def _under(engine: EngineConfig, policy: AttentionPolicy) -> EngineConfig:
 def _policy(policy: AttentionPolicy) -> dict[str, Any]:
     if policy.name is PolicyName.FULL:
         return {"name": policy.name.value}
-    return {"name": policy.name.value, "sinks": policy.sinks, "window": policy.window}
+    told = {"name": policy.name.value, "sinks": policy.sinks, "window": policy.window}
+    return {**told, "select": policy.select} if policy.name is PolicyName.ARCHIVE else told
 
 
 def _told(policy: AttentionPolicy) -> str:
     if policy.name is PolicyName.FULL:
         return policy.name.value
-    return f"{policy.name.value} ({policy.sinks} sinks, {policy.window:,} tokens)"
+    blocks = f", {policy.select} blocks" if policy.name is PolicyName.ARCHIVE else ""
+    return f"{policy.name.value} ({policy.sinks} sinks, {policy.window:,} tokens{blocks})"
