@@ -85,6 +85,7 @@ class ModelRunner:
         """Bytes that steps hold beside the pools; more after a step that needed more than any before."""
         return self._model.workspace_bytes
 
+    @property
     def archive_blocks(self) -> PoolCounts:
         """Blocks of the archive by status."""
         archive = self._blocks.archive

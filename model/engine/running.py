@@ -34,6 +34,7 @@ class Runner(Memory, Protocol):
     def workspace_bytes(self) -> int:
         """Bytes that steps hold beside the pools."""
 
+    @property
     def archive_blocks(self) -> PoolCounts:
         """Blocks of the archive by status."""
 
