@@ -262,7 +262,6 @@ async def test_a_default_limit_gives_way_to_the_context(new_world: WorldMaker, t
         ({"fano": {"policy": {"name": "window", "window": 100}}}, "fano.policy.window", "invalid_value"),
         ({"fano": {"policy": {"name": "window", "window": -64}}}, "fano.policy.window", "invalid_value"),
         ({"fano": {"policy": {"name": "full", "sinks": 64}}}, "fano.policy", "invalid_value"),
-        ({"fano": {"policy": {"name": "window", "select": 16}}}, "fano.policy.select", "unknown_field"),
         ({"fano": {"documents": ["doc_x"], "recall": "free"}}, "fano.recall", "invalid_value"),
         ({"fano": {"recall": "verbatim"}}, "fano.recall", "invalid_value"),
         ({"fano": {"max_passages": 3}}, "fano.max_passages", "invalid_value"),
