@@ -227,7 +227,6 @@ class Answering:
             max_seconds=self.limits.max_request_seconds,
             constraint=inquiry.constraint,
             measure_information=self.limits.measure_information,
-            select_from=found.prompt.select_from,
             keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and found.bill.num_passages == 0),
         )
 
@@ -254,7 +253,7 @@ class Answering:
     def _converse(self, inquiry: Inquiry, conversation: Conversation, max_tokens: int) -> Groundwork:
         """The groundwork of a plain chat."""
         return Groundwork(
-            prompt=Prompt(conversation.ids, 0, conversation.borders, conversation.prelude_tokens),
+            prompt=Prompt(conversation.ids, 0, conversation.borders),
             sampling=sampling_params(inquiry, max_tokens, 1.0),
             sources=(),
             readings=(),
@@ -328,7 +327,7 @@ class Answering:
         if self._model.reads is ReadingUnit.SENTENCE:
             searched_for = sources[len(given) :]
             readings = (*sources[: len(given)], *([nearest_reading(searched_for)] if searched_for else []))
-        window = None if policy.name is PolicyName.FULL else policy.window
+        window = policy.window if policy.name is PolicyName.WINDOW else None
         try:
             prompt = build_prompt(
                 self._tokenizer,
