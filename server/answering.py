@@ -227,6 +227,7 @@ class Answering:
             max_seconds=self.limits.max_request_seconds,
             constraint=inquiry.constraint,
             measure_information=self.limits.measure_information,
+            select_from=found.prompt.select_from,
             keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and found.bill.num_passages == 0),
         )
 
@@ -253,7 +254,7 @@ class Answering:
     def _converse(self, inquiry: Inquiry, conversation: Conversation, max_tokens: int) -> Groundwork:
         """The groundwork of a plain chat."""
         return Groundwork(
-            prompt=Prompt(conversation.ids, 0, conversation.borders),
+            prompt=Prompt(conversation.ids, 0, conversation.borders, conversation.prelude_tokens),
             sampling=sampling_params(inquiry, max_tokens, 1.0),
             sources=(),
             readings=(),
@@ -327,7 +328,7 @@ class Answering:
         if self._model.reads is ReadingUnit.SENTENCE:
             searched_for = sources[len(given) :]
             readings = (*sources[: len(given)], *([nearest_reading(searched_for)] if searched_for else []))
-        window = policy.window if policy.name is PolicyName.WINDOW else None
+        window = None if policy.name is PolicyName.FULL else policy.window
         try:
             prompt = build_prompt(
                 self._tokenizer,
