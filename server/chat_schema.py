@@ -204,6 +204,11 @@ class ChatRequest(SamplingRequest):
         ]
 
     @property
+    def num_characters(self) -> int:
+        """How much is said in all messages."""
+        return sum(len(part.text) for message in self.messages for part in message.content if part.text is not None)
+
+    @property
     def answer_tokens(self) -> int | None:
         """The limit on the reply's tokens, by whichever name it came."""
         return self.max_completion_tokens or self.max_tokens

@@ -28,6 +28,11 @@ from server.tooling import with_tools
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 
+# To cut a text of this length into tokens and to search it takes a second at most.
+SOON_CHARACTERS = 400_000
+# Ten times what it takes alone to count the tokens of longer ones: too many are refused before anything is sent.
+COUNTED_A_SECOND = 400_000
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
@@ -46,13 +51,14 @@ async def admit_chat(
     request_id: RequestIdDep,
     arrival: ArrivalDep,
 ) -> AsyncIterator[Admitted | AsyncGenerator[bytes]]:
-    """The reply to a conversation; its stream, where a file of it has to be read first and that may take long."""
+    """The reply to a conversation; its stream, where a file of it has to be read first, or so much of it searched, that
+    this may take long."""
     admitted = _admitted(request, body, services, tenant, state.settings, request_id, arrival)
-    if not (body.stream and body.file_parts):
+    if not (body.stream and (body.file_parts or body.num_characters > SOON_CHARACTERS)):
         async with admitted as reply:
             yield reply
         return
-    patience = state.settings.keepalive_seconds
+    patience = state.settings.keepalive_seconds + body.num_characters / COUNTED_A_SECOND
     async with patient_stream(admitted, lambda reply: _stream(reply, body), _refused, patience) as stream:
         yield stream
 

@@ -1,4 +1,4 @@
-"""docs/api.md is true: its fields are those of the tables, and each of its ten tasks is run as it stands there."""
+"""docs/api.md is true: its fields are those of the tables, and each of its eleven tasks is run as it stands there."""
 
 import contextlib
 import io
@@ -33,6 +33,7 @@ SEEN = {
     "8": (r"^\[384,384\]\n", r"^0\.[5-9]"),
     "9": (r"\[-?\d", r"\[\('.*', None\), \('.*', -\d"),
     "10": ('"param":"temperature"', "unsupported_field store req_"),
+    "11": (r'(?s)"processed":(\d+).*"quote":"Tobias Wrenfield"', r"(?s)^(\d+) of .*Tobias Wrenfield\n$"),
 }
 
 
@@ -53,8 +54,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def test_there_are_ten_and_each_has_both_ways() -> None:
-    assert list(tasks()) == list(SEEN) and len(SEEN) == 10
+def test_there_are_eleven_and_each_has_both_ways() -> None:
+    assert list(tasks()) == list(SEEN) and len(SEEN) == 11
     assert all(len(blocks("bash", task)) == len(blocks("python", task)) == 1 for task in tasks().values())
 
 

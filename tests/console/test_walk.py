@@ -53,7 +53,9 @@ def test_read_ask_follow_save_kill_restore_ask(browser: Browser, tmp_path: Path)
         page.get_by_role("button", name="Ask", exact=True).click()
         expect(page.locator(".exchange").last).to_have_attribute("aria-busy", "true")
         server.kill()
-        expect(page.locator(".exchange").last.locator(".wrong")).to_contain_text("the connection to the server was lost")
+        expect(page.locator(".exchange").last.locator(".wrong")).to_contain_text(
+            "the connection to the server was lost"
+        )
         expect(page.locator("#state")).to_have_text("no connection")
         server.start()
         expect(page.locator("#state")).to_have_text("ready")

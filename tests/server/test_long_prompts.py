@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from typing import Any
 
 import httpx
@@ -11,6 +12,8 @@ from fakes_server import MODEL, World, WorldMaker, chunks, open_client, scrape, 
 
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
+from retrieval.passage import SearchResult
+from retrieval.prompt_archive import OpenPrompt
 from server.pace import ReadingPace
 
 WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 1024)
@@ -312,3 +315,29 @@ async def test_where_no_passage_fits_a_sentence_may(new_world: WorldMaker, token
         reply = await client.post("/v1/chat/completions", json=chat(asked, max_tokens=400))
         assert reply.status_code == 200 and "left out to fit" in reply.json()["usage"]["fano"]["retrieval"]["note"]
         assert "\n\n[1] " not in prompt_text(world, tokenizer)
+
+
+def test_while_a_long_prompt_is_searched_its_stream_is_kept_alive(
+    new_world: WorldMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = new_world(policy=WINDOW, keepalive_seconds=0.1)
+    monkeypatch.setattr("server.routes.chat.SOON_CHARACTERS", 1000)
+    may_search = threading.Event()
+    search = OpenPrompt.search
+
+    def slow(prompt: OpenPrompt, question: str, max_passages: int) -> SearchResult:
+        assert may_search.wait(20)
+        return search(prompt, question, max_passages)
+
+    monkeypatch.setattr(OpenPrompt, "search", slow)
+    with serving(world.app) as url, httpx.Client(base_url=f"{url}/v1", timeout=30) as client:
+        too_long = client.post("/chat/completions", json=chat("winter " * 110_000, stream=True))
+        assert (too_long.status_code, too_long.json()["error"]["code"]) == (400, "context_length_exceeded")
+        body = chat(f"{PASTED}\n\n{ASKED}", stream=True)
+        with client.stream("POST", "/chat/completions", json=body) as reply:
+            assert reply.status_code == 200
+            lines = reply.iter_lines()
+            assert [line for line in (next(lines) for _ in range(4)) if line] == [": keep-alive"] * 2
+            may_search.set()
+            received = chunks("\n".join(lines))
+        assert progress_of(received) and received[-1]["choices"][0]["finish_reason"] == "stop"
