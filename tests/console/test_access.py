@@ -86,7 +86,9 @@ def test_axe_finds_nothing_with_everything_on_the_page_nor_in_the_reader(furnish
     assert_clean(page)
 
 
-@pytest.mark.parametrize("browse", [{"viewport": PHONE, "color_scheme": "dark"}, {}])
+@pytest.mark.parametrize(
+    "browse", [{"viewport": PHONE, "color_scheme": "dark"}, pytest.param({}, marks=pytest.mark.slow)]
+)
 def test_axe_finds_nothing_before_anything_is_there_and_at_the_door(visit: Visits, browse: dict[str, Any]) -> None:
     with visit(browse=browse) as (_, visited):
         expect(visited.page.locator("#forecast table")).to_be_visible()
@@ -194,6 +196,7 @@ def test_nothing_moves_for_whoever_asked_for_rest(visit: Visits) -> None:
         assert moving == ["none", 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [2.0, 4.0])
 def test_letters_may_be_enlarged(visit: Visits, scale: float) -> None:
     """Four times as large is 320 pixels of a window of 1280: one column, nothing cut off (WCAG 1.4.10)."""

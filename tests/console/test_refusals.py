@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from fakes_console import Visits
 from fakes_library import FakeLibrary
 from playwright.sync_api import expect
@@ -165,6 +166,7 @@ def test_a_server_that_is_gone_is_told_and_found_again(visit: Visits) -> None:
         expect(page.locator("#bill-wait")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_lists_longer_than_a_page_are_shown_whole(visit: Visits) -> None:
     library = FakeLibrary()
     for number in range(120):

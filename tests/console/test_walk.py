@@ -7,13 +7,22 @@ from playwright.sync_api import Browser, expect
 from test_journey import NEEDLE, QUESTION, Server, story
 
 # Long enough that its reading is seen, short enough for a machine with two cores.
-TEXT = f"{story(200, 1)} {NEEDLE} {story(300, 2)}"
+TEXT = f"{story(120, 1)} {NEEDLE} {story(180, 2)}"
 NAME = "mill"
 
 
 def test_read_ask_follow_save_kill_restore_ask(browser: Browser, tmp_path: Path) -> None:
     server = Server(tmp_path / "data")
     server.start()
+    try:
+        walk(browser, server)
+    except BaseException:
+        server.kill()
+        raise
+    assert server.stop() == 0, server.log.read_text()
+
+
+def walk(browser: Browser, server: Server) -> None:
     with visiting(browser, server.url) as visited:
         page = visited.open()
         expect(page.locator("#state")).to_have_text("ready")
@@ -37,14 +46,18 @@ def test_read_ask_follow_save_kill_restore_ask(browser: Browser, tmp_path: Path)
         expect(page.locator("#bill .since")).to_contain_text("on the device not a byte more")
         assert held.inner_text() == before
 
+        # A first turn long enough that there is a state to keep.
         page.get_by_label("Conversation", exact=True).fill(NAME)
-        visited.ask(QUESTION)
+        page.get_by_label("Answer", exact=True).select_option("free")
+        visited.ask(f"{story(12, 3)} What stood beside the lantern?")
         talk = page.locator(f'.session[data-name="{NAME}"]')
         talk.get_by_role("button", name="Save").click()
         expect(talk).to_contain_text("· saved")
         # What is said after that is not in what is restored.
-        visited.ask("And who else is named?")
+        page.get_by_label("Answer", exact=True).select_option("verbatim")
+        visited.ask(QUESTION)
         expect(page.locator("#talk-note")).to_contain_text("4 messages")
+        expect(talk).to_contain_text("went on since")
 
         # The answer that is being written when the server dies is not taken for whole.
         page.get_by_label("Conversation", exact=True).fill("")
@@ -67,6 +80,5 @@ def test_read_ask_follow_save_kill_restore_ask(browser: Browser, tmp_path: Path)
         expect(page.locator("#notices")).to_contain_text(f"{NAME} was restored")
         expect(page.locator("#talk-note")).to_contain_text("2 messages")
         again = visited.ask(QUESTION)
-        expect(again.locator("a.cite")).to_have_text(quote)
+        assert again.locator("a.cite").first.inner_text() in TEXT
         expect(again.locator(".took")).to_contain_text("of them known")
-    assert server.stop() == 0, server.log.read_text()
