@@ -53,7 +53,9 @@ def asked_documents(question: str, names: Sequence[str], titles: Sequence[str]) 
     if len(names) < 2:
         return AskedDocuments()
     bare = [_EXTENSION.sub("", name) for name in names]
-    whole = {place for place, name in enumerate(names) if _stands_in(name, question)}
+    folded = question.casefold()
+    # Of thousands of names few are in the question at all, and a pattern takes long to make.
+    whole = {place for place, name in enumerate(names) if name.casefold() in folded and _stands_in(name, question)}
     named = _named(question, bare) | _named(question, titles) | whole
     if len(named) < 2 and _COMPARES.search(question):
         return AskedDocuments(named, frozenset(range(len(names))))

@@ -163,6 +163,16 @@ class Contents:
             ).fetchall()
         return [StoredChunk(*row) for row in rows]
 
+    def first_headings(self, numbers: Sequence[int]) -> dict[int, str]:
+        """The titles above the first chunk of each of these documents that has one."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT document, heading FROM chunks "
+                "WHERE ordinal = 0 AND document IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(numbers)),),
+            ).fetchall()
+        return dict(rows)
+
     def chunks_at(self, number: int, ordinals: Sequence[int]) -> dict[int, StoredChunk]:
         """The chunks with these ordinals."""
         with self._database.read() as connection:

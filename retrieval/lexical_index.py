@@ -149,6 +149,8 @@ def search_lexical(
     rarities = {word: rarity(num_chunks, totals[STEMMED, word]) for word in query.stemmed}
     found = []
     for number, (index, counts) in enumerate(zip(indexes, frequencies, strict=True)):
+        if not any(counts.values()):  # As most documents of a large store, for most questions.
+            continue
         boosts = {term: rarity(num_chunks, totals[term]) / rarity(len(index), count) for term, count in counts.items()}
         found += [(number, ordinal, score) for ordinal, score in index.search(query, k, boosts)]
     found.sort(key=lambda hit: (-hit[2], hit[0], hit[1]))

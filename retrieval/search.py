@@ -84,8 +84,7 @@ class Search:
         passages = compose(self._store, contents, records, rankings, max_passages, cuttings or {}, pieces)
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
         # Ranks and texts were read one after the other; a document that went in between may have lost its text.
-        for record in records:
-            now = self._store.record(record.document.id)
+        for record, now in zip(records, self._store.records([each.document.id for each in records]), strict=True):
             if now.chunks_revision != record.chunks_revision:
                 raise DocumentNotReady(now.document)
         return SearchResult(
@@ -154,8 +153,8 @@ class Search:
         """Which documents have a share. A title is the first heading of a text."""
         if len(records) < 2:
             return AskedDocuments()
-        firsts = [self._contents.chunks_at(record.number, [0]).get(0) for record in records]
-        titles = [first.heading.split(HEADING_SEPARATOR)[0] if first is not None else "" for first in firsts]
+        firsts = self._contents.first_headings([record.number for record in records])
+        titles = [firsts.get(record.number, "").split(HEADING_SEPARATOR)[0] for record in records]
         return asked_documents(question, [record.document.name for record in records], titles)
 
 

@@ -173,7 +173,7 @@ class Answering:
 
     def _has_key(self, inquiry: Inquiry) -> bool:
         assert inquiry.decision is not None, "it was decided"
-        documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
+        documents = self._library.get_all(inquiry.tenant, inquiry.documents)
         scope = scope_of(self._library, inquiry, documents)
         query = inquiry.decision.query
         found = self._library.search(
@@ -267,7 +267,7 @@ class Answering:
     def _search(self, inquiry: Inquiry, is_asked: bool, history: History | None) -> Groundwork:
         """The groundwork of a document question: passages, numbered sources, prompt, evidence, bill."""
         begun = time.monotonic()
-        documents = [self._library.get(inquiry.tenant, document) for document in inquiry.documents]
+        documents = self._library.get_all(inquiry.tenant, inquiry.documents)
         question = inquiry.turns[-1].content
         chosen = inquiry.decision or decide(inquiry.turns)
         scope = scope_of(self._library, inquiry, documents)

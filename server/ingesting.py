@@ -118,7 +118,8 @@ class Ingestor:
         try:
             self._library.process(document_id, make_room)
         except Exception:
-            # One document's failure must not end the work on all others; the next start tries it again.
+            # The library writes what is wrong with a document into the document, so this is a defect, of whatever kind:
+            # as at the top of a request, it must not end the work on all others. The next start tries it again.
             logger.exception("document %s could not be processed", document_id)
             self._given_up.add(document_id)
         self._on_done()

@@ -135,6 +135,9 @@ class FakeLibrary:
             raise UnknownDocument(document_id)
         return document
 
+    def get_all(self, tenant: str, document_ids: Sequence[str]) -> Sequence[Document]:
+        return [self.get(tenant, each) for each in document_ids]
+
     def list(self, tenant: str, after: str | None = None, limit: int = 20) -> list[Document]:
         mine = [document for document in self.documents.values() if document.tenant == tenant]
         start = 0 if after is None else mine.index(self.get(tenant, after)) + 1
