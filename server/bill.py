@@ -75,7 +75,8 @@ class MemoryBill:
     @property
     def disk_pools(self) -> dict[str, int]:
         """Bytes on disk by pool."""
-        return {**self.library.disk_bytes, "sessions": self.sessions.disk_bytes, **self.other_disk_bytes}
+        archive = {"kv_archive": self.engine.archive_disk_bytes}
+        return {**self.library.disk_bytes, **archive, "sessions": self.sessions.disk_bytes, **self.other_disk_bytes}
 
 
 class Bookkeeper:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import Metric
@@ -42,13 +41,17 @@ class BillCollector(Collector):
         yield from self._pools(bill.engine)
         yield from self._requests(bill.engine)
         yield from self._host(bill)
-        yield from _disk(bill, self._settings.data_dir)
+        yield from _disk(bill, self._settings)
         yield from _library(bill.library)
 
     def _pools(self, stats: EngineStats) -> Iterator[Metric]:
         yield memory.DEVICE_MEMORY.by(stats.pool_bytes)
         yield memory.DEVICE_PLAN.by(stats.plan_bytes)
-        for measure, counts in ((memory.STATE_SLOTS, stats.slots), (memory.KV_BLOCKS, stats.blocks)):
+        for measure, counts in (
+            (memory.STATE_SLOTS, stats.slots),
+            (memory.KV_BLOCKS, stats.blocks),
+            (memory.ARCHIVE_BLOCKS, stats.archive_blocks),
+        ):
             yield measure.by({"free": counts.free, "used": counts.used, "cached": counts.cached})
         yield memory.KV_SHARED.of(stats.num_blocks_shared)
         yield memory.PREEMPTIONS.of(stats.num_preemptions)
@@ -75,8 +78,10 @@ class BillCollector(Collector):
 
     def _host(self, bill: MemoryBill) -> Iterator[Metric]:
         yield memory.HOST_MEMORY.by({**bill.host_pools, "unaccounted": bill.unaccounted_bytes})
-        budget = self._settings.saved_bytes + bill.engine.checkpoint_budget_bytes
-        yield memory.HOST_BUDGET.by({"sessions": budget, "prompts": self._settings.prompt_archive_bytes})
+        settings = self._settings
+        budgets = {"kv_archive": settings.archive_bytes, "prompts": settings.prompt_archive_bytes}
+        budgets |= {"sessions": settings.saved_bytes + bill.engine.checkpoint_budget_bytes}
+        yield memory.HOST_BUDGET.by(budgets)
         available = available_bytes()
         if available is not None:
             yield memory.HOST_AVAILABLE.of(available)
@@ -85,10 +90,11 @@ class BillCollector(Collector):
             yield memory.STATE_RECALL.of(self._state_recall_bits)
 
 
-def _disk(bill: MemoryBill, data_dir: Path) -> Iterator[Metric]:
+def _disk(bill: MemoryBill, settings: Settings) -> Iterator[Metric]:
     yield memory.DISK.by(bill.disk_pools)
-    yield memory.DISK_BUDGET.by({"sessions": bill.sessions.max_disk_bytes})
-    usage = shutil.disk_usage(data_dir)
+    budgets = {"kv_archive": settings.archive_disk_bytes, "sessions": bill.sessions.max_disk_bytes}
+    yield memory.DISK_BUDGET.by(budgets)
+    usage = shutil.disk_usage(settings.data_dir)
     yield memory.DISK_FREE.of(usage.free)
     yield memory.DISK_SIZE.of(usage.total)
 

@@ -1,11 +1,11 @@
 """Memory, disk and sessions: the bill, by pool and tier."""
 
-from model.engine.stats import POOL_NAMES
+from model.engine.stats import ARCHIVE_POOLS, POOL_NAMES
 from server.bill import TIERS
 from server.measures.measure import Kind, Measure
 
-HOST_POOLS = ("kv_archive", "kv_summaries", "index", "embeddings", "sessions", "prompts", "unaccounted")
-DISK_POOLS = ("store", "index", "sessions", "files", "responses")
+HOST_POOLS = (*ARCHIVE_POOLS, "index", "embeddings", "sessions", "prompts", "unaccounted")
+DISK_POOLS = ("store", "index", "kv_archive", "sessions", "files", "responses")
 UNITS = ("free", "used", "cached")
 
 DEVICE_MEMORY = Measure(
@@ -31,10 +31,10 @@ HOST_MEMORY = Measure(
 HOST_BUDGET = Measure(
     "fano_host_memory_budget_bytes", Kind.GAUGE, "bytes",
     "Most host memory of a pool that has a budget: FANO_SESSION_BYTES and FANO_SAVED_BYTES together for sessions, "
-    "FANO_PROMPT_ARCHIVE_BYTES for prompts.",
+    "FANO_PROMPT_ARCHIVE_BYTES for prompts, FANO_ARCHIVE_BYTES for kv_archive with kv_summaries.",
     "Below what the sessions in use need: raise FANO_SESSION_BYTES. Long prompts refused with prompt_memory_full: "
     "raise FANO_PROMPT_ARCHIVE_BYTES.",
-    {"pool": ("sessions", "prompts")},
+    {"pool": ("kv_archive", "sessions", "prompts")},
 )  # fmt: skip
 HOST_AVAILABLE = Measure(
     "fano_host_memory_available_bytes", Kind.GAUGE, "bytes",
@@ -44,15 +44,17 @@ HOST_AVAILABLE = Measure(
 )  # fmt: skip
 DISK = Measure(
     "fano_disk_bytes", Kind.GAUGE, "bytes",
-    "Bytes in the data directory by pool: documents, their indexes, sessions, files without a document, responses.",
+    "Bytes in the data directory by pool: documents, their indexes, keys and values that no host memory was left for, "
+    "sessions, files without a document, responses.",
     "Grows without new documents: see which pool. Delete documents, files and sessions that nobody needs.",
     {"pool": DISK_POOLS},
 )  # fmt: skip
 DISK_BUDGET = Measure(
     "fano_disk_budget_bytes", Kind.GAUGE, "bytes",
-    "Most bytes of a pool that has a budget: FANO_SESSION_DISK_BYTES for sessions.",
+    "Most bytes of a pool that has a budget: FANO_SESSION_DISK_BYTES for sessions, FANO_ARCHIVE_DISK_BYTES for "
+    "kv_archive.",
     "sessions near it: saving is soon refused with session_storage_full. Delete sessions or raise it.",
-    {"pool": ("sessions",)},
+    {"pool": ("kv_archive", "sessions")},
 )  # fmt: skip
 DISK_FREE = Measure(
     "fano_disk_free_bytes", Kind.GAUGE, "bytes",
@@ -76,6 +78,13 @@ KV_BLOCKS = Measure(
 KV_SHARED = Measure(
     "fano_kv_blocks_shared", Kind.GAUGE, "",
     "Key/value blocks that several sequences hold, counted once in fano_kv_blocks.",
+)  # fmt: skip
+ARCHIVE_BLOCKS = Measure(
+    "fano_kv_archive_blocks", Kind.GAUGE, "",
+    "Blocks of keys and values that left the windows under policy archive, in host memory or its file; cached are "
+    "those of checkpoints and of states in host memory.",
+    "free at nought: requests are refused for want of room. Raise FANO_ARCHIVE_BYTES or FANO_ARCHIVE_DISK_BYTES.",
+    {"status": UNITS},
 )  # fmt: skip
 PREEMPTIONS = Measure(
     "fano_preemptions_total", Kind.COUNTER, "", "Times that a request made room for another and went to host memory.",
@@ -105,5 +114,6 @@ STATE_RECALL = Measure(
 
 MEASURES = (
     DEVICE_MEMORY, DEVICE_PLAN, HOST_MEMORY, HOST_BUDGET, HOST_AVAILABLE, DISK, DISK_BUDGET, DISK_FREE, DISK_SIZE,
-    STATE_SLOTS, KV_BLOCKS, KV_SHARED, PREEMPTIONS, SESSIONS, CHECKPOINTS, CHECKPOINTS_LOST, STATE_RECALL,
+    STATE_SLOTS, KV_BLOCKS, KV_SHARED, ARCHIVE_BLOCKS, PREEMPTIONS, SESSIONS, CHECKPOINTS, CHECKPOINTS_LOST,
+    STATE_RECALL,
 )  # fmt: skip

@@ -3,7 +3,8 @@ out. The embedded model, and a library on the disk."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Running:
         samples = await scrape(self.client)
         high = resident_set_bytes()
         by_pool = {
-            kind: {pool: samples.get(f'fano_{kind}_bytes{{pool="{pool}"}}', 0) for pool in pools}
+            kind: {pool: samples[f'fano_{kind}_bytes{{pool="{pool}"}}'] for pool in pools}
             for kind, pools in (
                 ("device_memory", ("weights", "ssm_state", "conv_state", "kv", "workspace")),
                 ("device_memory_plan", ("weights", "ssm_state", "conv_state", "kv", "workspace")),
@@ -99,6 +100,8 @@ class Running:
             assert samples[name] == truth, name
         host = by_pool["host_memory"]
         assert host["sessions"] == await self.services.bridge.call(_session_bytes)
+        archived = await self.services.bridge.call(_archived)
+        assert {name: samples[name] for name in archived} == archived
         shelves = [shelf for _, shelf in self.library._shelves._open.values()]
         assert host["index"] + host["embeddings"] == sum(shelf.num_bytes for shelf in shelves)
         vectors = sum(len(shelf.vectors) for shelf in shelves if shelf.vectors is not None)
@@ -106,21 +109,26 @@ class Running:
         total = sum(host.values()) + sum(device.values())
         assert min(low, high) - (1 << 20) <= total <= max(low, high) + (1 << 20)
         assert 0 < host["unaccounted"] < 2 << 30
-        assert by_pool["disk"] == _files(self.data_dir)
+        assert by_pool["disk"] == _files(self.data_dir) | {"kv_archive": by_pool["disk"]["kv_archive"]}
         return samples
+
+
+@asynccontextmanager
+async def server(data_dir: Path, config: EngineConfig) -> AsyncIterator[Running]:
+    engine = load_engine(embedded_checkpoint(), config)[0]
+    library = Library.open(data_dir, HashEmbedder(dimension=DIMENSION))
+    settings, metrics = Settings(data_dir=data_dir, read_documents=False, max_sequences=2), Metrics()
+    model = ServedModel("reader", 1, WINDOW, "float32", config.max_context_tokens)
+    forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), config)
+    services = Services(settings, metrics, library, engine, engine.tokenizer, model, forecaster)
+    async with open_client(create_app(settings, services, metrics)) as client:
+        yield Running(client, engine, services, library, data_dir)
 
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    engine = load_engine(embedded_checkpoint(), CONFIG)[0]
-    # More than 64 rows, so that indexes stand on the disk.
-    library = Library.open(tmp_path, HashEmbedder(dimension=DIMENSION))
-    settings, metrics = Settings(data_dir=tmp_path, read_documents=False, max_sequences=2), Metrics()
-    model = ServedModel("reader", 1, WINDOW, "float32", CONFIG.max_context_tokens)
-    forecaster = Forecaster(ModelConfig.from_pretrained(embedded_checkpoint()), CONFIG)
-    services = Services(settings, metrics, library, engine, engine.tokenizer, model, forecaster)
-    async with open_client(create_app(settings, services, metrics)) as client:
-        yield Running(client, engine, services, library, tmp_path)
+    async with server(tmp_path, CONFIG) as running:
+        yield running
 
 
 def chat(num_words: int, max_tokens: int, begin: str = "", **fano: Any) -> dict[str, Any]:
@@ -179,6 +187,58 @@ async def test_every_state(running: Running) -> None:
         gone["fano_index_vectors"] == 0
         and gone['fano_disk_bytes{pool="sessions"}'] < saved['fano_disk_bytes{pool="sessions"}']
     )
+
+
+async def test_the_archive_is_counted_in_memory_and_on_the_disk(tmp_path: Path) -> None:
+    # Room for 20 blocks in memory; a prompt of 4,000 tokens has some 60.
+    each, summary = ModelConfig.from_pretrained(embedded_checkpoint()).archive_bytes_per_block(Dtype.FLOAT32)
+    num_near, num_far = 20, 200
+    near_bytes = num_near * (each + summary) + num_far * summary
+    config = replace(CONFIG, archive_bytes=near_bytes, archive_disk_bytes=num_far * each, archive_directory=tmp_path)
+    policy = {"name": "archive", "sinks": 64, "window": 256}
+    async with server(tmp_path, config) as running:
+        empty = await running.compare()
+        names = ('fano_host_memory_bytes{pool="kv_archive"}', 'fano_host_memory_bytes{pool="kv_summaries"}')
+        assert all(empty[name] == 0 for name in names)
+        before = running.engine.stats().num_completion_tokens
+        short = await running.frozen(
+            chat(300, 40, policy=policy), lambda stats: stats.num_completion_tokens > before + 9
+        )
+        assert 0 < short[names[0]] < num_near * each and 0 < short[names[1]] < short[names[0]]
+        assert short['fano_disk_bytes{pool="kv_archive"}'] == 0 < short['fano_kv_archive_blocks{status="used"}']
+        before = running.engine.stats().num_completion_tokens
+        long = await running.frozen(
+            chat(2000, 9, policy=policy), lambda stats: stats.num_completion_tokens > before + 3
+        )
+        assert long[names[0]] > short[names[0]] and long['fano_disk_bytes{pool="kv_archive"}'] > 0
+        # When it has ended, checkpoints hold it, and nobody else.
+        ended = await running.compare()
+        assert ended['fano_kv_archive_blocks{status="used"}'] == 0 < ended['fano_kv_archive_blocks{status="cached"}']
+        assert ended["fano_request_archive_bytes_sum"] > 0
+
+
+def _archived(engine: Any) -> dict[str, float]:
+    """What of the archive somebody refers to: running requests, checkpoints, and states in host memory."""
+    runner, archive = engine._runner, engine._runner._blocks.archive
+    held = [each.table.archive.blocks for each in runner._held.values()]
+    used = {id(block): block for blocks in held for block in blocks}
+    checkpoints = engine.checkpoints
+    kept = [each.held.table.archive.blocks for each in checkpoints._resident]
+    kept += [each.snapshot.archive for each in checkpoints._on_host if each.snapshot is not None]
+    kept += [each.archive for each in runner._saved.values()]
+    live = used | {id(block): block for blocks in kept for block in blocks}
+    near = [block for block in live.values() if block.number < archive.num_in_memory]
+    num_far = len(live) - len(near)
+    return {
+        'fano_kv_archive_blocks{status="used"}': len(used),
+        'fano_kv_archive_blocks{status="cached"}': len(live) - len(used),
+        'fano_kv_archive_blocks{status="free"}': archive.num_blocks - len(live),
+        'fano_host_memory_bytes{pool="kv_archive"}': sum(each.keys.nbytes + each.values.nbytes for each in near),
+        'fano_host_memory_bytes{pool="kv_summaries"}': len(live)
+        * archive.summaries.nbytes
+        / max(1, archive.num_blocks),
+        'fano_disk_bytes{pool="kv_archive"}': num_far * archive.bytes_per_block,
+    }
 
 
 def _ids(engine: Any) -> list[str]:
