@@ -112,7 +112,7 @@ async def _load(state: AppState, given: Services | None) -> None:
     if given is None:
         with _made_to_last():
             given = await anyio.to_thread.run_sync(load_services, state.settings, state.metrics)
-    given.start()
+    await given.start()
     state.services = given
     state.readiness.ready()
     log_event(logger, "ready", model=given.model.name)

@@ -39,7 +39,7 @@ async def answer_from_files(
     with ReadingProgress() as progress:
         progress.say("loading the model")
         services = load_services(own, Metrics())
-        services.start()
+        await services.start()
         try:
             documents = [_accept(services, file) for file in files]
             for document in dict.fromkeys(document.id for document in documents):

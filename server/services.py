@@ -154,12 +154,10 @@ class Services:
         )
         metrics.registry.register(BillCollector(metrics, self.bookkeeper, settings, model.state_recall_bits))
 
-    def start(self) -> None:
-        """Start the engine's and the ingestion's threads, and the reader on the running event loop; sweep away uploads
-        that a crash cut off."""
-        for cut_off in self.spool_dir.glob(f"{SPOOL_PREFIX}*"):
-            cut_off.unlink(missing_ok=True)
-        self.conversations.recover()
+    async def start(self) -> None:
+        """Set right what a crash left; then start the engine's and the ingestion's threads, and the work on files and
+        the reader on the running event loop."""
+        await anyio.to_thread.run_sync(self._recover)
         self.bridge.start()
         self.ingestor.start()
         self.files.start()
@@ -172,6 +170,12 @@ class Services:
         await self.reader.stop()
         await self.files.stop()
         await anyio.to_thread.run_sync(self._stop)
+
+    def _recover(self) -> None:
+        for cut_off in self.spool_dir.glob(f"{SPOOL_PREFIX}*"):
+            cut_off.unlink(missing_ok=True)
+        self.conversations.recover()
+        self.files.recover()
 
     def _document_done(self) -> None:
         """On the worker's thread: the ingestor is done with a document, or one is to be read."""

@@ -65,10 +65,13 @@ class Files:
         self._collecting = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Set right what a crash left and begin, on the running event loop. Blocks for the disk."""
+    def recover(self) -> None:
+        """Set right what a crash left. Blocks for the disk."""
         self.table.recover()
         self._maker.recover()
+
+    def start(self) -> None:
+        """Begin, on the running event loop."""
         loop = asyncio.get_running_loop()
         for work in (self._maker.run(), self._keep_up()):
             task = loop.create_task(work)
