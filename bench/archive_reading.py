@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.block_summaries import COMBINED, Summary
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
-from model.config import Dtype, ModelConfig
-from model.engine.loader import choose_dtype
+from model.config import Dtype, EngineConfig, ModelConfig
+from model.engine.loader import choose_dtype, load_engine
+from model.engine.request import GenerationRequest, RequestUsage, SamplingParams
 from model.hybrid import HybridLM
 from model.kernels import Kernels, choose
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
@@ -121,6 +123,51 @@ class LongReading:
         return model
 
 
+class EngineReading:
+    """The same by the product's engine under one policy: what is asked after a text selects, where the policy does."""
+
+    def __init__(self, checkpoint: Path, max_tokens: int, policy: AttentionPolicy, num_threads: int = 1) -> None:
+        config = EngineConfig(
+            num_slots=1,
+            max_context_tokens=max_tokens,
+            dtype=choose_dtype("cpu")[0],
+            policy=policy,
+            num_threads=num_threads,
+        )
+        self._engine, _ = load_engine(checkpoint, config)
+        self._text = array("i")
+        self._num_requests = 0
+
+    def start(self, ids: Sequence[int]) -> None:
+        """Read another text."""
+        self._text = array("i", ids)
+        self._generate(self._text, 0)
+
+    def answer(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """The greedy continuation of the text and ``ids``, without its end."""
+        drawn, usage = self._generate(self._text + array("i", ids), max_tokens)
+        assert usage.num_cached_tokens >= len(self._text) - BLOCK_TOKENS, "the text was read again"
+        return [token for token in drawn if token not in self._engine.tokenizer.eos_ids]
+
+    def _generate(self, ids: "array[int]", max_tokens: int) -> tuple[list[int], RequestUsage]:
+        self._num_requests += 1
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+        self._engine.submit(
+            GenerationRequest(
+                str(self._num_requests), ids, sampling, is_background=not max_tokens, select_from=len(self._text)
+            )
+        )
+        drawn: list[int] = []
+        usage: RequestUsage | None = None
+        while self._engine.has_work():
+            for event in self._engine.step():
+                assert event.error is None, event.error
+                drawn += event.token_ids
+                usage = event.usage or usage
+        assert usage is not None, "a request ends with its bill"
+        return drawn, usage
+
+
 def by_group(queries: Tensor, num_groups: int) -> Tensor:
     """[T, H, E] -> [G, T, H/G, E]: query heads beside the key head they read."""
     num_tokens, num_heads, width = queries.shape
@@ -170,3 +217,48 @@ def attend_chosen(
         weights = scores.masked_fill_(~seen[:, None], float("-inf")).softmax(-1)
         mixed[:, group] = torch.einsum("thl,le->the", weights, values[key, group].float())
     return mixed.flatten(1, 2)
+
+
+class ArchiveAttention:
+    """Policy ``archive`` in plain torch: sinks, window, and the ``select`` best blocks before it for each token and key
+    head, by what their summaries say of its own queries."""
+
+    def __init__(self, summary: Summary, combined: str, policy: AttentionPolicy, select: int) -> None:
+        self._summary = summary
+        self._combine = COMBINED[combined]
+        self._policy = policy
+        self._select = select
+        self._kept: dict[int, Tensor] = {}
+        self.chosen: dict[int, Tensor] = {}
+
+    def start(self) -> None:
+        """Another text."""
+        self._kept.clear()
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        num_tokens, length = queries.shape[0], keys.shape[0]
+        first = length - num_tokens
+        if layer not in self._kept:
+            blocks = keys[: first // BLOCK_TOKENS * BLOCK_TOKENS].unflatten(0, (-1, BLOCK_TOKENS)).transpose(1, 2)
+            self._kept[layer] = torch.stack([self._summary.of(each) for each in blocks.transpose(0, 1)])
+        starts = torch.tensor([self._policy.window_start(position) for position in range(first, length)])
+        num_blocks = int(starts[-1]) // BLOCK_TOKENS
+        assert num_blocks <= self._kept[layer].shape[1], "question and answer are longer than the window"
+        rows = by_group(queries, keys.shape[1])
+        said = [
+            self._summary.score(each, kept[:num_blocks]) for each, kept in zip(rows, self._kept[layer], strict=True)
+        ]
+        scores = self._combine(torch.stack(said))
+        block = torch.arange(num_blocks)
+        is_before = (block >= self._policy.sinks // BLOCK_TOKENS) & ((block + 1) * BLOCK_TOKENS <= starts[:, None])
+        scores = scores.masked_fill(~is_before, float("-inf"))
+        # A stable order, so that ties go to the earlier block.
+        best = scores.argsort(dim=-1, descending=True, stable=True)[..., : self._select]
+        chosen = torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, best, True) & is_before
+        if num_tokens > 1:  # of the question, not of what is drawn after it
+            self.chosen[layer] = chosen
+        return attend_chosen(queries, keys, values, self._policy, chosen)
+
+    def found(self, blocks: range) -> bool:
+        """Whether one of the blocks was chosen for the last token that was asked for."""
+        return any(bool(chosen[:, -1, blocks.start : blocks.stop].any()) for chosen in self.chosen.values())

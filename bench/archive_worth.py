@@ -6,15 +6,17 @@
 A text is read and then asked, in these ways:
 
     window               sinks and the last tokens
-    archive              selection starts with the question: the blocks whose summaries promise the most
+    archive              the product's engine under policy archive: selection starts with the question
     all blocks           the same with every block: what the archive could give at most
     full                 text and question under full attention
     passages             the product's answer: a sentence that retrieval finds, read from a fresh state
     window + passages    that sentence between text and question
     archive + passages   both
+    by SUMMARY/HEADS     as archive, with another summary of bench.archive_summaries, in plain torch
 
 Every needle lies before the window. *Found* is whether its block was chosen for the last token of the question (by any
-layer and key head), or its sentence was among the passages; *right* whether the value stands in the greedy answer.
+layer and key head; for the product's engine it is told by the twin in plain torch), or its sentence was read as a
+passage; *right* whether the value stands in the greedy answer.
 """
 
 import argparse
@@ -30,12 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.archive_reading import LongReading, attend_chosen, by_group
+from bench.archive_reading import ArchiveAttention, EngineReading, LongReading
 from bench.archive_summaries import num_common
 from bench.archive_tasks import Needles
-from bench.block_summaries import COMBINED, EVERY_KEY, SUMMARIES, Summary
+from bench.block_summaries import EVERY_KEY, SUMMARIES
 from bench.recall.answers import all_right
 from bench.recall.archive import FIRST, TENANT, Archive
 from bench.recall.cases import Case, Corpus, num_found
@@ -57,52 +58,9 @@ TASKS = ("lone", "one", "many 16", "named")
 WAYS = ("window", "archive", "all blocks", "full", "passages", "window + passages", "archive + passages")
 MAX_TOKENS = 16
 CHOICES = {**SUMMARIES, EVERY_KEY.name: EVERY_KEY}
-DEFAULT = "16 runs/max"
-
-
-class ArchiveAttention:
-    """Policy ``archive`` in plain torch: sinks, window, and the ``select`` best blocks before it for each token and key
-    head, by what their summaries say of its own queries."""
-
-    def __init__(self, summary: Summary, combined: str, policy: AttentionPolicy, select: int) -> None:
-        self._summary = summary
-        self._combine = COMBINED[combined]
-        self._policy = policy
-        self._select = select
-        self._kept: dict[int, Tensor] = {}
-        self.chosen: dict[int, Tensor] = {}
-
-    def start(self) -> None:
-        """Another text."""
-        self._kept.clear()
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        num_tokens, length = queries.shape[0], keys.shape[0]
-        first = length - num_tokens
-        if layer not in self._kept:
-            blocks = keys[: first // BLOCK_TOKENS * BLOCK_TOKENS].unflatten(0, (-1, BLOCK_TOKENS)).transpose(1, 2)
-            self._kept[layer] = torch.stack([self._summary.of(each) for each in blocks.transpose(0, 1)])
-        starts = torch.tensor([self._policy.window_start(position) for position in range(first, length)])
-        num_blocks = int(starts[-1]) // BLOCK_TOKENS
-        assert num_blocks <= self._kept[layer].shape[1], "question and answer are longer than the window"
-        rows = by_group(queries, keys.shape[1])
-        said = [
-            self._summary.score(each, kept[:num_blocks]) for each, kept in zip(rows, self._kept[layer], strict=True)
-        ]
-        scores = self._combine(torch.stack(said))
-        block = torch.arange(num_blocks)
-        is_before = (block >= self._policy.sinks // BLOCK_TOKENS) & ((block + 1) * BLOCK_TOKENS <= starts[:, None])
-        scores = scores.masked_fill(~is_before, float("-inf"))
-        # A stable order, so that ties go to the earlier block.
-        best = scores.argsort(dim=-1, descending=True, stable=True)[..., : self._select]
-        chosen = torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, best, True) & is_before
-        if num_tokens > 1:  # of the question, not of what is drawn after it
-            self.chosen[layer] = chosen
-        return attend_chosen(queries, keys, values, self._policy, chosen)
-
-    def found(self, blocks: range) -> bool:
-        """Whether one of the blocks was chosen for the last token that was asked for."""
-        return any(bool(chosen[:, -1, blocks.start : blocks.stop].any()) for chosen in self.chosen.values())
+# How the product chooses (model.kernels.selection), and what it is compared with.
+PRODUCT = "mean + variance/mean"
+BESIDE = ("16 runs/max", "every key/share")
 
 
 @dataclass
@@ -143,16 +101,18 @@ class Examiner:
     """Asks one model for what stands in texts."""
 
     def __init__(
-        self, reading: LongReading, tokenizer: Tokenizer, archive: Archive, attentions: Mapping[str, ArchiveAttention],
+        self, reading: LongReading, tokenizer: Tokenizer, engine: EngineReading, archive: Archive,
+        attentions: Mapping[str, ArchiveAttention],
         policy: AttentionPolicy, longest_full: int, ways: Sequence[str],
     ) -> None:  # fmt: skip
         self._reading = reading
         self._tokenizer = tokenizer
+        self._engine = engine
         self._archive = archive
         self._attentions = attentions
         self._policy = policy
         self._longest_full = longest_full
-        self._ways = ways
+        self._ways = frozenset(ways)
         self._full = replace(policy, name=PolicyName.FULL)
         self.cells: dict[str, Cell] = defaultdict(Cell)
         self.read_seconds: dict[str, list[float]] = defaultdict(list)
@@ -176,20 +136,23 @@ class Examiner:
             if places.blocks(case).stop * BLOCK_TOKENS <= self._policy.window_start(shared)
         ]  # fmt: skip
         self._read("window", plain[0][:shared], self._policy)
+        if self._ways & {"archive", "archive + passages"}:
+            started = time.process_time()
+            self._engine.start(plain[0][:shared])
+            self.read_seconds["archive"].append((time.process_time() - started) / shared)
         for attention in self._attentions.values():
             attention.start()
-        first, *others = self._attentions
         for number in kept:
             case, (spans, sentence) = cases[number], found[number]
             question, longer = plain[number][shared:], helped[number][shared:]
             blocks, is_read = places.blocks(case), num_found(case, spans) == len(case.parts)
             self._ask("window", case, question, self._policy, False)
-            self._ask("archive", case, question, self._attentions[first], blocks)
-            for name in others:
-                self._ask(f"archive, {name}", case, question, self._attentions[name], blocks)
+            for name, attention in self._attentions.items():
+                self._ask(f"by {name}", case, question, attention, blocks)
+            self._ask("archive", case, question, self._engine, self._attentions[PRODUCT].found(blocks))
             self._ask("all blocks", case, question, self._full, True)
             self._ask("window + passages", case, longer, self._policy, is_read)
-            self._ask("archive + passages", case, longer, self._attentions[first], is_read)
+            self._ask("archive + passages", case, longer, self._engine, is_read)
         if "full" in self._ways and shared <= self._longest_full:
             self._read("full", plain[0][:shared], self._full)
             for number in kept:
@@ -208,12 +171,22 @@ class Examiner:
         self.read_seconds[name].append((time.process_time() - started) / len(ids))
 
     def _ask(
-        self, name: str, case: Case, ids: Sequence[int], way: ArchiveAttention | AttentionPolicy, found: bool | range
+        self,
+        name: str,
+        case: Case,
+        ids: Sequence[int],
+        way: ArchiveAttention | AttentionPolicy | EngineReading,
+        found: bool | range,
     ) -> None:
-        if name.partition(", ")[0] not in self._ways:
+        if name not in self._ways and not isinstance(way, ArchiveAttention):
             return
         started = time.process_time()
-        drawn = self._reading.answer(ids, way, MAX_TOKENS, self._tokenizer.eos_ids) if ids else []
+        if not ids:
+            drawn = []
+        elif isinstance(way, EngineReading):
+            drawn = way.answer(ids, MAX_TOKENS)
+        else:
+            drawn = self._reading.answer(ids, way, MAX_TOKENS, self._tokenizer.eos_ids)
         seconds = time.process_time() - started
         is_found = way.found(found) if isinstance(found, range) and isinstance(way, ArchiveAttention) else bool(found)
         self.cells[name].note(case, self._tokenizer.decode(drawn), is_found, seconds, len(ids) + len(drawn))
@@ -263,15 +236,10 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS])
     parser.add_argument("--texts", type=int, default=4, help="of each task and length; of many needles a quarter")
     parser.add_argument("--questions", type=int, default=16, help="of each text")
-    parser.add_argument("--longest-full", type=int, default=16_384, help="full attention is not tried beyond this")
+    parser.add_argument("--longest-full", type=int, default=18_000, help="full attention is not tried beyond this")
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--select", type=int, default=16)
-    parser.add_argument(
-        "--summaries",
-        nargs="+",
-        default=[DEFAULT],
-        help="as in bench.archive_summaries; those after the first beside it",
-    )
+    parser.add_argument("--beside", nargs="*", default=[*BESIDE], metavar="SUMMARY/HEADS", help="other ways to choose")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vectors", type=Path, help="file that keeps sentence vectors between runs")
@@ -280,7 +248,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.short:
         arguments.lengths, arguments.texts, arguments.questions = [1536], 1, 2
-        arguments.window, arguments.select = 512, 4
+        arguments.window, arguments.select, arguments.beside = 512, 4, []
     elif arguments.data is None:
         parser.error("--data or --short is needed")
     torch.set_num_threads(arguments.threads)
@@ -300,17 +268,20 @@ def main() -> None:
         needles = Needles(haystack, tokenizer, arguments.window, arguments.seed)
         attentions = {
             name: ArchiveAttention(CHOICES[name.rpartition("/")[0]], name.rpartition("/")[2], policy, arguments.select)
-            for name in arguments.summaries
+            for name in [PRODUCT, *arguments.beside]
         }
         cells = []
         for length in arguments.lengths:
-            reading = LongReading(arguments.checkpoint, length + length // 16 + 2048, arguments.threads)
+            most = length + length // 16 + 2048
+            reading = LongReading(arguments.checkpoint, most, arguments.threads)
+            selecting = replace(policy, name=PolicyName.ARCHIVE, select=arguments.select)
+            engine = EngineReading(arguments.checkpoint, most, selecting, arguments.threads)
             for task in arguments.tasks:
                 started = time.process_time()
                 num_texts = arguments.texts if task in ("lone", "one") else -(-arguments.texts // 4)
                 with Archive(Path(tempfile.mkdtemp(dir=place)), embedder, tokenizer.count) as archive:
                     examiner = Examiner(
-                        reading, tokenizer, archive, attentions, policy, arguments.longest_full, arguments.ways
+                        reading, tokenizer, engine, archive, attentions, policy, arguments.longest_full, arguments.ways
                     )
                     for number, corpus in enumerate(needles.corpora(task, length, num_texts)):
                         examiner.examine(corpus, f"{task}-{number}.txt", arguments.questions)
@@ -323,7 +294,6 @@ def main() -> None:
                     "model": arguments.checkpoint.name,
                     "policy": str(policy),
                     "select": arguments.select,
-                    "summaries": arguments.summaries,
                     "seed": arguments.seed,
                     "machine": describe_machine(arguments.threads),
                     "read_microseconds_a_token": {

@@ -3,12 +3,13 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bench import archive_summaries, archive_worth
-from bench.archive_reading import LongReading, attend_chosen, attend_fully
+from bench.archive_reading import ArchiveAttention, EngineReading, LongReading, attend_chosen, attend_fully
 from bench.archive_tasks import Needles
 from bench.block_summaries import SUMMARIES
 from bench.recall.haystack import Haystack
@@ -69,7 +70,7 @@ def test_the_archive_with_every_block_answers_as_full_attention() -> None:
     reading = LongReading(embedded_checkpoint(), 1024)
     ids = random.Random(5).choices(range(300, 9000), k=900)
     reading.read(ids[:880], POLICY)
-    attention = archive_worth.ArchiveAttention(SUMMARIES["mean"], "max", POLICY, 1000)
+    attention = ArchiveAttention(SUMMARIES["mean"], "max", POLICY, 1000)
     full, archive, window = (
         reading.ask(ids[880:], way) for way in (AttentionPolicy(PolicyName.FULL), attention, POLICY)
     )
@@ -77,6 +78,26 @@ def test_the_archive_with_every_block_answers_as_full_attention() -> None:
     # Both round to bfloat16, at other places.
     assert off < 0.1 < apart
     assert attention.found(range(2, 3)) and not attention.found(range(0, 1))
+
+
+def test_the_engine_answers_as_the_twin_in_plain_torch() -> None:
+    tokenizer = Tokenizer(embedded_checkpoint())
+    needles = Needles(Haystack([made_up_prose(100_000, 1)], tokenizer.count), tokenizer, 128, seed=3)
+    corpus = next(needles.corpora("lone", 1024, 1))
+    prompt = archive_summaries.prompt_of(tokenizer, corpus.text, corpus.cases[0].question)
+    border = len(prompt) - 16
+    reading = LongReading(embedded_checkpoint(), 2048)
+    reading.read(prompt[:border], POLICY)
+    answers = {}
+    for select in (2, 1000):
+        engine = EngineReading(embedded_checkpoint(), 2048, replace(POLICY, name=PolicyName.ARCHIVE, select=select))
+        engine.start(prompt[:border])
+        summary, _, combined = archive_worth.PRODUCT.rpartition("/")
+        twin = ArchiveAttention(archive_worth.CHOICES[summary], combined, POLICY, select)
+        answers[select] = engine.answer(prompt[border:], 6)
+        assert answers[select] == reading.answer(prompt[border:], twin, 6, tokenizer.eos_ids)
+    full = reading.answer(prompt[border:], AttentionPolicy(PolicyName.FULL), 6, tokenizer.eos_ids)
+    assert answers[1000] == full != answers[2]
 
 
 @pytest.mark.parametrize("name", [*SUMMARIES])
@@ -147,7 +168,7 @@ def last_line(module: object, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 def test_summaries_are_measured_against_the_true_blocks(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_summaries, "TEXT_QUERIES", 8)
     told = last_line(archive_summaries, capsys, monkeypatch)
@@ -166,6 +187,6 @@ def test_each_way_is_asked_the_same(capsys: pytest.CaptureFixture[str], monkeypa
     cells = last_line(archive_worth, capsys, monkeypatch)["cells"]
     assert [cell["task"] for cell in cells] == [*archive_worth.TASKS]
     for cell in cells:
-        assert sorted(cell["ways"]) == sorted(archive_worth.WAYS)
+        assert {*cell["ways"]} == {*archive_worth.WAYS, f"by {archive_worth.PRODUCT}"}
         assert len({way["asked"] for way in cell["ways"].values()}) == 1
         assert cell["ways"]["window"]["found"] == 0 and cell["ways"]["all blocks"]["found"] > 0
