@@ -60,6 +60,9 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.overhead --short
 	$(BIN)/python -m bench.retrieval --short
 	$(BIN)/python -m bench.recall --short
+	$(BIN)/python -m bench.archive_summaries --short
+	$(BIN)/python -m bench.archive_worth --short
+	$(BIN)/python -m bench.length --short
 	$(BIN)/python -m bench.precision --short
 	$(BIN)/python -m bench.gpu --short
 
