@@ -14,12 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.engine.stats import StepRecord
 from model.errors import QueueFull
+from server.app import create_app
 from server.errors import refusal_codes
 from server.measures.exposition import exposition
 from server.measures.measure import Kind, Measure
 from server.measures.page import measures, page
 from server.metrics import Metrics
 from server.readiness import Readiness
+from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
@@ -183,9 +185,12 @@ async def test_an_engine_that_stopped_is_a_failed_stage(client: httpx.AsyncClien
     assert [s.labels["stage"] for s in families["fano_stage"].samples if s.value] == ["failed"]
 
 
-def test_before_the_model_stands_there_is_a_stage_and_no_bill() -> None:
-    families = {each.name for each in text_string_to_metric_families(Metrics().expose().decode())}
+def test_before_the_model_stands_there_is_a_stage_and_no_bill(tmp_path: Path) -> None:
+    metrics = Metrics()
+    create_app(Settings(data_dir=tmp_path), metrics=metrics)
+    families = {each.name: each for each in text_string_to_metric_families(metrics.expose().decode())}
     assert "fano_refusals" in families and "fano_device_memory_bytes" not in families
+    assert [s.labels["stage"] for s in families["fano_stage"].samples if s.value] == ["loading"]
 
 
 def test_the_page_is_made_of_the_definitions() -> None:
