@@ -1,4 +1,4 @@
-"""``fano ask`` as a process of its own, with the model and the embedder that come along: in a terminal and in a pipe."""
+"""``fano ask`` as a process, with the model and the embedder that come along: in a terminal and in a pipe."""
 
 import json
 import os
