@@ -200,7 +200,9 @@ function bill({ article }, { found, finish, usage }, seconds) {
   told.push(usage.prompt_tokens + usage.completion_tokens === 0
     ? "Looked up: no model was asked, no memory was held."
     : `Held ${bytes(held)} on the device under ${fano.policy.name}: ${bytes(fano.resident_bytes.kv)} of keys and values, `
-      + `${bytes(held - fano.resident_bytes.kv)} of state. ${plural(usage.prompt_tokens, "token")} read`
+      + `${bytes(held - fano.resident_bytes.kv)} of state`
+      + `${fano.archive_bytes.kv_archive ? `, and ${bytes(fano.archive_bytes.kv_archive)} of older keys and values in the archive` : ""}`
+      + `. ${plural(usage.prompt_tokens, "token")} read`
       + `${usage.prompt_tokens_details.cached_tokens ? `, ${count(usage.prompt_tokens_details.cached_tokens)} of them known` : ""}`
       + `, ${count(usage.completion_tokens)} written, in ${duration(seconds)}.`);
   if (fano.retrieval.note) told.push(`${fano.retrieval.note[0].toUpperCase()}${fano.retrieval.note.slice(1)}.`);

@@ -59,13 +59,16 @@ export async function look() {
 }
 
 /** What is in the archive: the documents' texts, indexes and blocks, in memory and on the disk. */
-const archived = ({ host, disk }) => total(without(host.pools, "sessions")) + (disk.pools.store ?? 0) + (disk.pools.index ?? 0);
+const archived = ({ host, disk }) => total(without(host.pools, "sessions")) + total(without(disk.pools, "sessions", "files", "responses"));
+
+/** The pools on the device but the workspace, which is taken while something is computed, up to its plan. */
+const pooled = ({ device }) => device.held_bytes - (device.pools.workspace?.held_bytes ?? 0);
 
 function show(bill) {
   const tokens = bill.tokens.prompt;
   // A process that began anew counts from nought, and so does the page.
   if (first === null || tokens < first.tokens) {
-    first = { tokens, held: bill.device.held_bytes, archived: archived(bill) };
+    first = { tokens, held: pooled(bill), archived: archived(bill) };
     held.clear();
     grown.clear();
   }
@@ -80,9 +83,9 @@ function show(bill) {
   showDevice(device);
   showGrowing(bill);
   showProcess(bill);
-  held.add(tokens, { device: device.held_bytes, process: bill.resident_set_bytes });
+  held.add(tokens, { device: pooled(bill), process: bill.resident_set_bytes });
   grown.add(Math.round(numIndexed()), { archive: archived(bill) });
-  bars.since.textContent = since(tokens - first.tokens, device.held_bytes - first.held, archived(bill) - first.archived);
+  bars.since.textContent = since(tokens - first.tokens, pooled(bill) - first.held, archived(bill) - first.archived);
 }
 
 function build() {
@@ -152,7 +155,7 @@ function showProcess(bill) {
 function since(tokens, onDevice, inArchive) {
   if (tokens === 0) return "Nothing was read since this page was opened. Post a document and watch.";
   const moved = onDevice === 0 ? "not a byte more" : `${bytes(onDevice)} more`;
-  return `Since this page was opened ${plural(tokens, "token")} were read: on the device ${moved}, in the archive ${bytes(Math.max(0, inArchive))} more.`;
+  return `Since this page was opened ${plural(tokens, "token")} were read: in the pools on the device ${moved}, in the archive ${bytes(Math.max(0, inArchive))} more.`;
 }
 
 /** A pool: its name, what it is for, its size, and, for those who do not see the bar, its `use`. */
@@ -169,4 +172,4 @@ function bar(name, what, told, { whole, most, used, cached }, use = "") {
 }
 
 const total = (pools) => Object.values(pools).reduce((sum, each) => sum + each, 0);
-const without = (pools, name) => Object.fromEntries(Object.entries(pools).filter(([pool]) => pool !== name));
+const without = (pools, ...names) => Object.fromEntries(Object.entries(pools).filter(([pool]) => !names.includes(pool)));

@@ -197,7 +197,8 @@ function note(entry, document) {
   const now = performance.now() / 1000;
   if (entry.view.progress.stage !== stage) entry.seen = [];
   if (entry.view.progress.done !== done || !entry.seen.length) entry.seen.push([now, done]);
-  entry.seen = entry.seen.filter(([at]) => now - at < RATE_SECONDS || at === entry.seen.at(-1)[0]);
+  // Two at least, however slowly the work goes on.
+  entry.seen = entry.seen.filter(([at], place) => now - at < RATE_SECONDS || place >= entry.seen.length - 2);
   const couldAsk = entry.view.answerable;
   entry.view = document;
   show(entry);
