@@ -58,6 +58,7 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.peers --short
 	$(BIN)/python -m bench.streams --short
 	$(BIN)/python -m bench.overhead --short
+	$(BIN)/python -m bench.scrape --short
 	$(BIN)/python -m bench.retrieval --short
 	$(BIN)/python -m bench.recall --short
 	$(BIN)/python -m bench.archive_summaries --short
@@ -75,6 +76,7 @@ bench-speed: $(NATIVE)
 	-$(BIN)/python -m bench.llama
 	$(BIN)/python -m bench.peers --out $(FIGURES)/peers.jsonl --models 28M > $(FIGURES)/peers.txt
 	$(BIN)/python -m bench.overhead > $(FIGURES)/overhead.txt
+	$(BIN)/python -m bench.scrape > $(FIGURES)/scrape.txt
 	$(BIN)/python -m bench.streams > $(FIGURES)/streams.txt
 	$(BIN)/python -m bench.length > $(FIGURES)/length.txt
 	$(BIN)/python -m bench.throughput > $(FIGURES)/throughput.txt
