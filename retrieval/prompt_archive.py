@@ -1,18 +1,18 @@
 """The archive of prompts that are longer than a window: indexed in memory while they are asked, found as documents are.
 
 A prompt is cut into texts that begin where messages do, and each is indexed by itself: of a conversation that goes on,
-only what is new. Keys and words are indexed at once; by meaning only what has words of the question is compared.
+only what is new. Keys and words are indexed at once. By meaning all of a short prompt is compared, of a longer one what
+has words of the question: vectors take longer than a model of this size takes to read.
 """
 
 import hashlib
 import shutil
 import tempfile
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from retrieval.embedder import Embedder
 from retrieval.errors import PromptMemoryFull
 from retrieval.fact_book import within_budget
 from retrieval.lexical_index import LexicalIndex, LexicalQuery, search_lexical
-from retrieval.passage import Chunk, Copy, Passage, SearchResult, Span, Value
+from retrieval.open_prompt import HeldText, OpenPrompt
+from retrieval.passage import Chunk, SearchResult, Span
 from retrieval.passages import MAX_PASSAGE_CHARACTERS
 from retrieval.prompt_part import PromptPart
 from retrieval.prompt_store import PromptStore
@@ -47,82 +48,6 @@ GAP = "\n" * (MAX_PASSAGE_CHARACTERS + 1)
 BYTES_PER_CHARACTER = 24
 
 
-@dataclass(slots=True)
-class HeldText:
-    """A text that is indexed. ``bases`` are where in it its parts begin; ``num_users`` ask it now."""
-
-    record: Record
-    shelf: Shelf
-    bases: tuple[int, ...]
-    text_bytes: int
-    index_bytes: int
-    num_users: int = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """All that it takes."""
-        return self.text_bytes + self.index_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class OpenPrompt:
-    """A prompt that is indexed, for as long as somebody asks it."""
-
-    archive: "PromptArchive"
-    texts: tuple[HeldText, ...]
-    parts: tuple[tuple[PromptPart, ...], ...]
-
-    @property
-    def text_bytes(self) -> int:
-        """Of the texts, in UTF-8."""
-        return sum(text.text_bytes for text in self.texts)
-
-    @property
-    def index_bytes(self) -> int:
-        """Of all that was found in them."""
-        return sum(text.index_bytes for text in self.texts)
-
-    def search(self, question: str, max_passages: int) -> SearchResult:
-        """The passages that may hold the answer, best first: each in one part, by its name and with its places in the
-        message."""
-        found = self.archive.search(question, self.texts, max_passages)
-        numbers = {text.record.document.id: place for place, text in enumerate(self.texts)}
-
-        def placed(passage: Passage) -> Passage:
-            place = numbers[passage.document_id]
-            part, shift = self._part(place, passage.span.start)
-
-            def moved(span: Span) -> Span:
-                return Span(span.start + shift, span.end + shift)
-
-            def value(one: Value) -> Value:
-                return replace(one, span=moved(one.span), evidence=moved(one.evidence))
-
-            return replace(
-                passage,
-                document_id=part.name,
-                document_name=part.name,
-                span=moved(passage.span),
-                evidence=None if passage.evidence is None else moved(passage.evidence),
-                nearest=None if passage.nearest is None else replace(passage.nearest, span=moved(passage.nearest.span)),
-                values=tuple(map(value, passage.values)),
-                also=tuple(self._copy(numbers[copy.document_id], copy) for copy in passage.also),
-            )
-
-        return replace(found, passages=tuple(map(placed, found.passages)))
-
-    def _copy(self, place: int, copy: Copy) -> Copy:
-        part, shift = self._part(place, copy.span.start)
-        return Copy(part.name, part.name, Span(copy.span.start + shift, copy.span.end + shift), None)
-
-    def _part(self, place: int, at: int) -> tuple[PromptPart, int]:
-        """The part of a text that a place stands in, and what makes the place one of the message."""
-        bases = self.texts[place].bases
-        number = max(0, bisect_right(bases, at) - 1)
-        part = self.parts[place][number]
-        return part, part.start - bases[number]
-
-
 class PromptArchive:
     """Indexes prompts, and keeps what nobody asks any more until its room is wanted, oldest first.
 
@@ -130,7 +55,16 @@ class PromptArchive:
     tenant it came from. Any number of threads may ask at once; ``directory`` is for files while they are made.
     """
 
-    def __init__(self, directory: Path, embedder: Embedder, max_bytes: int = 1 << 30, max_facts: int = 500_000) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        embedder: Embedder,
+        max_bytes: int = 1 << 30,
+        max_facts: int = 500_000,
+        most_rows: int = 512,
+    ) -> None:
+        """Of prompts of ``most_rows`` sentences at most all are compared by meaning."""
+        self._most_rows = most_rows
         self._directory = directory
         shutil.rmtree(directory, ignore_errors=True)  # what a crash left while an index was made
         self._embedder = embedder
@@ -149,7 +83,9 @@ class PromptArchive:
     def num_bytes(self) -> int:
         """Host memory of all texts and what was found in them. Waits for nobody who indexes."""
         with self._lock:
-            return self._store_bytes + sum(held.shelf.num_bytes for held in self._held.values())
+            shelves = sum(held.shelf.num_bytes for held in self._held.values())
+            vectors = sum(held.vectors.num_bytes for held in self._held.values() if held.vectors is not None)
+            return self._store_bytes + shelves + vectors
 
     def close(self) -> None:
         """Forget everything."""
@@ -170,25 +106,45 @@ class PromptArchive:
             yield OpenPrompt(self, tuple(held), tuple(texts))
 
     def search(self, question: str, texts: Sequence[HeldText], max_passages: int) -> SearchResult:
-        """As ``retrieval.search.Search.run``, with the vectors of what has words of ``question``."""
+        """As ``retrieval.search.Search.run``, with the vectors of all rows if these are few, else of those that have
+        words of ``question``."""
+        if sum(len(text.shelf.row_spans) for text in texts) <= self._most_rows:
+            shelves = {text.record.number: self._with_all_vectors(text) for text in texts}
+            return self._found(question, texts, shelves, max_passages)
         wanted: dict[int, list[int]] = {number: [] for number in range(len(texts))}
         hits = search_lexical([text.shelf.lexical for text in texts], LexicalQuery.of(question), RANKED_DEPTH).hits
         for number, ordinal, _ in hits:
             wanted[number] += texts[number].shelf.rows_of(ordinal)
         shelves = {text.record.number: self._with_vectors(text, wanted[place]) for place, text in enumerate(texts)}
-        search = Search(self._store, self._contents, _OwnShelves(shelves), self._embedder)
-        found = search.run(question, [text.record for text in texts], max_passages)
+        found = self._found(question, texts, shelves, max_passages)
         return replace(found, reason=f"{found.reason} (by meaning what has words of the question)")
 
+    def _found(
+        self, question: str, texts: Sequence[HeldText], shelves: dict[int, Shelf], max_passages: int
+    ) -> SearchResult:
+        search = Search(self._store, self._contents, _OwnShelves(shelves), self._embedder)
+        return search.run(question, [text.record for text in texts], max_passages)
+
+    def _with_all_vectors(self, text: HeldText) -> Shelf:
+        if text.vectors is None:
+            vectors = self._vectors(text)
+            vectors.want(range(len(text.shelf.row_spans)))
+            with self._lock:
+                text.vectors = vectors
+        return replace(text.shelf, vectors=text.vectors)
+
     def _with_vectors(self, text: HeldText, rows: Sequence[int]) -> Shelf:
+        vectors = self._vectors(text)
+        vectors.want(rows)
+        return replace(text.shelf, vectors=vectors)
+
+    def _vectors(self, text: HeldText) -> CandidateVectors:
         spans, number = text.shelf.row_spans, text.record.number
 
         def texts(wanted: Sequence[int]) -> Sequence[str]:
             return self._store.texts(number, [Span(*spans[row].tolist()) for row in wanted])
 
-        vectors = CandidateVectors.of(self._embedder, texts)
-        vectors.want(rows)
-        return replace(text.shelf, vectors=vectors)
+        return CandidateVectors.of(self._embedder, texts)
 
     @contextmanager
     def _used(self, tenant: str, parts: tuple[PromptPart, ...]) -> Iterator[HeldText]:

@@ -24,15 +24,10 @@ from server.errors import EvidenceTooLong, FactsTooLong
 from server.gate import Decision, Reason, decide, reason_to_search
 from server.given import fact_passages
 from server.groundwork import Groundwork, is_unanswerable, nearest_reading, quotable, sampling_params, searched
-from server.inquiry import (
-    Inquiry,
-    Limits,
-    RetrievalBill,
-    ServedModel,
-)
+from server.inquiry import Inquiry, Limits, RetrievalBill, ServedModel
 from server.long_prompt import LongPrompts, PromptTurns, check_seen_whole
 from server.metrics import Metrics
-from server.progress import ReadingProgress
+from server.progress import told_progress
 from server.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
 from server.reading import reading_policy
 from server.recording import Recording
@@ -107,7 +102,7 @@ class Answering:
             if inquiry.documents:
                 await self._traces.note(self._trace(inquiry, found.prompt))
             async with self._bridge.generate(request) as events:
-                progress = self._progress(inquiry, found, request)
+                progress = told_progress(self._bridge, inquiry, request, found.is_long)
                 yield Generated(inquiry, found, events, texts, self._metrics, recording, progress)
 
     async def groundwork(self, inquiry: Inquiry, is_asked: bool = True, history: History | None = None) -> Groundwork:
@@ -230,13 +225,6 @@ class Answering:
             select_from=found.prompt.select_from,
             keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and found.bill.num_passages == 0),
         )
-
-    def _progress(self, inquiry: Inquiry, found: Groundwork, request: GenerationRequest) -> ReadingProgress | None:
-        """What tells how far the prompt is read, where that is told."""
-        is_told = found.is_long if inquiry.tells_progress is None else inquiry.tells_progress
-        if not (is_told and inquiry.is_streamed):
-            return None
-        return ReadingProgress(self._bridge, request, inquiry.started)
 
     def _turn(self, inquiry: Inquiry) -> AbstractAsyncContextManager[SessionTurn | None]:
         if inquiry.session is None:

@@ -20,7 +20,7 @@ from server.groundwork import Groundwork, sampling_params
 from server.inquiry import AnswerEvent, Inquiry, Limits, RetrievalBill
 from server.long_prompt import LongPrompts
 from server.metrics import Metrics
-from server.progress import ReadingProgress
+from server.progress import told_progress
 from server.prompt import ChatTokenizer, Prompt
 from server.recording import Recording
 from server.replies import Answer, Generated
@@ -83,10 +83,7 @@ class Completing:
                 ground = Groundwork(Prompt(ids, 0), request.sampling, (), (), (), bill, "")
                 recording = Recording(None, None, self._tokenizer, ())
                 is_long = self._long.covers(inquiry, len(ids))
-                is_told = is_long if inquiry.tells_progress is None else inquiry.tells_progress
-                progress = (
-                    ReadingProgress(self._bridge, request, inquiry.started) if is_told and inquiry.is_streamed else None
-                )
+                progress = told_progress(self._bridge, inquiry, request, is_long)
                 answer = Generated(inquiry, ground, events, self._library, self._metrics, recording, progress)
                 begun.append(Continuation(text, ids, answer))
             yield begun

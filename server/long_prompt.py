@@ -26,7 +26,8 @@ from server.prompt import ChatTokenizer, Prompt, Turn, build_chat, document_ques
 from server.splicing import spliced
 
 if TYPE_CHECKING:
-    from retrieval.prompt_archive import OpenPrompt, PromptArchive
+    from retrieval.open_prompt import OpenPrompt
+    from retrieval.prompt_archive import PromptArchive
 
 
 class PromptTurns:

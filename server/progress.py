@@ -4,7 +4,7 @@ import time
 
 from model.engine.request import GenerationRequest, RequestUsage
 from server.bridge import EngineThread
-from server.inquiry import AnswerProgress
+from server.inquiry import AnswerProgress, Inquiry
 
 # The first time soon, so that a client knows where the reading begins; then about once a second.
 FIRST_SECONDS = 0.1
@@ -42,3 +42,11 @@ class ReadingProgress:
             return None
         self._last = now
         return AnswerProgress(self._num_tokens, self._num_cached, num_read, time.monotonic() - self._started)
+
+
+def told_progress(
+    bridge: EngineThread, inquiry: Inquiry, request: GenerationRequest, is_long: bool
+) -> ReadingProgress | None:
+    """What looks at the request, where somebody is told: in streams, of long prompts unless it is not wanted."""
+    is_wanted = is_long if inquiry.tells_progress is None else inquiry.tells_progress
+    return ReadingProgress(bridge, request, inquiry.started) if is_wanted and inquiry.is_streamed else None

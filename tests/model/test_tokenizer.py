@@ -322,3 +322,36 @@ def test_a_template_that_knows_tools_is_told_apart(tmp_path: Path) -> None:
     for source, knows in (("tools {{ messages }}", False), ("{% if tools %}{{ tools }}{% endif %}", True)):
         config.write_text(json.dumps({"chat_template": source}))
         assert (Tokenizer(tmp_path).tool_template == source) == knows
+
+
+@given(text=st.lists(TEXTS, max_size=6).map(" ".join))
+@settings(max_examples=200)
+def test_a_long_text_in_pieces_is_what_it_is_whole(each: Tokenizer, text: str) -> None:
+    whole = list(each.encode(text).ids)
+    with pytest.MonkeyPatch.context() as patch:
+        for num_characters in (1, 5, 17):
+            patch.setattr("model.tokenizer.PIECE_CHARACTERS", num_characters)
+            assert each.encode_ids(text) == whole
+
+
+def test_long_texts_are_encoded_in_pieces(each: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert each._cuts_at_blanks
+    lengths: list[int] = []
+    encoded = Tokenizer._encoded
+    monkeypatch.setattr(Tokenizer, "_encoded", lambda self, text: lengths.append(len(text)) or encoded(self, text))
+    text = "\n".join(CORPUS * 3000)
+    ids = each.encode_ids(text)
+    assert len(lengths) > 10 and max(lengths) <= 1 << 17
+    assert ids == encoded(each, text)
+
+
+def test_a_vocabulary_that_goes_on_over_blanks_is_not_cut(tmp_path: Path) -> None:
+    raw = RawTokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    raw.normalizer = normalizers.Replace(" ", "▁")
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>"], show_progress=False)
+    raw.train_from_iterator(["of the " * 50, "in the house of the rising sun"], trainer)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert any(b"f " in tokenizer.token_bytes(each) for each in range(tokenizer.vocab_size))
+    assert not tokenizer._cuts_at_blanks

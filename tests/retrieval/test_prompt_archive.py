@@ -7,8 +7,9 @@ import pytest
 
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import PromptMemoryFull
+from retrieval.open_prompt import OpenPrompt
 from retrieval.passage import Span
-from retrieval.prompt_archive import GAP, TEXT_CHARACTERS, OpenPrompt, PromptArchive, needed
+from retrieval.prompt_archive import GAP, TEXT_CHARACTERS, PromptArchive, needed
 from retrieval.prompt_part import PromptPart
 
 WORDS = "harbour winter lantern ledger orchard captain river market garden signal copper meadow".split()
@@ -142,3 +143,27 @@ def test_nothing_is_on_the_disk(tmp_path: Path) -> None:
         assert [path for path in (tmp_path / "prompts").rglob("*") if path.is_file()] == []
         assert prompt.index_bytes > prompt.text_bytes // 4
         assert CODE in prompt.search("Which maintenance code has the Halvorsen turbine?", 3).passages[0].text
+
+
+def test_a_short_prompt_is_compared_by_meaning_as_a_whole_and_its_vectors_are_made_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Counting(HashEmbedder):
+        def embed_passages(self, texts):  # type: ignore[no-untyped-def]
+            calls.append(len(texts))
+            return super().embed_passages(texts)
+
+    archive = PromptArchive(tmp_path / "prompts", Counting(dimension=32), most_rows=40)
+    few, many = [PromptPart("m", 0, prose(20, 8, CODE))], [PromptPart("m", 0, prose(200, 9, CODE))]
+    for parts, is_whole in ((few, True), (many, False)):
+        with archive.opened("acme", parts) as prompt:
+            rows = len(prompt.texts[0].shelf.row_spans)
+            del calls[:]
+            first, second = (prompt.search("Halvorsen turbine", 3) for _ in range(2))
+            assert first.passages == second.passages
+            made = [count for count in calls if count > 1]  # a question is a text by itself
+            assert (made == [rows]) == is_whole and sum(made) < 2 * rows
+            assert ("by meaning what has words" in first.reason) != is_whole
+            vectors = prompt.texts[0].vectors
+            assert (vectors is not None and len(vectors) == rows) == is_whole
+            assert archive.num_bytes >= prompt.text_bytes + prompt.index_bytes

@@ -10,11 +10,13 @@ import openai
 import pytest
 from fakes_server import MODEL, World, WorldMaker, chunks, open_client, scrape, serving
 
+from model.engine.request import GenerationRequest, SamplingParams
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
+from retrieval.open_prompt import OpenPrompt
 from retrieval.passage import SearchResult
-from retrieval.prompt_archive import OpenPrompt
 from server.pace import ReadingPace
+from server.progress import ReadingProgress
 
 WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 1024)
 WORDS = "harbour winter lantern ledger orchard captain river market garden signal copper meadow".split()
@@ -76,7 +78,7 @@ async def test_passages_stand_before_the_last_paragraph_and_citations_point_into
     assert request.sampling.temperature == 0.0 and request.keep.borders
     fano = reply["usage"]["fano"]
     assert (fano["retrieval"]["used"], fano["retrieval"]["reason"]) == (True, "long_prompt")
-    assert fano["retrieval"]["passages"] >= 1 and "by meaning what has words" in fano["retrieval"]["note"]
+    assert fano["retrieval"]["passages"] >= 1 and "meaning" in fano["retrieval"]["note"]
     num_bytes = len(f"Hello{'x' * 1601}Good day{'x' * 1601}{PASTED}\n\n")
     assert fano["archive_bytes"]["text"] == num_bytes and fano["archive_bytes"]["index"] > 0
 
@@ -341,3 +343,16 @@ def test_while_a_long_prompt_is_searched_its_stream_is_kept_alive(
             may_search.set()
             received = chunks("\n".join(lines))
         assert progress_of(received) and received[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_what_was_told_is_not_told_again() -> None:
+    places = [(0, 0), (0, 0), (64, 32), (64, 32)]
+
+    class Bridge:
+        async def call(self, function: Any) -> tuple[int, int]:
+            return places.pop(0)
+
+    request = GenerationRequest("r", range(100), SamplingParams(max_tokens=1))
+    progress = ReadingProgress(Bridge(), request, started=0.0)  # type: ignore[arg-type]
+    told = [await progress.look() for _ in range(4)]
+    assert [each and (each.num_processed, each.num_cached) for each in told] == [(0, 0), None, (64, 32), None]
