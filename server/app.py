@@ -13,6 +13,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from server.api_document import DocumentedApp
+from server.api_words import TAGS
 from server.dependencies import AppState
 from server.errors import install_error_handlers
 from server.logs import log_event
@@ -38,6 +39,7 @@ from server.routes import (
     uploads,
     vector_stores,
 )
+from server.routes.reference import install_reference
 from server.services import Services, load_services
 from server.settings import Settings
 from server.tenants import open_tenants
@@ -74,6 +76,8 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         version=version("fano"),
         summary="A long-context inference server whose memory bill is fixed, printed and true",
         lifespan=lifespan,
+        openapi_tags=list(TAGS),
+        docs_url=None,
         redoc_url=None,
     )
     app.state.fano = state
@@ -97,6 +101,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         console,
     ):
         app.include_router(routes.router)
+    install_reference(app)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_request_bytes,

@@ -311,6 +311,14 @@ def refusal_codes() -> tuple[str, ...]:
     return tuple(sorted(codes | {*FRAMEWORK_CODES.values(), *_CODES_BY_TYPE.values(), *OWN_CODES}))
 
 
+def codes_by_status(status: int) -> tuple[str, ...]:
+    """The codes that an error of this status may have."""
+    codes = {row.code for row in (*TABLE.values(), UNEXPECTED) if row.status == status}
+    if status == 400:
+        codes |= {*_CODES_BY_TYPE.values(), *OWN_CODES} - {"server_error", "http_error"}
+    return tuple(sorted(codes | {code for at, code in FRAMEWORK_CODES.items() if at == status}))
+
+
 def row_of(error: Exception) -> Row:
     """The table's row for the nearest class of the error."""
     for cls in type(error).__mro__:

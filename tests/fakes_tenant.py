@@ -29,6 +29,7 @@ class Server:
         self.keys = Keys(directory / "data")
         self.forward_seconds = 0
         self.num_starts = 0
+        self.failure: Exception | None = None
         self.url = ""
         self.start()
 
@@ -38,12 +39,20 @@ class Server:
 
     def start(self) -> None:
         """Start it on what there is, after its end if it runs."""
+        try:
+            self._start()
+        except Exception as failure:
+            # Said to whoever comes next: hypothesis would only show that nobody is there.
+            self.failure = failure
+            raise
+        self.num_starts += 1
+
+    def _start(self) -> None:
         self._open.close()
         library = Library.open(self._directory / "library", HashEmbedder(dimension=16))
         world = self._new_world(library=library)
         self.url = self._open.enter_context(serving(world.app))
         world.app.state.fano.services.files._database.now = self.now
-        self.num_starts += 1
 
     def close(self) -> None:
         """End it."""

@@ -28,6 +28,7 @@ class Machine(StoreRules):
 
     def __init__(self) -> None:
         super().__init__()
+        assert self.server.failure is None, f"a start has failed: {self.server.failure!r}"
         self.tenants = []
         for _ in range(2):
             name = f"tenant-{next(self.serial)}"

@@ -1,0 +1,66 @@
+"""What the tags, parameters and statuses of the API mean, for the reference."""
+
+from collections.abc import Mapping
+
+TAGS: tuple[dict[str, str], ...] = (
+    {"name": "chat", "description": "Chat completions as OpenAI has them; with documents as an extension."},
+    {"name": "responses", "description": "Responses as OpenAI has them: tools, conversations, background."},
+    {"name": "completions", "description": "Texts that the model goes on with as they stand."},
+    {"name": "embeddings", "description": "Vectors of texts, by the model that documents are searched with."},
+    {"name": "files", "description": "Files and uploads as OpenAI has them, over the same store as documents."},
+    {"name": "vector stores", "description": "Named sets of files that are searched together."},
+    {"name": "documents", "description": "Texts that are read once and asked often, with their progress."},
+    {"name": "answers", "description": "Questions to documents, answered with quoted sources."},
+    {"name": "facts", "description": "What must be recalled to the letter: found by recognisers, or pinned."},
+    {"name": "sessions", "description": "Conversations under names, remembered, saved and forked."},
+    {"name": "models", "description": "Which models are served."},
+    {"name": "bill", "description": "What a request will cost, and what memory holds now."},
+    {"name": "operations", "description": "For whoever runs the server: health, readiness, metrics."},
+    {"name": "console", "description": "The page at `/` and its files."},
+)
+
+PARAMETERS: Mapping[str, str] = {
+    "after": "An id: the page begins after this item.",
+    "before": "An id: the page ends before this item.",
+    "limit": "The most items of the page.",
+    "order": "By the time of coming: `asc` the oldest first, `desc` the newest first.",
+    "purpose": "Only files of this purpose.",
+    "filter": "Only files of this status.",
+    "include": "What comes with the response besides.",
+    "include[]": "As `include`, in the official client's spelling.",
+    "include_obfuscation": "Changes nothing: there is no padding to leave out.",
+    "stream": "Whether the events come instead of the object.",
+    "starting_after": "The number of an event: the stream begins after it.",
+    "cascade": "Whether sessions that contain the document are deleted as well.",
+    "start": "Where the text begins, in code points from 0.",
+    "end": "Where the text ends, in code points, the end not included.",
+    "kind": "Only facts of this kind.",
+    "source": "Only facts from this source.",
+    "key": "Only facts under this key, in any of its forms.",
+    "name": "The name of a session.",
+    "asset": "The name of a file of the console.",
+    "document_id": "The id of a document.",
+    "fact_id": "The id of a fact.",
+    "file_id": "The id of a file.",
+    "upload_id": "The id of an upload.",
+    "store_id": "The id of a vector store.",
+    "batch_id": "The id of a batch of files.",
+    "response_id": "The id of a response.",
+    "model_id": "The name of a model.",
+}
+
+STATUSES: Mapping[str, str] = {
+    "400": "The request, or a field of it, cannot be used; `param` is its path",
+    "401": "A key is needed, and none that opens anything came",
+    "403": "Without keys only this machine is served, under its own name",
+    "404": "There is no such thing, or it is another tenant's",
+    "408": "The client did not read for too long",
+    "409": "The thing is in a state in which that cannot be done; the message says when it can",
+    "413": "The body, or what it brings, is too large",
+    "415": "No parser reads this kind of file",
+    "429": "Too many wait already; `Retry-After` says when to come again",
+    "500": "A defect of the server; its log has it under the request id",
+    "503": "The server is loading, ending, or cannot tell which keys are good",
+    "504": "The request took longer than the server allows",
+    "507": "There is no room: on the disk, or in a budget",
+}
