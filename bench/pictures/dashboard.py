@@ -145,7 +145,7 @@ def _box(place: Mapping[str, int], height: int) -> tuple[float, float, float, fl
     line = 1 / height
     if place["h"] < 8:
         return left + 0.006, 1 - top - tall + 0.3 * line, width - 0.012, tall - 0.6 * line
-    return left + 0.036, 1 - top - tall + 2.5 * line, width - 0.046, tall - 3.9 * line
+    return left + 0.036, 1 - top - tall + 2.2 * line, width - 0.046, tall - 3.3 * line
 
 
 def _number(axes: Axes, panel: Shown, lines: Sequence[Line]) -> None:
@@ -164,7 +164,7 @@ def _number(axes: Axes, panel: Shown, lines: Sequence[Line]) -> None:
 
 
 def _graph(axes: Axes, panel: Shown, lines: Sequence[Line], span: Span) -> None:
-    axes.set_title(panel.title, color=INK, fontsize=9, loc="left", pad=6)
+    axes.set_title(panel.title, color=INK, fontsize=9, loc="left", pad=5)
     # What is nought all the time only crowds the legend, where there are many.
     shown = [line for line in lines if line.is_limit or len(lines) <= 6 or any(line.values)]
     colors = {id(line): LINES[number % len(LINES)] for number, line in enumerate(shown)}
