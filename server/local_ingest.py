@@ -48,9 +48,11 @@ def ingest_files(settings: Settings, files: Sequence[Path], tenant: str) -> Inge
         progress.say("opening the library")
         with _opened(settings) as library:
             kept = _keep(library, settings, files, tenant, done)
+            pending = set(library.pending())
             for place, document_id in enumerate(kept):
                 try:
-                    _work(library, tenant, document_id, progress, f"{place + 1} of {len(kept)}, ")
+                    if document_id in pending:
+                        _work(library, tenant, document_id, progress, f"{place + 1} of {len(kept)}, ")
                 except KeyboardInterrupt:
                     raise Interrupted(len(kept) - place) from None
                 done.documents.append(library.get(tenant, document_id))
@@ -99,8 +101,6 @@ def _keep(library: Library, settings: Settings, files: Sequence[Path], tenant: s
 def _work(library: Library, tenant: str, document_id: str, progress: ReadingProgress, place: str) -> None:
     """Bring a document as far as it goes without the model. The work has a thread of its own, so that this one can
     show it and be interrupted."""
-    if document_id not in library.pending():
-        return
     stopping = threading.Event()
     failure: list[BaseException] = []
     worker = threading.Thread(target=_run, args=(library, document_id, stopping.is_set, failure), name="ingest")
