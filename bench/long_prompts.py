@@ -32,7 +32,7 @@ QUESTION = "What is the registration number of the blue harbour crane?"
 OTHER_QUESTION = "Which registration number does the crane in the harbour have?"
 VALUE = "QX-4471-ZK"
 # Of English prose and of made-up words, with the embedded tokenizer; a little more than there are.
-CHARACTERS_PER_TOKEN = {True: 4.4, False: 2.3}
+CHARACTERS_PER_TOKEN = {True: 4.45, False: 2.3}
 
 
 @dataclass

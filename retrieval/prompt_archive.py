@@ -1,8 +1,8 @@
 """The archive of prompts that are longer than a window: indexed in memory while they are asked, found as documents are.
 
 A prompt is cut into texts that begin where messages do, and each is indexed by itself: of a conversation that goes on,
-only what is new. Keys and words are indexed at once. By meaning all of a short prompt is compared, of a longer one what
-has words of the question: vectors take longer than a model of this size takes to read.
+only what is new. Keys and words are indexed at once. By meaning only what has words of the question is compared, unless
+all of it is little: the vectors of a text take as long as it takes a small model to read it.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class PromptArchive:
         embedder: Embedder,
         max_bytes: int = 1 << 30,
         max_facts: int = 500_000,
-        most_rows: int = 512,
+        most_rows: int = 192,
     ) -> None:
         """Of prompts of ``most_rows`` sentences at most all are compared by meaning."""
         self._most_rows = most_rows

@@ -80,7 +80,11 @@ class Services:
         self.grammars = Grammars(tokenizer)
         self.embeddings = Embeddings(embedder)
         self.prompts = PromptArchive(
-            settings.data_dir / "prompts", embedder, settings.prompt_archive_bytes, settings.max_facts
+            settings.data_dir / "prompts",
+            embedder,
+            settings.prompt_archive_bytes,
+            settings.max_facts,
+            settings.prompt_dense_rows,
         )
         self.library = library
         self.model = model

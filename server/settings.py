@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     archive_disk_bytes: int = Field(
         8 << 30, ge=0, description="Disk for what of it does not fit there, in a file that ends with the process."
     )
+    prompt_dense_rows: int = Field(
+        512,
+        ge=0,
+        description="Most sentences of a long prompt that all get vectors; of more, those with words asked for.",
+    )
     session_disk_bytes: int = Field(8 << 30, ge=0, description="Most bytes of all saved sessions on the disk.")
     checkpoint_slots: int = Field(
         16, ge=0, le=4096, description="States of what was read before that are kept on the device."
