@@ -94,7 +94,7 @@ def serving(app: FastAPI) -> Iterator[str]:
     while not server.started:
         time.sleep(0.01)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    while httpx.get(f"{url}/readyz").json()["status"] == "loading":
+    while httpx.get(f"{url}/readyz", timeout=30).json()["status"] == "loading":
         time.sleep(0.01)
     try:
         yield url
