@@ -66,6 +66,12 @@ def test_what_is_refused_soon_has_its_status_and_reads_nothing(client: httpx.Cli
     for change, status in (({}, 404), ({"model": "other"}, 404), ({"top_p": 7}, 400)):
         reply = client.post(path, json=body | {"stream": True} | change)
         assert reply.status_code == status and reply.headers["content-type"] == "application/json"
+    # Nothing is read for a request that names a file there is not beside one that came along.
+    for kind, place in (("messages", "content"), ("input", "content")):
+        if kind in body:
+            body[kind][0][place].insert(0, route(file_data=DATA)[1][kind][0][place][0])
+    reply = client.post(path, json=body | {"stream": True})
+    assert reply.status_code == 404 and ".content.1." in reply.json()["error"]["param"]
     assert world.library.documents == {}
 
 

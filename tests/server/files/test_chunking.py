@@ -119,6 +119,12 @@ def test_files_of_one_content_are_cut_each_in_its_own_way(client: openai.OpenAI,
     of_file = {name: [hit.content[0].text for hit in hits if hit.file_id == ids[name]] for name in ids}
     assert all(any("KX-0030-Z" in text for text in own) for own in of_file.values())
     assert max(map(words.count, of_file["small"])) <= 100 < max(map(words.count, of_file["large"])) <= 400
+    tools: Any = [{"type": "file_search", "vector_store_ids": [store], "max_num_results": 9}]
+    response = client.responses.create(model=MODEL, input=QUERY, tools=tools, include=["file_search_call.results"])
+    results = response.output[0].results or []  # type: ignore[union-attr]
+    for name, most in (("small", 100), ("large", 400)):
+        own = [result.text or "" for result in results if result.file_id == ids[name]]
+        assert own and set(own) <= set(of_file[name]) and max(map(words.count, own)) <= most
 
 
 def test_a_file_that_is_added_again_is_cut_anew(client: openai.OpenAI, words: Tokenizer) -> None:
