@@ -66,6 +66,7 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.length --short
 	$(BIN)/python -m bench.precision --short
 	$(BIN)/python -m bench.gpu --short
+	$(BIN)/python -m bench.long_prompts --short
 
 # The tables of speed and memory in bench/RESULTS.md, into $(FIGURES). Hours, on a machine that does nothing else;
 # bench.peers goes on where it was stopped. Without cmake and ninja, llama.cpp is told as missing, and without a CUDA

@@ -145,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0, help="of the made-up prose")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--short", action="store_true", help="eight thousand tokens, and --check")
+    parser.add_argument("--check", action="store_true", help="fail where something does not hold that must")
     options = parser.parse_args(arguments)
     num_tokens = 8_000 if options.short else options.tokens
     num_characters = int(num_tokens * CHARACTERS_PER_TOKEN[options.text is not None])
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             child.kill()
     report(calls, describe_machine(options.threads) | {"seed": options.seed})
-    if options.short:
+    if options.short or options.check:
         check(calls)
 
 
