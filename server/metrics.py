@@ -69,7 +69,7 @@ class Metrics:
             self._passages.observe(num_passages)
         self._retrievals.labels(decision, reason).inc()
         for stage, spent in seconds.items():
-            self._retrieval_seconds.labels(stage).observe(spent)
+            self._retrieval_seconds.observe(spent, stage)
 
     def first_token(self, seconds: float) -> None:
         """The first text of an answer came."""
@@ -97,7 +97,7 @@ class Metrics:
     def stepped(self, stats: EngineStats) -> None:
         """The engine made a step (called on its thread)."""
         if stats.last_step is not None:
-            self._step.labels(stats.last_step.phase).observe(stats.last_step.seconds)
+            self._step.observe(stats.last_step.seconds, stats.last_step.phase)
 
     def num_finished(self) -> Mapping[str, float]:
         """Answers that were completed so far, by reason."""

@@ -1,12 +1,14 @@
 """One family of metrics: its definition, which is also its line in ``docs/metrics.md``, and the objects made of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from server.measures.distribution import Distribution
 
 LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -44,12 +46,12 @@ class Measure:
         there before, so those that somebody is to be woken by should be made at once."""
         return Counter(self.name, self.what, [*self.labels], registry=registry)
 
-    def histogram(self, registry: CollectorRegistry) -> Histogram:
-        """A histogram in the registry; with one label, all its values are there at once."""
-        histogram = Histogram(self.name, self.what, [*self.labels], buckets=self.buckets, registry=registry)
-        for value in self._values():
-            histogram.labels(value)
-        return histogram
+    def histogram(self, registry: CollectorRegistry) -> Distribution:
+        """A histogram in the registry, with all values of its label if it has one."""
+        if not self.labels:
+            return Distribution(self.name, self.what, self.buckets, registry)
+        ((label, values),) = self.labels.items()
+        return Distribution(self.name, self.what, self.buckets, registry, label, values)
 
     def of(self, value: float) -> Metric:
         """The family without labels, at this value."""
@@ -71,8 +73,3 @@ class Measure:
         for labels, number in values.items():
             family.add_metric(labels, number)
         return family
-
-    def _values(self) -> Iterator[str]:
-        if len(self.labels) == 1:
-            (values,) = self.labels.values()
-            yield from () if isinstance(values, str) else values
