@@ -1,5 +1,6 @@
 """The dashboard: it is what its source says, and it asks for what the server publishes."""
 
+import json
 import re
 from collections import Counter
 from itertools import combinations
@@ -11,6 +12,10 @@ from stack.prometheus import promtool
 from bench.pictures.provisioned import read_dashboard, read_panels
 
 pytest.importorskip("grafana_foundation_sdk", reason="make install brings it")
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana import dashboard
 from server.measures.measure import Kind
@@ -29,6 +34,12 @@ EXPRESSIONS = [
 
 def test_the_file_is_what_the_source_builds() -> None:
     assert dashboard.FILE.read_text() == dashboard.build(), "run python -m deploy.grafana.dashboard"
+
+
+def test_grafanas_own_types_read_all_of_it() -> None:
+    register_default_plugins()
+    whole = json.loads(dashboard.FILE.read_text())
+    assert json.loads(JSONEncoder().encode(Dashboard.from_json(whole))) == whole
 
 
 def test_each_panel_says_what_it_shows_and_what_to_do() -> None:

@@ -1,8 +1,8 @@
 """Each alert provoked: a server gets into trouble, the alert fires, the trouble ends, and so does the alert.
 
-With the committed rules, but that minutes are seconds (``live.shortened``). Two cannot be provoked in a real server, so
-that a scripted engine tells of them: memory beyond the plan, and an engine that ends with an error. That a machine's
-memory is nearly gone (``FanoMemoryNearPlan`` by ``resident``) is not provoked, for others work on it: promtool has it.
+With the committed rules, but that minutes are seconds (``live.shortened``). What cannot or should not be done to a real
+server is scripted behind the real routes: a machine whose memory is nearly gone, as others work on this one, memory
+beyond the plan, and an engine that ends with an error.
 """
 
 import os
@@ -198,12 +198,19 @@ def unfinished_request(url: str) -> Iterator[None]:
         connection.recv(1 << 16)
 
 
-def test_what_a_server_of_today_does_not_do(tmp_path: Path) -> None:
-    """Memory beyond the plan, then an engine that ends: told by a scripted engine behind the real routes."""
+def test_what_nobody_should_do_to_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without memory, memory beyond the plan, an engine that ends: scripted behind the real routes."""
     world = make_world(tmp_path / "data", Tokenizer(write_tokenizer(tmp_path)), api_key=live.KEY)
     with ExitStack() as process:
         url = process.enter_context(serving(world.app))
         with watched(tmp_path, live.address(url)) as prometheus:
+            monkeypatch.setattr("server.measures.bill_collector.available_bytes", lambda: 1 << 20)
+            expect(prometheus, "FanoMemoryNearPlan")
+            (series,) = prometheus.query('ALERTS{alertname="FanoMemoryNearPlan", alertstate="firing"}')
+            assert series.labels["pool"] == "resident"
+            monkeypatch.undo()
+            expect_end(prometheus, "FanoMemoryNearPlan")
+
             stats = world.engine.stats()
             world.engine.tell(pool_bytes={**stats.pool_bytes, "kv": stats.plan_bytes["kv"] + 1})
             expect(prometheus, "FanoMemoryOverPlan")
