@@ -83,7 +83,7 @@ class Asked:
 
     def lines(self, target: Target, span: Span) -> list[Line]:
         """What a query says of that time, one line for each of its series."""
-        parameters = {"query": target.expr, "start": span.start, "end": span.end, "step": span.step}
+        parameters = {"query": target.expr, "start": str(span.start), "end": str(span.end), "step": str(span.step)}
         reply = self._http.get("/api/v1/query_range", params=parameters).raise_for_status().json()
         return [_line(target, series) for series in reply["data"]["result"]]
 

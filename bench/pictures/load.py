@@ -148,12 +148,13 @@ class Load:
 
     def _err(self, dice: random.Random) -> None:
         """What a client does wrong, and is told so."""
-        method, path, body = dice.choice([
+        mistakes: list[tuple[str, str, dict[str, Any] | None]] = [
             ("POST", "/v1/chat/completions", {"model": "gpt-9", "messages": []}),
             ("POST", "/v1/chat/completions", {"model": self._model, "messages": [], "nonsense": 1}),
             ("POST", "/v1/ask", {"documents": ["doc_missing"], "question": "Who?"}),
             ("GET", "/v1/nothing/here", None),
-        ])  # fmt: skip
+        ]
+        method, path, body = dice.choice(mistakes)
         reply = self._say(method, path, "mistake", json=body)
         if reply.status_code < httpx.codes.BAD_REQUEST:
             self.wrong.append(f"{method} {path} was answered with {reply.status_code}")

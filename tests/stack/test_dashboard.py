@@ -7,16 +7,12 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from stack.prometheus import promtool
-
-from bench.pictures.provisioned import read_dashboard, read_panels
-
-pytest.importorskip("grafana_foundation_sdk", reason="make install brings it")
-
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
+from stack.prometheus import promtool
 
+from bench.pictures.provisioned import read_dashboard, read_panels
 from deploy.grafana import dashboard
 from server.measures.measure import Kind
 from server.measures.page import measures
