@@ -100,8 +100,9 @@ class Pieces:
     cuttings: Cuttings
     _known: dict[tuple[int, Cutting], tuple[list[Span], list[int]]] = field(default_factory=dict)
 
-    def around(self, number: int, cutting: Cutting, span: Span) -> Span:
-        """The piece in which ``span`` stands, of several the one with the most around it; else that with most of it.
+    def around(self, number: int, cutting: Cutting, span: Span, core: Span | None = None) -> Span:
+        """The piece with most of ``core``, of several that with most of ``span``, which is around it, and of these the
+        one with the most around that. Without a core it is all of the span.
 
         Raises ``UnknownDocument`` where the document is not cut so.
         """
@@ -111,18 +112,23 @@ class Pieces:
             self._known[key] = (pieces, [piece.end for piece in pieces])
         pieces, ends = self._known[key]
         best: Span | None = None
-        best_fit = (0, 0)
+        best_fit = (0, 0, 0)
         for place in range(max(0, bisect_left(ends, span.start) - 1), len(pieces)):
             piece = pieces[place]
             if piece.start > span.end and best is not None:
                 break
-            shown = min(piece.end, span.end) - max(piece.start, span.start)
-            fit = (shown, min(span.start - piece.start, piece.end - span.end))
+            centred = min(span.start - piece.start, piece.end - span.end)
+            fit = (_shared(piece, core or span), _shared(piece, span), centred)
             if best is None or fit > best_fit:
                 best, best_fit = piece, fit
         if best is None:
             raise UnknownDocument(f"number {number}")
         return best
+
+
+def _shared(piece: Span, span: Span) -> int:
+    """How many characters of a span stand in a piece; less than nought is how far it is away."""
+    return min(piece.end, span.end) - max(piece.start, span.start)
 
 
 def _row(connection: sqlite3.Connection, number: int, cutting: Cutting) -> bytes | None:

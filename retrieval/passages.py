@@ -254,7 +254,7 @@ def _join(
             piece = None
             if cutting is not None:
                 assert pieces is not None, "a document is cut, and nobody knows where"
-                piece = pieces.around(record.number, cutting, _focus(place, chunks[place], rankings.keys))
+                piece = pieces.around(record.number, cutting, *_focus(place, chunks[place], rankings.keys))
             group = next((group for group in groups if _belongs(place, group, chunks, rankings, cutting, piece)), None)
             if group is not None:
                 group.places.append(place)
@@ -263,11 +263,13 @@ def _join(
     return groups
 
 
-def _focus(place: Place, chunk: StoredChunk, keys: Mapping[Place, KeyHit]) -> Span:
-    """What of a chunk must not be cut off: what keys led to, else as much of it as can be."""
+def _focus(place: Place, chunk: StoredChunk, keys: Mapping[Place, KeyHit]) -> tuple[Span, Span | None]:
+    """What of a chunk should not be cut off, and what of it least of all: the sentence or row that keys led to, and
+    what stands there; else as much of the chunk as can be."""
     if place in keys and keys[place].is_leading:
-        return min(meeting.fact.evidence for meeting in keys[place].meetings)
-    return Span(chunk.start, chunk.end)
+        first = min(keys[place].meetings, key=lambda meeting: (meeting.form, meeting.fact.evidence)).fact
+        return first.evidence, first.span
+    return Span(chunk.start, chunk.end), None
 
 
 def _belongs(

@@ -124,6 +124,23 @@ def test_passages_are_pieces_and_hold_what_was_asked_for(
                 assert passage.span.start <= span.start <= span.end <= passage.span.end
 
 
+def test_of_a_sentence_longer_than_a_piece_only_what_stands_in_it_is_evidence(
+    library: Library, add_text: Callable[..., Document]
+) -> None:
+    words = ["lantern"] * 25
+    document = add_text(library, " ".join(["The keeper lit", *words, "by permit KX-0001-Z", *words, "and went home."]))
+    cut(library, document, Cutting(20, 0))
+    for question in ("What is permit KX-0001-Z?", "Who lit the lantern and went home?"):
+        found = library.search(TENANT, question, [document.id], 9, cuttings={document.id: [Cutting(20, 0)]})
+        assert found.passages and ("KX" not in question or "KX-0001-Z" in found.passages[0].text)
+        for passage in found.passages:
+            spans = [value.span for value in passage.values]
+            spans += [passage.evidence] if passage.evidence else []
+            spans += [passage.nearest.span] if passage.nearest else []
+            assert all(passage.span.start <= span.start < span.end <= passage.span.end for span in spans)
+    assert library.search(TENANT, "What is permit KX-0001-Z?", [document.id]).passages[0].evidence is not None
+
+
 def test_what_is_found_is_the_same_however_it_is_cut(library: Library, add_text: Callable[..., Document]) -> None:
     document = add_text(library, "\n".join(PAGES))
     before = library.search(TENANT, "Who lit the lamp of tower 7?", [document.id])
