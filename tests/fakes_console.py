@@ -67,7 +67,7 @@ class Visit:
         self.page.get_by_label("Question").fill(question)
         self.page.get_by_role("button", name="Ask", exact=True).click()
         article = self.page.locator(".exchange").nth(num_before)
-        article.locator(".took, .wrong").first.wait_for()
+        article.locator(".took, .wrong").first.wait_for(timeout=3 * PATIENCE_MS)
         return article
 
     def upload(self, name: str, text: str | bytes, kind: str = "text/plain") -> Any:

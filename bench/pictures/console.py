@@ -32,7 +32,7 @@ SHIPS = "Aurora Meridian Halcyon Osprey Corisande Tern Lodestar Vesper Albatross
 CARGO = "copper timber glass salt wool tallow coal slate hemp linen".split()
 PORTS = "Aldermouth Brackness Corvik Dunmore Ebbing Fairhaven Grimsholm Harrow".split()
 NAMES = "Okafor Lindqvist Moreau Tanaka Ferreira Novak Haddad Petrov Castellan Iversen".split()
-QUESTIONS = ("What is the seal of container MSKU-4471902?", "Who signed for the northern warehouse?")
+QUESTIONS = ("What is the seal of container MSKU-4471902?", "What did the repair of the eastern crane cost?")
 
 
 def log_book(num_entries: int) -> str:
@@ -48,9 +48,7 @@ def log_book(num_entries: int) -> str:
         if day == num_entries // 3:
             entries.append("The seal of container MSKU-4471902 is HL-88213-X.")
         if day == num_entries // 2:
-            entries.append(
-                "The northern warehouse was handed over in good order, and Theodora Quillfeather signed for it."
-            )
+            entries.append("The storm of 3 November broke the eastern crane, and its repair cost 12,400 crowns.")
     return "\n".join(entries)
 
 
@@ -100,7 +98,8 @@ def visit(browser: Browser, url: str, scheme: str, folder: Path, document: Path,
     page.locator("#forecast table").wait_for()
     page.get_by_label("Drop a file here").set_input_files(document)
     row = page.locator(".document", has_text=document.name)
-    row.locator(".doing", has_text="tokens/s").wait_for()
+    # A short one may be read before that can be said.
+    row.locator(".doing", has_text="tokens/s").or_(row.and_(page.locator('[data-status="ready"]'))).wait_for()
     page.get_by_label("Answer", exact=True).select_option("verbatim")
     for question in questions:
         ask(page, question)

@@ -1,11 +1,15 @@
 """The whole way with real parts: `fano serve` as a process with the embedded model, a browser, a kill in between."""
 
+import subprocess
+import sys
 from pathlib import Path
 
-from fakes_console import visiting
+import pytest
+from fakes_console import chromium, visiting
 from playwright.sync_api import Browser, expect
 from test_journey import NEEDLE, QUESTION, Server, story
 
+ROOT = Path(__file__).resolve().parents[2]
 # Long enough that its reading is seen, short enough for a machine with two cores.
 TEXT = f"{story(120, 1)} {NEEDLE} {story(180, 2)}"
 NAME = "mill"
@@ -79,3 +83,15 @@ def walk(browser: Browser, server: Server) -> None:
         again = visited.ask(QUESTION)
         assert again.locator("a.cite").first.inner_text() in TEXT
         expect(again.locator(".took")).to_contain_text("of them known")
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_documentation_are_made_by_one_command(tmp_path: Path) -> None:
+    if chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    document = tmp_path / "short.txt"
+    document.write_text(TEXT)
+    command = [sys.executable, "-m", "bench.pictures.console", "--out", str(tmp_path / "docs"), "--document"]
+    subprocess.run([*command, str(document), "--question", QUESTION], cwd=ROOT, check=True, timeout=400)
+    made = {path.name for path in (tmp_path / "docs").iterdir()}
+    assert made == {path.name for path in (ROOT / "docs").glob("console*.png")}
