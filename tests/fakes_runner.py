@@ -152,8 +152,9 @@ def build(
     clock: Callable[[], float] = time.monotonic,
     max_waiting: int = 20,
     max_context: int = MAX_CONTEXT,
+    archive: tuple[int, int] = (0, 0),
 ) -> Engine:
-    """An engine over ``runner`` that believes in ``capacity``."""
+    """An engine over ``runner`` that believes in ``capacity``; ``archive`` are blocks and the bytes of each."""
     stats = EngineStats(
         build=BuildInfo("tiny", "cpu", "reference", "float32", "full"),
         slots=runner.slots,
@@ -163,7 +164,8 @@ def build(
         max_context_tokens=max_context,
     )
     scheduler = Scheduler(runner, capacity, Budget(CHUNK, CHUNK, 0.5), max_waiting)
-    admission = Admission(tokenizer.vocab_size, max_context, capacity.num_slots, capacity.num_blocks, CHUNK)
+    limits = tokenizer.vocab_size, max_context, capacity.num_slots, capacity.num_blocks, CHUNK
+    admission = Admission(*limits, *archive)
     return Engine(runner, scheduler, tokenizer, vocabulary, admission, policy, stats, clock)
 
 

@@ -12,6 +12,7 @@ from fakes_model import TINY_CONFIG, Reader
 from fakes_runner import FULL, MAX_CONTEXT, WINDOW
 
 from model.cache.block_pool import BlockPool
+from model.cache.kv_archive import KvArchive
 from model.cache.plan import MemoryPlan
 from model.cache.state_pool import StatePool
 from model.config import EngineConfig, ModelConfig
@@ -24,10 +25,11 @@ from model.engine.stats import BuildInfo, EngineStats
 from model.engine.token_trie import TokenTrie
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE, Kernels
-from model.policy import BLOCK_TOKENS
+from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 
 NUM_REQUESTS = 200
+ARCHIVE = AttentionPolicy(PolicyName.ARCHIVE, sinks=0, window=64, select=1)
 # Most that a greedy token may fall short of the best one, and a probability of the reference's, in logit scales.
 TOLERANCE = 1e-4
 
@@ -88,10 +90,13 @@ class World:
         """An engine of its own pools."""
         model = self.models[config.num_threads]
         plan = MemoryPlan.of(model.config, config)
+        archive = KvArchive(
+            model.config, config.dtype, config.archive_bytes, config.archive_disk_bytes, config.archive_directory
+        )
         runner = ModelRunner(
             model,
             StatePool(model.config, plan.num_states),
-            BlockPool(model.config, plan.num_blocks, config.dtype),
+            BlockPool(model.config, plan.num_blocks, config.dtype, archive=archive),
             num_slots=plan.num_slots,
             checkpoint_bytes=config.session_bytes,
             chunk_tokens=config.prefill_chunk_tokens,
@@ -107,7 +112,13 @@ class World:
         budget = Budget(config.prefill_chunk_tokens, config.mixed_chunk_tokens, config.prefill_share)
         scheduler = Scheduler(runner, runner.capacity(config.saved_bytes), budget, config.max_waiting)
         admission = Admission(
-            self.tokenizer.vocab_size, MAX_CONTEXT, plan.num_slots, plan.num_blocks, config.prefill_chunk_tokens
+            self.tokenizer.vocab_size,
+            MAX_CONTEXT,
+            plan.num_slots,
+            plan.num_blocks,
+            config.prefill_chunk_tokens,
+            plan.num_archive_blocks,
+            plan.bytes_per_archived_block,
         )
         return Engine(runner, scheduler, self.tokenizer, self.vocabulary, admission, WINDOW, stats, clock), runner
 
@@ -144,7 +155,7 @@ def ask_the_referee(world: World, request: GenerationRequest, said: Said) -> Non
     or as good, and log probabilities are the same."""
     prompt, ids = list(request.prompt_ids), said.token_ids
     reader = Reader(world.referee, num_blocks=MAX_CONTEXT // BLOCK_TOKENS)
-    logits = reader.open(request.policy or WINDOW).read([*prompt, *ids[:-1]])
+    logits = reader.open(request.policy or WINDOW, request.select_from).read([*prompt, *ids[:-1]])
     scale = float(logits.std())
     answers = logits[len(prompt) - 1 :]
     if request.sampling == SamplingParams(
@@ -208,9 +219,17 @@ def drawn_request(name: str, dice: random.Random, world: World, numbers: Sequenc
         name,
         prompt,
         sampling,
-        policy=own.choice([FULL, WINDOW, None]),
+        policy=drawn_policy(own, number),
         num_choices=own.choice([1, 1, 1, 2, 3]),
         tenant=dice.choice("ab"),
         keep=own.choice([Keep(), Keep(borders=(70, 200), tail=True), Keep(nothing=True)]),
         measure_information=own.random() < 0.3,
+        # Of the same text some select from its beginning on, some from a place in it, some never.
+        select_from=own.choice([0, 0, 100, 250]),
     )
+
+
+def drawn_policy(own: random.Random, number: int) -> AttentionPolicy | None:
+    """Any policy; without ``archive`` the draws of a request are the same."""
+    policy = own.choice([FULL, WINDOW, None])
+    return ARCHIVE if number % 5 < 2 else policy

@@ -78,6 +78,10 @@ class Checkpoints:
         """What checkpoints hold of the pools."""
         return [each.held for each in self._resident if each.held is not None]
 
+    def kept(self) -> Iterable[Checkpoint]:
+        """All of them."""
+        return (*self._resident, *self._on_host)
+
     # Looking up and keeping.
 
     def find(
@@ -190,7 +194,7 @@ class Checkpoints:
         if archive.secure(num_blocks):
             return True
         protected = self._protected()
-        victims = [each for each in (*self._resident, *self._on_host) if id(each) not in protected]
+        victims = [each for each in self.kept() if id(each) not in protected]
         for victim in sorted(victims, key=lambda each: each.touched):
             if any(number >= 0 for number in victim.archive_numbers):
                 self._drop(victim)
@@ -203,13 +207,7 @@ class Checkpoints:
         """Blocks of the archive that stay whatever room is wanted: of named sessions that are not saved."""
         protected = self._protected()
         return len(
-            {
-                number
-                for each in (*self._resident, *self._on_host)
-                if id(each) in protected
-                for number in each.archive_numbers
-                if number >= 0
-            }
+            {number for each in self.kept() if id(each) in protected for number in each.archive_numbers if number >= 0}
         )
 
     # Paths with names.

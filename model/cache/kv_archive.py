@@ -259,7 +259,13 @@ def _present(numbers: "array[int]") -> npt.NDArray[np.int64]:
 
 
 def _reserve(num_bytes: int) -> mmap.mmap | None:
-    return mmap.mmap(-1, num_bytes, flags=FLAGS) if num_bytes else None
+    if not num_bytes:
+        return None
+    region = mmap.mmap(-1, num_bytes, flags=FLAGS)
+    # In huge pages a few blocks would take more memory than they say.
+    with suppress(OSError, AttributeError):
+        region.madvise(mmap.MADV_NOHUGEPAGE)
+    return region
 
 
 def _reserve_file(num_bytes: int, directory: Path | None) -> tuple[mmap.mmap | None, int]:

@@ -11,6 +11,7 @@ from model.cache.block_pool import RELEASED, BlockPool, BlockTable
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
+from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
@@ -295,6 +296,15 @@ class ModelRunner:
             kv_archive=num_archived * archive.bytes_per_block,
             kv_summaries=num_archived * archive.bytes_per_summary,
         )
+
+    def archive_numbers(self) -> set[int]:
+        """Blocks of the archive that sequences hold or, saved, refer to."""
+        tables = [held.table.archive for held in self._held.values()]
+        blocks = {block for table in tables for block in table.blocks}
+        blocks |= {
+            block for saved in self._saved.values() for block in saved.archive if isinstance(block, ArchivedBlock)
+        }
+        return {block.number for block in blocks}
 
     def _num_archived(self, held: Collection[Held], saved: Collection[Snapshot]) -> int:
         """Different blocks of the archive."""

@@ -21,20 +21,23 @@ UNACCOUNTED_MIB = 600
 GROWTH_MIB = 24
 
 PROCESS = """
-import json, os, sys
+import ctypes, json, os, sys
+from array import array
 from pathlib import Path
 from model.config import Dtype, EngineConfig
 from model.engine.loader import load_engine
 from model.engine.request import GenerationRequest, SamplingParams
+from model.policy import AttentionPolicy, PolicyName
 
-config = EngineConfig(num_slots=4, max_context_tokens=4096, num_blocks=9000, dtype=Dtype.BFLOAT16)
+config = EngineConfig(num_slots=4, max_context_tokens=200_000, num_blocks=9000, dtype=Dtype.BFLOAT16)
 engine, report = load_engine(Path(sys.argv[1]), config)
 stats = engine.stats()
 
 def unaccounted():
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     now = engine.stats()
-    return resident - sum(now.pool_bytes.values()) - now.saved_bytes - now.checkpoint_bytes
+    return (resident - sum(now.pool_bytes.values()) - now.saved_bytes - now.checkpoint_bytes
+            - sum(now.archive_bytes.values()))
 
 def serve(first, last):
     for number in range(first, last):
@@ -53,6 +56,31 @@ serve(20, 120)
 found["after_120"] = unaccounted()
 found["checkpoints"] = engine.stats().checkpoint_bytes
 found["pools"], found["plan"] = dict(engine.stats().pool_bytes), dict(engine.stats().plan_bytes)
+
+def trim():
+    # Between checkpoints of many sizes the allocator keeps what was freed, under any policy.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+def read(number, num_tokens):
+    policy = AttentionPolicy(PolicyName.ARCHIVE, 64, 256, 4)
+    prompt = array("i", (3 + (7 * number + 11 * place * place) % 900 for place in range(num_tokens)))
+    sampling = SamplingParams(max_tokens=2, temperature=0)
+    engine.submit(GenerationRequest(str(number), prompt, sampling, policy=policy, select_from=num_tokens - 8))
+    while engine.has_work():
+        engine.step()
+    return prompt, policy
+
+for number in range(1000, 1004):
+    prompt, policy = read(number, 25_000)
+trim()
+found["with_archives"] = unaccounted()
+found["archives"] = sum(engine.stats().archive_bytes.values())
+for number in range(1000, 1004):
+    engine.forget("default", policy, array("i", (3 + (7 * number + 11 * place * place) % 900 for place in range(9))), 0)
+trim()
+found["without_archives"] = unaccounted()
+found["forgotten"] = sum(engine.stats().archive_bytes.values())
 print(json.dumps(found))
 """
 
@@ -70,6 +98,9 @@ def test_pools_and_the_rest_add_up_to_the_process() -> None:
     for when in ("at_start", "after_20", "after_120"):
         assert 0 < found[when] < UNACCOUNTED_MIB * MIB, found
     assert found["after_120"] - found["after_20"] < GROWTH_MIB * MIB, found
+    assert found["archives"] > 60 * MIB and found["forgotten"] == 0, "what left the windows stood beside, and is gone"
+    for when in ("with_archives", "without_archives"):
+        assert abs(found[when] - found["after_120"]) < GROWTH_MIB * MIB, found
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_the_numbers() -> None:

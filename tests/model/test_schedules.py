@@ -3,21 +3,23 @@ is conserved after every action, and every sequence says what it says alone, to 
 
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes_runner import MAX_CONTEXT, WINDOW
 from fakes_world import NUM_REQUESTS, Said, Times, World, ask_the_referee, drawn_request, hear, make_world
 
+from model.cache.snapshot import BlockContent, Snapshot
 from model.config import EngineConfig
 from model.engine.request import FinishReason, GenerationRequest
-from model.errors import HostBudgetExceeded
+from model.errors import ArchiveFull, HostBudgetExceeded, NeverFits
 from model.kernels import REFERENCE, choose
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 
 logger = logging.getLogger(__name__)
 
-NUM_FAST, NUM_SLOW, NUM_REFERENCE = 110, 1000, 15
+NUM_FAST, NUM_SLOW, NUM_REFERENCE = 130, 1000, 15
 # Share of the schedules that run on two threads, which are slow where they lack a core of their own.
 THREADED = 0.04
 POOLS = ("weights", "ssm_state", "conv_state", "kv")
@@ -37,7 +39,7 @@ class Schedule:
     def __init__(self, world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = world
         self.dice = dice = random.Random(seed)
-        times = Times(random.Random(seed))
+        times, room = Times(random.Random(seed)), random.Random(seed)
         monkeypatch.setattr("model.engine.engine.time", times)
         self.config = EngineConfig(
             num_slots=dice.randint(3, 5),
@@ -49,6 +51,9 @@ class Schedule:
             num_checkpoint_slots=dice.choice([0, 1, 6]),
             session_bytes=dice.choice([0, 150_000, 5_000_000]),
             max_waiting=99,
+            # Of blocks of 16.5 KB: for a few, with and without a file for some more, and for all.
+            archive_bytes=room.choice([40_000, 150_000, 5_000_000]),
+            archive_disk_bytes=room.choice([0, 100_000]),
             num_threads=max(world.models) if dice.random() < THREADED else 1,
         )
         self.engine, self.runner = world.engine(self.config, times.monotonic)
@@ -56,6 +61,7 @@ class Schedule:
         self.said: dict[tuple[str, int], Said] = {}
         self.ended: set[tuple[str, int]] = set()
         self.aborted: set[str] = set()
+        self.starved: set[str] = set()
         self.num_forced = 0
         # Few, so that the same text comes again.
         self.numbers = dice.sample(range(NUM_REQUESTS), 9)
@@ -82,7 +88,7 @@ class Schedule:
         expected = {
             (name, choice)
             for name, request in self.requests.items()
-            if name not in self.aborted
+            if name not in self.aborted | self.starved
             for choice in range(request.num_choices)
         }
         assert expected <= self.ended, "somebody never ended"
@@ -91,14 +97,24 @@ class Schedule:
         request = drawn_request(str(len(self.requests)), self.dice, self.world, self.numbers)
         worst = request.num_choices * -(-(len(request.prompt_ids) + request.sampling.max_tokens) // BLOCK_TOKENS)
         if request.num_choices <= self.config.num_slots and worst <= (self.config.num_blocks or 0):
-            self.engine.submit(request)
+            try:
+                self.engine.submit(request)
+            except NeverFits as refusal:
+                assert refusal.pool == "kv_archive"
+                self.world.happened["never fits into the archive"] += 1
+                return
             self.requests[request.request_id] = request
             self.world.happened["submit"] += 1
 
     def step(self, _: str = "") -> None:
         before = self.engine.stats()
         for event in self.engine.step():
-            assert event.finish_reason is not FinishReason.ERROR, event.error
+            if event.finish_reason is FinishReason.ERROR:
+                assert isinstance(event.error, ArchiveFull), event.error
+                self.starved.add(event.request_id)
+                self.world.happened["starved"] += 1
+                continue
+            assert event.request_id not in self.starved, "nothing comes after the end"
             key = event.request_id, event.choice
             assert key not in self.ended and event.request_id not in self.aborted, "nothing comes after the end"
             if key not in self.said:
@@ -158,11 +174,11 @@ class Schedule:
         if not (found := self.tree(name)):
             return
         (tree, request), checkpoints = found, self.engine.checkpoints
-        snapshots = [checkpoints.snapshot(each) for each in checkpoints.path(tree, request.prompt_ids)]
+        snapshots = [apart(checkpoints.snapshot(each)) for each in checkpoints.path(tree, request.prompt_ids)]
         checkpoints.forget(tree, request.prompt_ids, 0)
         try:
             checkpoints.admit(tree, request.prompt_ids, snapshots)
-        except HostBudgetExceeded:
+        except (ArchiveFull, HostBudgetExceeded):
             self.world.happened["no room for what was saved"] += 1
         self.world.happened["saved and brought back"] += len(snapshots)
 
@@ -177,9 +193,22 @@ class Schedule:
         stats = self.engine.stats()
         num_states = self.config.num_slots + self.config.num_checkpoint_slots
         assert (stats.slots.total, stats.blocks.total) == (num_states, self.config.num_blocks)
+        archive, checkpoints = self.runner.archive_blocks, self.engine.checkpoints
+        self.world.happened["step with an archive on the disk"] += stats.archive_disk_bytes > 0
+        kept = {number for each in checkpoints.kept() for number in each.archive_numbers if number >= 0}
+        assert archive.used + archive.cached == len(kept | self.runner.archive_numbers()), "a block is nobody's"
+        num_bytes = sum(self.runner.archive_bytes.values()) + self.runner.archive_disk_bytes
+        assert num_bytes == (archive.used + archive.cached) * (16_384 + 256)
         assert stats.saved_bytes == self.runner.saved_bytes <= self.config.saved_bytes
         for pool in POOLS:
             assert self.runner.pool_bytes[pool] == stats.pool_bytes[pool] == stats.plan_bytes[pool], pool
+
+
+def apart(snapshot: Snapshot) -> Snapshot:
+    """As one that comes from the disk."""
+    return replace(
+        snapshot, archive=tuple(BlockContent(each.keys.clone(), each.values.clone()) for each in snapshot.archive)
+    )
 
 
 def run_natively(world: World, seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,13 +220,14 @@ def run_natively(world: World, seeds: range, monkeypatch: pytest.MonkeyPatch) ->
         for name, request in schedule.requests.items():
             for choice, alone in world.said_alone(request).items():
                 found = schedule.said.get((name, choice), Said())
-                if name in schedule.aborted:
+                if name in schedule.aborted | schedule.starved:
                     alone = alone.first(len(found.token_ids))
                     found.information_bits = alone.information_bits
                 assert found == alone, f"schedule {seed}, request {name}, choice {choice}"
     logger.info("%d schedules: %s", len(seeds), dict(world.happened))
     kinds = ["choice ended", "fork", "pause", "forced preemption", "preemption of its own", "step with shared blocks"]
     kinds += ["one choice came back", "several choices came back", "prefill step", "decode step", "mixed step"]
+    kinds += ["never fits into the archive", "step with an archive on the disk"]
     kinds += [f"abort {where}" for where in ("in the line", "before the answer", "in the answer", "of a saved request")]
     kinds += ["schedule on several threads", "saved and brought back", "no room for what was saved", "forgotten"]
     places = ("prompt", "message", "tail", "interval", "restored")
@@ -223,6 +253,6 @@ def test_any_schedule_of_the_reference_kernels(tmp_path: Path, monkeypatch: pyte
         schedule = Schedule(world, seed, monkeypatch)
         schedule.run()
         for (name, _), said in schedule.said.items():
-            if name not in schedule.aborted:
+            if name not in schedule.aborted | schedule.starved:
                 ask_the_referee(world, schedule.requests[name], said)
     assert all(world.happened[kind] for kind in ("fork", "forced preemption", "greedy choice refereed"))

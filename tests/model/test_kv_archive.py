@@ -1,0 +1,286 @@
+"""The attention archive: memory, then a file; blocks that are there as long as somebody refers to them."""
+
+import gc
+import os
+import random
+from array import array
+from pathlib import Path
+
+import pytest
+import torch
+from fakes_engine import write_tokenizer
+from fakes_model import TINY_CONFIG, kernels_at, load
+from fakes_runner import build, finish, ids_of, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.cache.archive_table import ArchiveTable
+from model.cache.block_pool import BlockPool
+from model.cache.kv_archive import KvArchive
+from model.cache.state_pool import StatePool
+from model.config import Dtype, EngineConfig, ModelConfig
+from model.engine.engine import Engine
+from model.engine.loader import load_engine
+from model.engine.runner import ModelRunner
+from model.engine.token_trie import TokenTrie
+from model.errors import ArchiveFull, ConfigInvalid, InvalidRequest, NeverFits
+from model.hybrid import HybridLM
+from model.kernels import REFERENCE
+from model.kernels.native import InstructionSet
+from model.kernels.selection import ArchivedLayer, summary
+from model.policy import AttentionPolicy, PolicyName
+from model.tokenizer import Tokenizer
+
+CONFIG = ModelConfig.from_dict(TINY_CONFIG)
+BLOCK, SUMMARY = CONFIG.archive_bytes_per_block(Dtype.FLOAT32)
+Table = tuple[ArchiveTable, list[int]]
+POLICY = AttentionPolicy(PolicyName.ARCHIVE, sinks=64, window=64, select=2)
+
+
+def content(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (CONFIG.num_attention_layers, 64, CONFIG.num_kv_heads, CONFIG.head_width)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@settings(max_examples=30, deadline=None)
+@given(actions=st.lists(st.tuples(st.sampled_from("take fork drop cache".split()), st.integers(0, 99)), max_size=60))
+def test_blocks_are_counted_shared_and_kept_bit_for_bit(actions: list[tuple[str, int]]) -> None:
+    """Law 4, with some blocks in memory and some in the file."""
+    archive = KvArchive(CONFIG, Dtype.FLOAT32, 3 * (BLOCK + SUMMARY), 4 * BLOCK)
+    assert (archive.num_in_memory, archive.num_blocks) == (3, 7)
+    tables: list[Table] = []
+    cached: list[Table] = []
+    for number, (action, index) in enumerate(actions):
+        if action == "take" or not tables:
+            table, seeds = ArchiveTable(archive), [number] * (1 + index % 3)
+            if len(seeds) > archive.num_free:
+                with pytest.raises(ArchiveFull, match=r"kv_archive.*FANO_ARCHIVE_BYTES"):
+                    archive.allocate(len(seeds))
+                continue
+            table.extend(1, [archive.put(*content(seed)) for seed in seeds])
+            tables.append((table, seeds))
+        elif action == "fork":
+            table, seeds = tables[index % len(tables)]
+            tables.append((table.fork(), seeds))
+        elif action == "cache":
+            table, seeds = tables[index % len(tables)]
+            cached.append((table.fork(is_cached=True), seeds))
+        else:
+            table, _ = tables.pop(index % len(tables))
+            table.free()
+            if index % 2 and cached:
+                cached.pop()
+        table = None
+        assert_kept(archive, tables, cached)
+
+
+def assert_kept(archive: KvArchive, tables: list[Table], cached: list[Table]) -> None:
+    kept = {block.number for table, _ in (*tables, *cached) for block in table.blocks}
+    used = {block.number for table, _ in tables for block in table.blocks}
+    archive.check([table.numbers for table, _ in tables], [table.numbers for table, _ in cached])
+    assert (archive.num_used, archive.num_used + archive.num_cached) == (len(used), len(kept))
+    assert sum(archive.memory_bytes.values()) + archive.disk_bytes == len(kept) * (BLOCK + SUMMARY)
+    for table, seeds in (*tables, *cached):
+        for block, seed in zip(table.blocks, seeds, strict=True):
+            keys, values = content(seed)
+            assert torch.equal(block.keys, keys) and torch.equal(block.values, values)
+            assert torch.equal(archive.summaries[:, :, block.number], summary(keys))
+
+
+def test_memory_and_disk_are_given_back(tmp_path: Path) -> None:
+    config = ModelConfig.from_dict(TINY_CONFIG | {"hidden_size": 256, "num_attention_heads": 2})
+    block, _ = config.archive_bytes_per_block(Dtype.FLOAT32)
+    archive = KvArchive(config, Dtype.FLOAT32, 300 * block, 60 * block, tmp_path)
+    assert not list(tmp_path.iterdir()), "the file has no name, so that it is gone with the process"
+    gc.collect()
+    before, free = resident_bytes(), os.statvfs(tmp_path).f_bfree
+    blocks = archive.allocate(archive.num_blocks)
+    for each in blocks:
+        each.keys.fill_(1)
+        each.values.fill_(1)
+    assert archive.disk_bytes == 60 * block and archive.num_free == 0
+    assert resident_bytes() - before > 290 * block
+    del blocks, each
+    assert archive.num_free == archive.num_blocks and archive.disk_bytes == 0
+    archive.rest()
+    assert resident_bytes() - before < 30 * block
+    assert abs(os.statvfs(tmp_path).f_bfree - free) * os.statvfs(tmp_path).f_frsize < 1 << 30
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = KvArchive(CONFIG, Dtype.FLOAT32, 2 * (BLOCK + SUMMARY), 5 * BLOCK, tmp_path)
+    near = archive.allocate(2)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(ArchiveFull):
+            archive.allocate(1)
+    assert archive.num_free == 5 and len(near) == 2
+    archive.allocate(1)
+
+
+class Bench:
+    """An engine with an archive of so many blocks."""
+
+    def __init__(self, model: HybridLM, tokenizer: Tokenizer, num_blocks: int) -> None:
+        each = sum(model.config.archive_bytes_per_block(Dtype.FLOAT32))
+        self.archive = KvArchive(model.config, Dtype.FLOAT32, num_blocks * each)
+        states = StatePool(model.config, 9)
+        blocks = BlockPool(model.config, 60, Dtype.FLOAT32, archive=self.archive)
+        self.runner = ModelRunner(model, states, blocks, num_slots=3, checkpoint_bytes=1 << 24, chunk_tokens=64)
+        vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
+        capacity = self.runner.capacity(1 << 30)
+        self.engine: Engine = build(
+            self.runner, capacity, tokenizer, vocabulary, POLICY, max_context=9000, archive=(num_blocks, each)
+        )
+        self.dice = random.Random(3)
+
+    def text(self, length: int) -> array:
+        return array("i", [self.dice.randrange(3, 30) for _ in range(length)])
+
+    def ask(self, name: str, prompt: array, max_tokens: int = 2, **fields: object):
+        self.engine.submit(request(name, prompt, max_tokens=max_tokens, **fields))
+        events = finish(self.engine)
+        self.engine.check()
+        return events[-1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints) -> HybridLM:
+    return load(checkpoints["dense"].directory)
+
+
+def test_the_bill_of_a_request_counts_its_archive(model: HybridLM, tokenizer: Tokenizer) -> None:
+    bench = Bench(model, tokenizer, 40)
+    usage = bench.ask("a", bench.text(1000), 3, num_choices=2).usage
+    block, summed = model.config.archive_bytes_per_block(Dtype.FLOAT32)
+    # All but the block of the sinks and those of the window, which begins at 1002 - 64 tokens; both choices share them.
+    assert (usage.kv_archive_bytes, usage.kv_summary_bytes) == (13 * block, 13 * summed)
+    stats = bench.engine.stats()
+    assert stats.archive_blocks.total == 40 and stats.archive_blocks.used == 0
+    assert dict(stats.archive_bytes) == {"kv_archive": 13 * block, "kv_summaries": 13 * summed}
+
+
+def test_what_nobody_named_makes_room_first_and_what_has_a_name_stays(model: HybridLM, tokenizer: Tokenizer) -> None:
+    bench = Bench(model, tokenizer, 30)
+    named, other, third = (bench.text(900) for _ in range(3))
+    bench.ask("named", named)
+    tree = ("default", POLICY)
+    bench.engine.checkpoints.anchor("talk", tree, named)
+    for name, prompt in (("other", other), ("third", third)):
+        assert bench.ask(name, prompt).error is None
+    assert bench.engine.checkpoints.path(tree, named), "it has a name and stands nowhere else"
+    assert bench.engine.checkpoints.path(tree, named)[-1].num_tokens >= 900
+    assert bench.engine.checkpoints.path(tree, other)[-1].num_tokens < 900, "nobody named it"
+    # A second name, and there is no room for a third text of that length.
+    bench.engine.checkpoints.anchor("chat", tree, third)
+    failed = bench.ask("late", bench.text(900))
+    assert isinstance(failed.error, ArchiveFull)
+    assert "kv_archive" in str(failed.error) and "FANO_ARCHIVE_BYTES" in str(failed.error)
+    assert str(failed.error.total_bytes) in str(failed.error)
+    assert bench.engine.checkpoints.path(tree, named) and bench.engine.checkpoints.path(tree, third)
+    bench.engine.checkpoints.release("talk")
+    assert bench.ask("again", bench.text(900)).error is None, "what is on the disk may go"
+    assert bench.engine.stats().num_checkpoints_lost == 0
+
+
+def test_one_that_starves_leaves_the_others_alone(model: HybridLM, tokenizer: Tokenizer) -> None:
+    alone, bench = Bench(model, tokenizer, 40), Bench(model, tokenizer, 24)
+    prompts = {name: alone.text(1300) for name in "ab"}
+    for name, prompt in prompts.items():
+        bench.engine.submit(request(name, prompt, max_tokens=20))
+    events = finish(bench.engine)
+    bench.engine.check()
+    (failed,) = [event for event in events if event.error is not None]
+    assert isinstance(failed.error, ArchiveFull), "both would take 36 blocks"
+    (other,) = set(prompts) - {failed.request_id}
+    alone.engine.submit(request(other, prompts[other], max_tokens=20))
+    assert ids_of(events, other) == ids_of(finish(alone.engine), other) != []
+    assert bench.engine.stats().archive_blocks.used == 0
+
+
+def test_what_can_never_be_kept_is_refused_with_bytes_and_setting(model: HybridLM, tokenizer: Tokenizer) -> None:
+    bench = Bench(model, tokenizer, 10)
+    each = sum(model.config.archive_bytes_per_block(Dtype.FLOAT32))
+    with pytest.raises(NeverFits, match=f"{15 * each} bytes of pool 'kv_archive', which has {10 * each}.*FANO_ARCHIVE"):
+        bench.engine.submit(request("a", bench.text(1100), max_tokens=2))
+    none = Bench(model, tokenizer, 0)
+    with pytest.raises(InvalidRequest, match=r"policy.name is 'archive'"):
+        none.engine.submit(request("a", none.text(10)))
+    many = AttentionPolicy(PolicyName.ARCHIVE, 64, 64, 1025)
+    with pytest.raises(InvalidRequest, match=r"policy.select is 1025"):
+        bench.engine.submit(request("a", bench.text(10), policy=many))
+    with pytest.raises(InvalidRequest, match="select_from is -1"):
+        bench.engine.submit(request("a", bench.text(10), select_from=-1))
+
+
+def test_where_selection_begins_decides_what_is_taken_up(model: HybridLM, tokenizer: Tokenizer) -> None:
+    bench = Bench(model, tokenizer, 60)
+    document = bench.text(640)
+    bench.ask("read", document, 0, is_background=True, select_from=640)
+    question = document + bench.text(40)
+    assert bench.ask("asked", question, select_from=640).usage.num_cached_tokens == 640
+    assert bench.ask("again", question, select_from=640).usage.num_cached_tokens == 680
+    # Selecting from the beginning on it would have remembered something else; up to there nobody selects.
+    assert bench.ask("other", question, select_from=0).usage.num_cached_tokens <= 192
+    assert bench.ask("window", question, policy=AttentionPolicy(PolicyName.WINDOW, 64, 64)).usage.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", list(InstructionSet))
+def test_native_attention_over_the_archive_is_that_of_the_reference(level: InstructionSet, dtype: torch.dtype) -> None:
+    """Of blocks far enough apart that rounding changes no choice; selecting all equals full, to the bit."""
+    kernels, generator = kernels_at(level), torch.Generator().manual_seed(1)
+    heads, groups, width, num_tokens, first = 6, 2, 24, 70, 800
+    num_blocks = -(-(first + num_tokens) // 64)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    offsets = 2 * draw(num_blocks, 1, groups, width)
+    keys, values = (
+        (draw(num_blocks, 64, groups, width) + offsets).to(dtype),
+        draw(num_blocks, 64, groups, width).to(dtype),
+    )
+    queries = draw(num_tokens, heads, width).to(dtype)
+    memory = torch.zeros(5, 1, 2, 64, groups, width, dtype=dtype)
+    file = torch.zeros(num_blocks, 1, 2, 64, groups, width, dtype=dtype)
+    summaries = torch.zeros(1, groups, 5 + num_blocks, 2, width, dtype=dtype)
+    numbers = torch.randperm(5 + num_blocks, generator=generator)[:num_blocks].tolist()
+    table = array("q", [-1, *numbers[1:]])
+    layer = ArchivedLayer(memory, file, summaries, 0, [table], [0])
+    for place in range(1, num_blocks):
+        layer.put(table[place], keys[place], values[place])
+    starts = torch.tensor([0, num_tokens])
+    for select in (1, 3, num_blocks):
+        policy = AttentionPolicy(PolicyName.ARCHIVE, 64, 128, select)
+        window = policy.window_start(first) // 64
+        # What left the window before is not in the pool any more.
+        blocks = array("q", [place if place == 0 or place >= window else -1 for place in range(num_blocks)])
+        where = starts, [first], [blocks], [policy]
+        found = kernels.attend(queries, keys, values, *where, layer)
+        expected = REFERENCE.attend(queries, keys, values, *where, layer)
+        tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+        assert torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance), select
+    whole = [starts, [first], [array("q", range(num_blocks))], [AttentionPolicy()]]
+    assert torch.equal(found, kernels.attend(queries, keys, values, *whole))
+
+
+def test_a_device_without_it_refuses_the_policy_by_name(monkeypatch: pytest.MonkeyPatch, checkpoints) -> None:
+    monkeypatch.setattr("model.engine.loader._require_device", lambda _: None)
+    config = EngineConfig(device="cuda", policy=POLICY)
+    with pytest.raises(ConfigInvalid, match=r"policy is 'archive'.*cuda.*FANO_POLICY=window"):
+        load_engine(checkpoints["dense"].directory, config)
