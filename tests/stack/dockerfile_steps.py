@@ -93,6 +93,7 @@ chat=(-H 'Content-Type: application/json' -d "$body" http://fano:8000/v1/chat/co
 echo "told without_key $(ask "${chat[@]}")"
 echo "told with_key $(ask -H "Authorization: Bearer $KEY" "${chat[@]}")"
 echo "told scrape_without_key $(ask http://fano:8000/metrics)"
+echo "told console $(ask -H "Authorization: Bearer $KEY" http://fano:8000/)"
 upload=(-F "file=@$CONTEXT/README.md;type=text/markdown" http://fano:8000/v1/documents)
 echo "told document $(ask -H "Authorization: Bearer $KEY" "${upload[@]}")"
 for _ in $(seq 60); do

@@ -92,5 +92,5 @@ def test_its_steps_make_a_server_that_prometheus_sees(tmp_path: Path) -> None:
     assert '"1"]' in told.pop("up") and int(told.pop("capabilities"), 16) == 0
     assert told == {
         "healthy": "1", "uid": "10001", "written_outside": "no", "without_key": "401", "with_key": "200",
-        "scrape_without_key": "401", "document": "202", "rules": "10", "exit": "0",
+        "scrape_without_key": "401", "document": "202", "console": "200", "rules": "10", "exit": "0",
     }  # fmt: skip
