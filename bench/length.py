@@ -120,7 +120,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    styles = {"full": "--", "window": ":", "archive": "-"}
+    # Under archive and window the device holds the same: both lines are to be seen.
+    styles = {"full": "o--", "window": "x:k", "archive": "o-"}
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["num_tokens"])
         lengths = [row["num_tokens"] for row in mine]
@@ -131,9 +132,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 f"{policy}: summaries on the host": [row["summary_bytes"] for row in mine],
             }
         for label, held in lines.items():
-            panel.plot(
-                lengths, [each / 2**20 or None for each in held], styles.get(policy, "-"), marker="o", label=label
-            )
+            drawn = [each / 2**20 or None for each in held]
+            panel.plot(lengths, drawn, styles[policy], label=label, zorder=3 if policy == "window" else 2)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     panel.set_xlabel("tokens")
