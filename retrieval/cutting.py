@@ -49,7 +49,10 @@ def pieces_of(text: str, cutting: Cutting, starts: Sequence[int], count: Callabl
         if len(piece):
             pieces.append(piece)
         reached = last
-        back = last - cutting.overlap_tokens
+        if reached == num_tokens:
+            break
+        # A piece that had to be cut short may have less than the overlap.
+        back = max(first + 1, last - cutting.overlap_tokens)
         first = _between_words(text, places, first, back) if cutting.overlap_tokens else last
     return pieces
 

@@ -57,6 +57,19 @@ def test_pieces_are_as_long_as_they_may_be_and_cover_the_text(text: str, cutting
         assert before.start < after.start and before.end < after.end
 
 
+@settings(deadline=None, max_examples=300)
+@given(text=TEXTS, cutting=CUTTINGS)
+def test_a_piece_that_has_more_tokens_by_itself_than_in_the_text_is_shorter(text: str, cutting: Cutting) -> None:
+    """Tokenizers see the edge of a piece; here each character of one is a token, up to three of a word in the text."""
+    pieces = pieces_of(text, cutting, starts_of(text), len)
+    longest = max((len(text[a:b].strip()) for a, b in pairwise([*starts_of(text), len(text)])), default=0)
+    assert all(0 < len(piece) <= max(cutting.max_tokens, longest) for piece in pieces)
+    covered = {place for piece in pieces for place in range(piece.start, piece.end)}
+    assert all(place in covered for place, character in enumerate(text) if not character.isspace())
+    for before, after in pairwise(pieces):
+        assert before.start < after.start and before.end < after.end
+
+
 @settings(deadline=None, max_examples=100)
 @given(words=st.lists(st.sampled_from(["a", "of", "and"]), max_size=300), cutting=CUTTINGS)
 def test_of_words_of_one_token_pieces_are_full_and_share_what_they_are_to(words: list[str], cutting: Cutting) -> None:
