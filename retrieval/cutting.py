@@ -33,6 +33,10 @@ def pieces_of(text: str, cutting: Cutting, starts: Sequence[int], count: Callabl
     pieces: list[Span] = []
     first, reached = 0, 0
     while reached < num_tokens:
+        if not text[places[first] : places[first + 1]].strip():  # A piece begins with a word.
+            first += 1
+            reached = max(reached, first)
+            continue
         last = first + cutting.max_tokens
         while True:
             # Not in the first half, and beyond the piece before: else nothing would be gained.
@@ -46,7 +50,7 @@ def pieces_of(text: str, cutting: Cutting, starts: Sequence[int], count: Callabl
         if last <= reached:  # No room for the overlap beside anything new.
             first = reached
             continue
-        if len(piece):
+        if not pieces or pieces[-1].end < piece.end:
             pieces.append(piece)
         reached = last
         if reached == num_tokens:
