@@ -59,8 +59,8 @@ WAYS = ("window", "archive", "all blocks", "full", "passages", "window + passage
 MAX_TOKENS = 16
 CHOICES = {**SUMMARIES, EVERY_KEY.name: EVERY_KEY}
 # How the product chooses (model.kernels.selection), and what it is compared with.
-PRODUCT = "mean + variance/mean"
-BESIDE = ("16 runs/max", "every key/share")
+PRODUCT = "16 runs/max"
+BESIDE = ("mean + variance/mean", "every key/share")
 
 
 @dataclass

@@ -37,8 +37,8 @@ ROUND_ROWS = 64
 FEW_ROWS = (STABLE_ROWS, 32)
 
 
-# Rows that sum a block of keys up for each key head: see kernels/selection.py.
-SUMMARY_ROWS = 2
+# Means of runs of neighbours that sum a block of keys up for each key head: see kernels/selection.py.
+SUMMARY_ROWS = 16
 
 # Most blocks that a token may select, so that the lists of a tile of tokens stay small: 64K tokens of them.
 MOST_SELECTED = 1024

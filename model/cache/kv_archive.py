@@ -71,7 +71,7 @@ class KvArchive:
     needed. Used by one thread; only the last reference to a block may go in another.
 
     ``keys_values`` are [blocks, layers, 2, P, G, E] in memory and likewise in the file; ``summaries`` [layers, G,
-    blocks, 2, E], of all blocks, in memory. ``num_used`` blocks are those of sequences; the ``num_cached`` are referred
+    blocks, R, E], of all blocks, in memory. ``num_used`` blocks are those of sequences; the ``num_cached`` are referred
     to by checkpoints and snapshots alone.
     """
 

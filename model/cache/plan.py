@@ -165,9 +165,9 @@ def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> in
     tile = ATTENTION_TILE_TOKENS * model.num_heads // model.num_kv_heads
     attention = tile * (2 * head + BLOCK_TOKENS + 2) + 2 * head * BLOCK_TOKENS
     if engine.has_archive:
-        # A request may choose policy archive: what its tokens ask and choose, marks of blocks, rows that go together.
+        # A request may choose policy archive: what its tokens choose, marks of blocks, rows that go together.
         places = -(-engine.max_context_tokens // BLOCK_TOKENS)
-        attention += ATTENTION_TILE_TOKENS * 2 * (head + min(places, MOST_SELECTED)) + places + tile * (2 * head + 2)
+        attention += ATTENTION_TILE_TOKENS * 2 * min(places, MOST_SELECTED) + places + tile * (2 * head + 2)
     few = min(num_tokens, SHARED_TOKENS) * narrow
     own = max(width, ffn) + 2 * model.num_heads + attention + few + 32 * DECODE_GAP_FLOATS
     return FLOAT32_BYTES * (num_tokens * (wide + narrow) + engine.num_threads * own)

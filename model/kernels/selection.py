@@ -1,11 +1,10 @@
 """Which of the blocks that left the windows a token sees: the specification, in plain torch.
 
-A block of keys is summed up, for each key head, by mean and variance of each of their numbers. To the second order the
-logarithm of what the block would weigh in the softmax of a query q is ``q . mean + q*q . variance / 2``, and log 64.
-Added up over the query heads that share the key head this is one product of a token's query with a summary, and the
-token sees the ``select`` blocks with the largest, of equal ones the earlier. So what it sees depends on its own query
-and on what stands before it, and on nothing that is read beside it. ``bench/archive_summaries.py`` has the measurement,
-beside means, boxes, clusters and others.
+A block of keys is summed up, for each key head, by the means of its runs of a few neighbouring keys. Its score for a
+token is the largest product of one of these with one of the query heads that share the key head, and the token sees the
+``select`` blocks with the largest, of equal ones the earlier. So what it sees depends on its own query and on what
+stands before it, and on nothing that is read beside it. ``bench/archive_summaries.py`` and ``bench/archive_worth.py``
+have the measurement: one vector for all 64 keys loses a sentence among its neighbours.
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import SUMMARY_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ArchivedLayer:
     """What left the windows, as one attention layer of a step reads it.
 
     ``memory`` and ``file`` [blocks, layers, 2, P, G, E] are keys and values by number, those in the file after those in
-    memory; ``summaries`` [layers, G, blocks, 2, E] means and variances. For each sequence ``tables`` has the number by
+    memory; ``summaries`` [layers, G, blocks, R, E] means of runs. For each sequence ``tables`` has the number by
     place, -1 where the block stays on the device, and ``select_from`` the first position that selects.
     """
 
@@ -48,20 +48,16 @@ class ArchivedLayer:
 
 
 def summary(keys: Tensor) -> Tensor:
-    """[..., P, G, E] -> [..., G, 2, E], in the dtype of the keys: mean and variance of each number.
+    """[..., P, G, E] -> [..., G, R, E], in the dtype of the keys: means of runs of neighbours.
 
-    Deviations are rounded to bfloat16, so that their squares are exact, and all is added up one by one: so every
-    implementation comes to the same bits.
+    Added up one by one, so that every implementation comes to the same bits.
     """
-    parts = keys.float().unbind(-3)
-    mean = parts[0].clone()
+    together = keys.shape[-3] // SUMMARY_ROWS
+    parts = keys.float().view(*keys.shape[:-3], SUMMARY_ROWS, together, *keys.shape[-2:]).unbind(-3)
+    total = parts[0].clone()
     for part in parts[1:]:
-        mean += part
-    mean /= len(parts)
-    variance = torch.zeros_like(mean)
-    for part in parts:
-        variance += (part - mean).bfloat16().float().square()
-    return torch.stack((mean, variance / len(parts)), -2).to(keys.dtype)
+        total += part
+    return total.div_(together).transpose(-3, -2).to(keys.dtype)
 
 
 def candidates(policy: AttentionPolicy, position: int, select_from: int) -> range:
@@ -87,9 +83,8 @@ def choose(
         return chosen
     numbers = torch.tensor([archive.tables[index][place] for place in last])
     summaries = archive.summaries[archive.layer][:, numbers].double()
-    grouped = queries.double().view(num_tokens, num_groups, num_heads // num_groups, width) * width**-0.5
-    asked = torch.stack((grouped.sum(2), grouped.square().sum(2) / 2), -2)
-    scores = torch.einsum("tgre,gnre->gtn", asked, summaries)
+    grouped = queries.double().view(num_tokens, num_groups, num_heads // num_groups, width)
+    scores = torch.einsum("tghe,gnre->gtnhr", grouped, summaries).flatten(3).amax(-1)
     for token in range(num_tokens):
         places = candidates(policy, first + token, archive.select_from[index])
         order = scores[:, token, : len(places)].sort(dim=-1, descending=True, stable=True).indices

@@ -258,7 +258,7 @@ def test_native_attention_over_the_archive_is_that_of_the_reference(level: Instr
     queries = draw(num_tokens, heads, width).to(dtype)
     memory = torch.zeros(5, 1, 2, 64, groups, width, dtype=dtype)
     file = torch.zeros(num_blocks, 1, 2, 64, groups, width, dtype=dtype)
-    summaries = torch.zeros(1, groups, 5 + num_blocks, 2, width, dtype=dtype)
+    summaries = torch.zeros(1, groups, 5 + num_blocks, 16, width, dtype=dtype)
     numbers = torch.randperm(5 + num_blocks, generator=generator)[:num_blocks].tolist()
     table = array("q", [-1, *numbers[1:]])
     layer = ArchivedLayer(memory, file, summaries, 0, [table], [0])

@@ -51,7 +51,7 @@ class Schedule:
             num_checkpoint_slots=dice.choice([0, 1, 6]),
             session_bytes=dice.choice([0, 150_000, 5_000_000]),
             max_waiting=99,
-            # Of blocks of 16.5 KB: for a few, with and without a file for some more, and for all.
+            # Of blocks of 18 KB: for a few, with and without a file for some more, and for all.
             archive_bytes=room.choice([40_000, 150_000, 5_000_000]),
             archive_disk_bytes=room.choice([0, 100_000]),
             num_threads=max(world.models) if dice.random() < THREADED else 1,
@@ -198,7 +198,7 @@ class Schedule:
         kept = {number for each in checkpoints.kept() for number in each.archive_numbers if number >= 0}
         assert archive.used + archive.cached == len(kept | self.runner.archive_numbers()), "a block is nobody's"
         num_bytes = sum(self.runner.archive_bytes.values()) + self.runner.archive_disk_bytes
-        assert num_bytes == (archive.used + archive.cached) * (16_384 + 256)
+        assert num_bytes == (archive.used + archive.cached) * (16_384 + 2048)
         assert stats.saved_bytes == self.runner.saved_bytes <= self.config.saved_bytes
         for pool in POOLS:
             assert self.runner.pool_bytes[pool] == stats.pool_bytes[pool] == stats.plan_bytes[pool], pool

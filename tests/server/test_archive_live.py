@@ -71,9 +71,9 @@ def test_the_bill_says_what_left_the_window(told: dict[str, Any]) -> None:
     usage = told["second"]["usage"]["fano"]
     assert usage["policy"] == {"name": "archive", "sinks": 64, "window": 256, "select": 3}
     archive = usage["archive_bytes"]
-    # Keys and values of 64 tokens in float32, two layers and two heads of 64 numbers; means and variances of the keys.
+    # Keys and values of 64 tokens in float32, two layers and two heads of 64 numbers; 16 means of the keys.
     num_blocks, rest = divmod(archive["kv_archive"], 64 * 2 * 2 * 2 * 64 * 4)
-    assert num_blocks >= 3 and not rest and archive["kv_summaries"] == num_blocks * 2 * 2 * 2 * 64 * 4
+    assert num_blocks >= 3 and not rest and archive["kv_summaries"] == num_blocks * 16 * 2 * 2 * 64 * 4
     assert told["memory"]["host"]["pools"]["kv_archive"] >= archive["kv_archive"]
     assert told["saved"]["bytes"]["kv_archive"] > 0 < told["saved"]["bytes"]["kv"]
     assert told["saved"]["fingerprint"]["policy"] == "archive, sinks 64, window 256, select 3"

@@ -18,6 +18,7 @@ constexpr int64_t BLOCK_TOKENS = 64;
 constexpr int64_t CHANNEL_GRAIN = 16;  // one cache line, so that threads never write to the same one
 constexpr int64_t STRIP = 16;          // outputs of a matrix that lie together: see product.h
 constexpr int64_t MANY_TOKENS = 16;    // of so many in a step, threads share also what is narrow
+constexpr int64_t RUNS = 16;           // means that sum a block of keys up: as SUMMARY_ROWS in model/tiles.py
 constexpr int64_t GROUP = 32;          // int8 weights of an output that share a scale: see groups.h
 constexpr int64_t PAIR_BYTES = 2 * (GROUP + sizeof(bf16));  // two groups of an output with their scales
 
@@ -46,8 +47,8 @@ struct Span {
 };
 
 // Blocks that left the windows, [blocks, layers, 2, BLOCK_TOKENS, key heads, width] keys and values: the first
-// `num_in_memory` in `memory`, the others in `file`; their summaries [layers, key heads, num_blocks, 2, width], means and
-// variances; all in the dtype of the pool. `leaving` are pairs of a block of the pool and the number it is copied to in this step.
+// `num_in_memory` in `memory`, the others in `file`; their summaries [layers, key heads, num_blocks, RUNS, width], means of
+// runs of neighbouring keys; all in the dtype of the pool. `leaving` are pairs of a block of the pool and the number it is copied to in this step.
 struct Archive {
   void *memory, *file, *summaries;
   int64_t num_in_memory, num_blocks, num_layers, num_leaving;
@@ -77,10 +78,10 @@ struct Best {
 
 // A thread's workspace: `queries` and `mixed` [rows, padded width], `scores` [rows, BLOCK_TOKENS], `keys` and `values`
 // [padded width * BLOCK_TOKENS] in strips, `peaks` and `totals` [rows]. Where blocks are selected, for each token of a tile
-// what it asks of summaries and its best blocks, `marks` [places] with a bit for each token that sees the block, and a second set of what is by row.
+// its best ones, `marks` [places] with a bit for each token that sees the block, and a second set of what is by row.
 struct AttendSpace {
   float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
-  float *asked, *best_scores, *few_queries, *few_mixed, *few_peaks, *few_totals;
+  float *best_scores, *few_queries, *few_mixed, *few_peaks, *few_totals;
   int32_t* best_places;
   uint32_t* marks;
 };

@@ -38,7 +38,6 @@ static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
   w->peaks = take(rows);
   w->totals = take(rows);
   if (a.num_places) {
-    w->asked = take(TILE_TOKENS * 2 * a.padded_width);
     w->best_scores = take(TILE_TOKENS * a.most_selected);
     w->best_places = (int32_t*)take(TILE_TOKENS * a.most_selected);
     w->marks = (uint32_t*)take(a.num_places);
