@@ -70,7 +70,7 @@ export async function* events(method, path, body, signal) {
 /** Send a file as a form; `sending(fraction)` while it goes. Throws like `request`. */
 export function upload(path, file, sending) {
   return new Promise((resolve, reject) => {
-    const call = new XMLHttpRequest(); // fetch does not tell how much was sent
+    const call = new XMLHttpRequest(), used = key; // fetch does not tell how much was sent
     const form = new FormData();
     form.append("file", file, file.name);
     call.open("POST", path);
@@ -81,7 +81,7 @@ export function upload(path, file, sending) {
       let body = null;
       try { body = JSON.parse(call.responseText); } catch { /* told below */ }
       if (call.status < 300 && body) resolve(body);
-      else reject(refusal(call.status, body, call.getResponseHeader("Retry-After")));
+      else reject(refusal(call.status, body, call.getResponseHeader("Retry-After"), used));
     };
     call.send(form);
   });
@@ -97,7 +97,7 @@ export async function readiness() {
 }
 
 async function open(method, path, body, signal) {
-  const sent = body === undefined ? {} : { "Content-Type": "application/json" };
+  const sent = body === undefined ? {} : { "Content-Type": "application/json" }, used = key;
   let reply;
   try {
     reply = await fetch(path, { method, headers: headers(sent), body: body && JSON.stringify(body), signal, cache: "no-store" });
@@ -107,13 +107,13 @@ async function open(method, path, body, signal) {
   if (reply.ok) return reply;
   let said = null;
   try { said = await reply.json(); } catch { /* told by its status */ }
-  throw refusal(reply.status, said, reply.headers.get("Retry-After"));
+  throw refusal(reply.status, said, reply.headers.get("Retry-After"), used);
 }
 
-function refusal(status, body, retryAfter) {
+function refusal(status, body, retryAfter, used) {
   const error = body?.error ?? { message: `the server answered ${status} and no reason`, code: null };
   const refused = new Refused(status, error, retryAfter === null ? null : Number(retryAfter));
-  if (status === 401) tell("key", refused);
+  if (status === 401 && used === key) tell("key", refused); // another one may have been typed meanwhile
   if (status === 503) tell("unready", refused);
   return refused;
 }

@@ -7,6 +7,7 @@ import { ask } from "./replies.js";
 import { bytes, count, duration, plural } from "./words.js";
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
+const BREATH_MS = 50;
 const RECALLS = {
   verbatim: ["a quotation", "The answer is a part of the document, to the letter; nothing is written by the model."],
   grounded: ["written, quoting", "The model writes freely; what stands in the document word for word is marked."],
@@ -109,16 +110,22 @@ async function send() {
   $("go").textContent = "Stop";
   announce("The answer is being written.");
   const started = performance.now();
-  let text = "", done = null;
+  let text = "", done = null, breathed = started;
   const citations = [];
   try {
     const order = { model: model.id, question, documents: documents.map((each) => each.id), recall, policy, session, turns };
     for await (const piece of ask(order, running.signal)) {
       if (piece.sources) exchange.sources = piece.sources;
-      if (piece.text) { text += piece.text; exchange.words.append(piece.text); exchange.wait.textContent = ""; }
+      if (piece.text) { text += piece.text; exchange.written.appendData(piece.text); exchange.wait.textContent = ""; }
       if (piece.citation) citations.push({ ...piece.citation, name: piece.citation.name ?? known(piece.citation.document)?.name ?? "" });
       if (piece.reading) exchange.wait.textContent = reading(piece.reading);
       if (piece.done) done = piece.done;
+      // An answer that comes faster than it can be shown must not keep keys and clicks waiting.
+      if (!document.hidden && performance.now() - breathed > BREATH_MS) {
+        exchange.words.scrollTop = exchange.words.scrollHeight;
+        await new Promise((go) => setTimeout(go));
+        breathed = performance.now();
+      }
     }
     text = done.text ?? text;
     exchange.wait.remove();
@@ -141,13 +148,14 @@ async function send() {
 }
 
 function show(question, session) {
-  const words = el("p", { class: "words" });
+  const written = document.createTextNode("");
+  const words = el("p", { class: "words" }, written);
   const wait = el("p", { class: "wait soft", text: "looking it up" });
   const article = el("article", { class: "exchange", "aria-busy": "true" },
     el("h3", { text: question }), session ? el("p", { class: "soft", text: `in ${session}` }) : null, words, wait);
   $("exchanges").append(article);
   article.scrollIntoView({ block: "nearest" });
-  return { article, words, wait, sources: [] };
+  return { article, words, written, wait, sources: [] };
 }
 
 /** The answer again, with its quotations as links to the place where they stand. */

@@ -76,6 +76,7 @@ async function enter() {
 }
 
 function lock(why) {
+  if (stage === "locked" && !hasKey()) return; // several requests were under way; the first has said it
   const wasTried = hasKey();
   useKey("");
   stage = "locked";

@@ -180,6 +180,16 @@ def test_what_happens_is_said_but_not_token_by_token(visit: Visits) -> None:
         visited.ask("Say something long.")
         expect(page.locator("#said")).to_contain_text("Answer: word0 word1")
         assert len(page.evaluate("() => window.said")) <= 2
+        # Of what comes in quick succession only the last is said.
+        page.evaluate(
+            """() => import("/console/page.js").then(({announce}) => {
+                window.said = [];
+                for (const words of ["one", "two", "three"]) announce(words);
+                return new Promise((done) => setTimeout(done, 100)).then(() => announce("four"));
+            })"""
+        )
+        expect(page.locator("#said")).to_have_text("four")
+        assert page.evaluate("() => window.said") == ["four"]
         live = page.locator("#exchanges [aria-live], #documents [aria-live]").count()
         assert live == 0
 

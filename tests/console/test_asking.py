@@ -1,6 +1,7 @@
 """What a person does: gives documents, watches, asks, follows a quotation, pins, names a conversation."""
 
 import json
+import time
 
 import pytest
 from fakes_console import EXPECTED, Visits
@@ -77,7 +78,7 @@ def test_an_answer_comes_as_it_is_written_and_what_it_quotes_is_marked(visit: Vi
         expect(page.locator("#reader mark")).to_contain_text("QX-7741-B")
 
 
-def test_an_answer_is_stopped_with_escape_and_the_work_with_it(visit: Visits) -> None:
+def test_an_answer_is_stopped_with_escape_or_the_button_and_the_work_with_it(visit: Visits) -> None:
     with visit() as (world, visited):
         page = visited.page
         world.engine.enqueue("", pieces=["word "] * 100_000)
@@ -87,8 +88,17 @@ def test_an_answer_is_stopped_with_escape_and_the_work_with_it(visit: Visits) ->
         page.keyboard.press("Escape")
         expect(page.locator(".exchange")).to_contain_text("Stopped here.")
         expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
-        page.wait_for_function("() => true")
-        assert world.engine.aborted
+        world.engine.enqueue("", pieces=["more "] * 100_000)
+        page.get_by_label("Question").fill("Say more.")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator(".exchange").last).to_contain_text("more")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator(".exchange").last).to_contain_text("Stopped here.")
+        expect(page.locator(".exchange")).to_have_count(2)
+        deadline = time.monotonic() + 20
+        while len(world.engine.aborted) < 2:
+            assert time.monotonic() < deadline, world.engine.aborted
+            time.sleep(0.02)
 
 
 def test_several_documents_are_asked_together_and_each_is_left_out_at_will(visit: Visits) -> None:
