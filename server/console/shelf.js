@@ -70,7 +70,8 @@ export const isBusy = () => all().some((each) => !isOver(each));
 
 /** Look up what the server has, and watch what is not finished. */
 export async function refresh() {
-  const found = [];
+  const found = [], before = [...shelf.keys()]; // what arrives meanwhile need not be in the list
+
   for (let after = ""; ; ) {
     const page = await request("GET", `/v1/documents?limit=100${after && `&after=${encodeURIComponent(after)}`}`);
     found.push(...page.data);
@@ -78,8 +79,8 @@ export async function refresh() {
     after = page.last_id;
   }
   const ids = new Set(found.map((each) => each.id));
-  for (const id of [...shelf.keys()]) if (!ids.has(id)) drop(id);
-  const isFirst = shelf.size === 0;
+  for (const id of before) if (!ids.has(id)) drop(id);
+  const isFirst = before.length === 0 && chosen.size === 0;
   found.forEach(put);
   const newest = found.findLast((each) => each.status !== "failed");
   if (isFirst && newest) choose(newest.id, true);
