@@ -156,6 +156,7 @@ def test_a_server_that_is_gone_is_told_and_found_again(visit: Visits) -> None:
     with visit() as (_, visited):
         page = visited.page
         expect(page.locator("#state")).to_have_text("ready")
+        expect(page.locator("#bill .sum")).to_be_visible()
         page.context.set_offline(True)
         expect(page.locator("#state")).to_have_text("no connection")
         expect(page.locator("#notices")).to_contain_text("no connection to the server")
