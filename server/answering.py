@@ -122,7 +122,9 @@ class Answering:
             raise PromptTooLong(len(ids), max_tokens, self._model.max_context_tokens)
         if is_asked:
             information = self.limits.measure_information
-            await self._stream_rule.check(inquiry.is_streamed, inquiry.tenant, inquiry.policy, ids, information)
+            asked = inquiry.tenant, inquiry.policy, ids, information
+            places = self._long.select_from(inquiry, conversation)
+            await self._stream_rule.check(inquiry.is_streamed, *asked, places)
         if self._long.covers(inquiry, len(ids)):
             return await anyio.to_thread.run_sync(
                 self._long.groundwork, inquiry, conversation, is_asked, limiter=self._searches

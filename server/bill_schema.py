@@ -12,7 +12,7 @@ from server.forecast import Forecast
 from server.inquiry import ServedModel
 from server.rendering import policy_view
 from server.sampling_schema import MAX_CHOICES
-from server.schemas import MAX_DOCUMENTS, DocumentId, ErrorView, ResidentBytes, Text, WireModel
+from server.schemas import MAX_DOCUMENTS, DocumentId, ErrorView, KvArchiveBytes, ResidentBytes, Text, WireModel
 
 MAX_PROMPT_TOKENS = 10_000_000
 
@@ -50,16 +50,19 @@ class PlanRequest(WireModel):
 
 
 class FitView(BaseModel):
-    """Whether the request would begin at once, whether it ever could, and if not, why."""
+    """Whether the request would begin at once and have room to its last token, whether it ever could, and if not, why.
+    ``pool`` is the one that has too little room, None where that is not the reason."""
 
     now: bool
     ever: bool
+    pool: str | None
     error: ErrorView | None
 
 
 class ForecastView(BaseModel):
-    """The bill of a request before it runs. ``resident_bytes`` are those of ``usage.fano`` when it has run to its last
-    token; ``peak_kv_bytes``, the most while its prompt is read, must be free for it to begin. ``cached_tokens`` of the
+    """The bill of a request before it runs. ``resident_bytes`` and ``archive_bytes`` are those of ``usage.fano`` when
+    it has run to its last token, of which ``total_bytes`` is what is on the device; ``peak_kv_bytes``, the most while
+    its prompt is read, must be free for it to begin. ``cached_tokens`` of the
     prompt would not be read again now; None where only their number was sent. The rest would take ``reading_seconds``,
     None where that is not known; with ``stream_required`` it is read for a stream alone."""
 
@@ -72,6 +75,7 @@ class ForecastView(BaseModel):
     max_tokens: int
     n: int
     resident_bytes: ResidentBytes
+    archive_bytes: KvArchiveBytes
     total_bytes: int
     peak_kv_bytes: int
     state_capacity_bits: int
@@ -219,6 +223,9 @@ def forecast_view(
         )
         if forecast
         else ResidentBytes(),
+        archive_bytes=KvArchiveBytes(kv_archive=forecast.kv_archive_bytes, kv_summaries=forecast.kv_summary_bytes)
+        if forecast
+        else KvArchiveBytes(),
         total_bytes=forecast.total_bytes if forecast else 0,
         peak_kv_bytes=forecast.peak_kv_bytes if forecast else 0,
         state_capacity_bits=8 * forecast.total_bytes if forecast else 0,
@@ -228,6 +235,7 @@ def forecast_view(
         fits=FitView(
             now=forecast is None or forecast.fits_now,
             ever=refusal is None,
+            pool=forecast.lacking if forecast else None,
             error=ErrorView(code=row_of(refusal).code, message=str(refusal)) if refusal else None,
         ),
     )

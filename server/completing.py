@@ -72,8 +72,8 @@ class Completing:
             begun: list[Continuation] = []
             for text, ids in read:
                 request = self._request(inquiry, ids)
-                information = self._limits.measure_information
-                await self._stream_rule.check(inquiry.is_streamed, inquiry.tenant, None, ids, information)
+                asked = request.tenant, request.policy, ids, request.measure_information
+                await self._stream_rule.check(inquiry.is_streamed, *asked, (request.select_from,))
                 try:
                     events = await stack.enter_async_context(self._bridge.generate(request))
                 except PromptTooLong as error:

@@ -242,8 +242,9 @@ FIELDS: Mapping[str, str] = {
     "session_budget_bytes": "The most bytes that sessions may take.",
     "max_context_tokens": "The most tokens of prompt and reply.",
     "fits": "Whether the request fits.",
-    "now": "Whether it would begin at once.",
+    "now": "Whether it would begin at once, with room in the archive to its last token.",
     "ever": "Whether it ever could.",
+    "pool": "Which pool has too little room: `state`, `kv` or `kv_archive`; null if that is not the reason.",
     "reading_seconds": "About how long the prompt takes to be read; null if nobody knows.",
     "stream_required": "Whether so long a prompt is answered in streams alone.",
 }

@@ -1,7 +1,8 @@
 """The bill of a request before it runs, from the configurations alone: ``POST /v1/plan``. No torch.
 
-What it says a request will hold is what ``usage.fano.resident_bytes`` says when that request has run to its last
-token: the most at the end of any of its choices, what they share counted once.
+What it says a request will hold is what ``usage.fano.resident_bytes`` and, of keys and values,
+``usage.fano.archive_bytes`` say when that request has run to its last token: the most at the end of any of its choices,
+what they share counted once.
 """
 
 from dataclasses import dataclass
@@ -11,16 +12,17 @@ from model.config import EngineConfig, ModelConfig
 from model.engine.admission import Admission
 from model.engine.request import GenerationRequest
 from model.engine.stats import EngineStats
-from model.errors import ModelError
+from model.errors import ModelError, NeverFits
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a request will hold on the device.
+    """What a request will hold on the device, and in the archive on the host.
 
     ``peak_kv_bytes`` is the most while its prompt is read, which is what must be free; ``fits_now`` is whether it would
-    begin at once, ``refusal`` why it never can.
+    begin at once and find room in the archive to its end, ``refusal`` why it never can. ``lacking`` is the pool with
+    too little room, now or ever: ``state``, ``kv`` or ``kv_archive``.
     """
 
     num_prompt_tokens: int
@@ -30,13 +32,16 @@ class Forecast:
     kv_bytes: int
     ssm_state_bytes: int
     conv_state_bytes: int
+    kv_archive_bytes: int
+    kv_summary_bytes: int
     peak_kv_bytes: int
     fits_now: bool
+    lacking: str | None
     refusal: ModelError | None
 
     @property
     def total_bytes(self) -> int:
-        """All that it holds at its end."""
+        """All that it holds on the device at its end."""
         return self.kv_bytes + self.ssm_state_bytes + self.conv_state_bytes
 
 
@@ -49,6 +54,7 @@ class Forecaster:
         self.max_context_tokens = engine.max_context_tokens
         self._model = model
         self._chunk_tokens = engine.prefill_chunk_tokens
+        self._archived_bytes, self._summary_bytes = model.archive_bytes_per_block(engine.dtype)
         self._admission = Admission(
             model.vocab_size,
             engine.max_context_tokens,
@@ -60,14 +66,24 @@ class Forecaster:
         )
 
     def forecast(self, request: GenerationRequest, stats: EngineStats) -> Forecast:
-        """The bill of ``request`` beside what ``stats`` say is held now. Nothing is reserved."""
+        """The bill of ``request`` beside what ``stats`` say is held now. Nothing is reserved.
+
+        What checkpoints hold counts as room. In the archive those of named sessions that are not saved stay, which is
+        not seen here.
+        """
         policy, num_choices = request.policy or self.policy, request.num_choices
         num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         num_blocks = blocks_at_end(policy, num_prompt_tokens, max_tokens, num_choices)
         resident = policy.max_resident_tokens(num_prompt_tokens + max_tokens, self._chunk_tokens)
         peak_blocks = num_choices * -(-resident // BLOCK_TOKENS)
-        free_slots = self.plan.num_slots - stats.slots.used
-        free_blocks = stats.blocks.free + stats.blocks.cached  # Checkpoints make room for whoever runs.
+        num_archived = archived_at_end(policy, num_prompt_tokens, max_tokens, num_choices)
+        blocks, archive = stats.blocks, stats.archive_blocks
+        needs = (
+            ("state", num_choices, self.plan.num_slots - stats.slots.used),
+            ("kv", peak_blocks, blocks.free + blocks.cached),
+            ("kv_archive", num_archived, archive.free + archive.cached),
+        )
+        lacking = next((pool for pool, needed, room in needs if needed > room), None)
         refusal = self._refusal(request, policy)
         return Forecast(
             num_prompt_tokens=num_prompt_tokens,
@@ -77,11 +93,11 @@ class Forecaster:
             kv_bytes=num_blocks * self.plan.bytes_per_block,
             ssm_state_bytes=num_choices * self._model.ssm_state_bytes,
             conv_state_bytes=num_choices * self._model.conv_state_bytes,
+            kv_archive_bytes=num_archived * self._archived_bytes,
+            kv_summary_bytes=num_archived * self._summary_bytes,
             peak_kv_bytes=peak_blocks * self.plan.bytes_per_block,
-            fits_now=refusal is None
-            and stats.num_waiting == 0
-            and num_choices <= free_slots
-            and peak_blocks <= free_blocks,
+            fits_now=refusal is None and lacking is None and stats.num_waiting == 0,
+            lacking=refusal.pool if isinstance(refusal, NeverFits) else None if refusal else lacking,
             refusal=refusal,
         )
 
@@ -104,6 +120,16 @@ def blocks_at_end(policy: AttentionPolicy, num_prompt_tokens: int, max_tokens: i
         return len(held)  # Nothing was written after the prompt, so nothing was copied.
     num_shared = sum(place < num_prompt_tokens // BLOCK_TOKENS for place in held)
     return num_shared + num_choices * (len(held) - num_shared)
+
+
+def archived_at_end(policy: AttentionPolicy, num_prompt_tokens: int, max_tokens: int, num_choices: int) -> int:
+    """Different blocks of the archive that all choices then hold: those of full blocks of the prompt are shared there
+    too, whichever choice they left the window of."""
+    num_left = policy.num_archived(num_prompt_tokens + max(1, max_tokens) - 1)
+    if max_tokens <= 1:
+        return num_left
+    num_shared = min(num_left, max(0, num_prompt_tokens - policy.sinks) // BLOCK_TOKENS)
+    return num_shared + num_choices * (num_left - num_shared)
 
 
 def _places_held(policy: AttentionPolicy, num_read: int) -> list[int]:

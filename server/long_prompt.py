@@ -63,6 +63,14 @@ class LongPrompts:
         policy = inquiry.policy or self._model.policy
         return policy.name is not PolicyName.FULL and num_tokens > policy.window
 
+    def select_from(self, inquiry: Inquiry, conversation: Conversation) -> tuple[int, ...]:
+        """The places from which on the request for a conversation may select blocks. Of a long one, that is known when
+        it was searched: in its last tokens, or, where passages are put before what it asks, nowhere in what came."""
+        ids = conversation.ids
+        if not self.covers(inquiry, len(ids)):
+            return (conversation.prelude_tokens,)
+        return _whole(conversation).select_from, len(ids)
+
     def groundwork(self, inquiry: Inquiry, conversation: Conversation, is_asked: bool) -> Groundwork:
         """What stands before the model is asked. ``conversation`` is the prompt as it came.
 

@@ -220,12 +220,17 @@ class ResidentBytes(BaseModel):
     conv_state: int = 0
 
 
-class ArchiveBytes(BaseModel):
-    """Memory beside the device: keys and values that left the window and the summaries they are chosen by, the text of
-    the documents asked, and the index that was searched."""
+class KvArchiveBytes(BaseModel):
+    """Keys and values that left the window, in memory or on the disk, and the summaries they are chosen by."""
 
     kv_archive: int = 0
     kv_summaries: int = 0
+
+
+class ArchiveBytes(KvArchiveBytes):
+    """Memory beside the device: keys and values that left the window and the summaries they are chosen by, the text of
+    the documents asked, and the index that was searched."""
+
     text: int = 0
     index: int = 0
 

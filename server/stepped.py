@@ -60,8 +60,15 @@ class KeptCheckpoints(Protocol):
     def path(self, tree: Hashable, token_ids: Sequence[int]) -> "Sequence[Checkpoint]":
         """The checkpoints on the way, shallow to deep."""
 
-    def find(self, tree: Hashable, token_ids: Sequence[int], needs_information: bool = False) -> "Found":
-        """The deepest checkpoint on the way that a request would go on from."""
+    def find(
+        self,
+        tree: Hashable,
+        token_ids: Sequence[int],
+        needs_information: bool,
+        selected_from: Callable[[int], int | None],
+    ) -> "Found":
+        """The deepest checkpoint on the way that a request would go on from; ``selected_from`` says of a number of
+        tokens where among them it would have begun to select blocks."""
 
     def snapshot(self, checkpoint: "Checkpoint") -> "Snapshot":
         """A checkpoint as host tensors."""

@@ -1,6 +1,7 @@
 """Which prompts are answered in streams alone: those of which so much is to be read that a client would give up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from model.policy import AttentionPolicy
 from server.bridge import EngineThread
@@ -26,11 +27,14 @@ class StreamRule:
         policy: AttentionPolicy | None,
         prompt_ids: Sequence[int],
         measures_information: bool,
+        select_from: Iterable[int],
     ) -> None:
-        """Raises ``StreamRequired``. What of the prompt is remembered is not read again."""
+        """Raises ``StreamRequired``. What of the prompt is remembered is not read again; ``select_from`` are the places
+        from which on it may select blocks, several as long as the prompt was not searched."""
         if is_streamed or len(prompt_ids) <= self._most:
             return
-        num_tokens = len(prompt_ids) - await self.num_cached(tenant, policy, prompt_ids, measures_information)
+        asked = tenant, policy, prompt_ids, measures_information
+        num_tokens = len(prompt_ids) - max([await self.num_cached(*asked, place) for place in select_from])
         if num_tokens > self._most:
             await self._pace.measure(self._bridge)
             raise StreamRequired(num_tokens, self._most, self._pace.seconds(num_tokens))
@@ -40,12 +44,20 @@ class StreamRule:
         return num_tokens > self._most
 
     async def num_cached(
-        self, tenant: str, policy: AttentionPolicy | None, prompt_ids: Sequence[int], measures_information: bool
+        self,
+        tenant: str,
+        policy: AttentionPolicy | None,
+        prompt_ids: Sequence[int],
+        measures_information: bool,
+        select_from: int,
     ) -> int:
-        """How many tokens of the prompt the engine would not read again."""
+        """How many tokens of the prompt the engine would not read again in a request that selects blocks from
+        ``select_from`` on."""
+        policy = policy or self._policy
+        selected_from = partial(policy.selected_from, select_from=select_from)
 
         def look(engine: SteppedEngine) -> int:
-            found = engine.checkpoints.find((tenant, policy or self._policy), prompt_ids, measures_information)
+            found = engine.checkpoints.find((tenant, policy), prompt_ids, measures_information, selected_from)
             return 0 if found.checkpoint is None else found.checkpoint.num_tokens
 
         return await self._bridge.call(look)

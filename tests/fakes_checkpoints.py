@@ -73,7 +73,13 @@ class FakeCheckpoints:
         found = [ids for where, ids in self.kept if where == tree and text[: len(ids)] == ids]
         return [FakeCheckpoint(ids) for ids in sorted(found, key=len)]
 
-    def find(self, tree: Tree, token_ids: Sequence[int], needs_information: bool = False) -> SimpleNamespace:
+    def find(
+        self,
+        tree: Tree,
+        token_ids: Sequence[int],
+        needs_information: bool,
+        selected_from: Callable[[int], int | None],
+    ) -> SimpleNamespace:
         return SimpleNamespace(checkpoint=next(reversed(self.path(tree, token_ids)), None))
 
     def holding(self, tree: Tree, token_ids: Sequence[int]) -> FakeHolding:

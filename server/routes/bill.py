@@ -44,7 +44,8 @@ async def plan_request(
     request_id: RequestIdDep,
     arrival: ArrivalDep,
 ) -> ForecastView:
-    """What a request would hold on the device at its last token, and whether there is room; nothing is reserved.
+    """What a request would hold on the device and in the archive at its last token, and whether there is room; nothing
+    is reserved.
 
     Documents are searched for the last message, as the question would be; where nothing is found, or an answer is
     looked up, no model would be asked, and the bill is nought. What a session holds would not be read again.
@@ -65,8 +66,9 @@ async def plan_request(
     forecast = None if asked is None else services.forecaster.forecast(asked, stats)
     cached_tokens = None if body.messages is None else 0
     if asked is not None and body.messages is not None:
-        policy, ids = asked.policy, asked.prompt_ids
-        held = await services.stream_rule.num_cached(tenant, policy, ids, asked.measure_information)
+        held = await services.stream_rule.num_cached(
+            tenant, asked.policy, asked.prompt_ids, asked.measure_information, asked.select_from
+        )
         cached_tokens = max((held, *returning))
     num_unread = 0 if asked is None else len(asked.prompt_ids) - (cached_tokens or 0)
     reading = ReadingForecast(pace.seconds(num_unread), services.stream_rule.is_needed(num_unread))
@@ -110,5 +112,12 @@ async def _asked(
         return None, ()
     asked = answering.request(inquiry, found)
     num_kept = found.conversation.num_kept if found.conversation is not None else 0
-    told = [each for each in saved if not asked.measure_information or each.information_bits is not None]
-    return asked, tuple(each.num_tokens for each in told if each.num_tokens <= num_kept)
+    policy = asked.policy or model.policy
+    told = [
+        each
+        for each in saved
+        if each.num_tokens <= num_kept
+        and each.selected_from == policy.selected_from(each.num_tokens, asked.select_from)
+        and (each.information_bits is not None or not asked.measure_information)
+    ]
+    return asked, tuple(each.num_tokens for each in told)

@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from model.config import Dtype, EngineConfig, ModelConfig
 from model.engine.engine import Engine
 from model.engine.loader import load_engine
+from model.engine.request import GenerationRequest, SamplingParams
+from model.engine.stats import PoolCounts
 from model.policy import AttentionPolicy, PolicyName
 from server.app import create_app
 from server.forecast import Forecaster
@@ -57,11 +59,13 @@ async def client(engine: Engine, library: FakeLibrary, tmp_path: Path) -> AsyncI
         yield client
 
 
-def make_app(engine: Engine, library: FakeLibrary, data_dir: Path) -> FastAPI:
+def make_app(
+    engine: Engine, library: FakeLibrary, data_dir: Path, config: EngineConfig = CONFIG, **changes: Any
+) -> FastAPI:
     checkpoint = ModelConfig.from_pretrained(embedded_checkpoint())
-    settings, metrics = Settings(data_dir=data_dir, information=True), Metrics()
+    settings, metrics = Settings(data_dir=data_dir, information=True, **changes), Metrics()
     model = ServedModel("reader", 0, engine.policy, "float32", CONFIG.max_context_tokens, state_recall_bits=12.5)
-    forecaster = Forecaster(checkpoint, CONFIG)
+    forecaster = Forecaster(checkpoint, config)
     services = Services(settings, metrics, library, engine, engine.tokenizer, model, forecaster)
     return create_app(settings, services, metrics)
 
@@ -82,6 +86,12 @@ def chat(num_words: int, max_tokens: int, n: int = 1, **fano: Any) -> dict[str, 
         (200, 130, 1, None),
         (90, 4, 4, {"name": "full"}),
         (190, 66, 2, {"name": "window", "sinks": 0, "window": 64}),
+        # Nothing leaves the window; a prompt's blocks do; those of replies too, which share what was the prompt's.
+        (40, 20, 2, {"name": "archive", "sinks": 64, "window": 256}),
+        (300, 1, 3, {"name": "archive", "sinks": 64, "window": 128}),
+        (300, 65, 1, {"name": "archive", "sinks": 64, "window": 128}),
+        (150, 330, 3, {"name": "archive", "sinks": 0, "window": 64}),
+        (3, 400, 2, {"name": "archive", "sinks": 128, "window": 64}),
     ],
 )
 async def test_the_plan_of_a_request_is_its_bill(
@@ -94,11 +104,13 @@ async def test_the_plan_of_a_request_is_its_bill(
     usage = (await client.post("/v1/chat/completions", json={**body, **biases})).raise_for_status().json()["usage"]
     assert usage["completion_tokens"] == n * max_tokens
     assert plan["resident_bytes"] == usage["fano"]["resident_bytes"]
+    assert plan["archive_bytes"].items() <= usage["fano"]["archive_bytes"].items()
+    assert set(plan["archive_bytes"]) == {"kv_archive", "kv_summaries"}
     assert plan["prompt_tokens"] == usage["prompt_tokens"]
     assert plan["state_capacity_bits"] == usage["fano"]["state_capacity_bits"] == 8 * plan["total_bytes"]
     assert plan["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
     assert plan["policy"] == usage["fano"]["policy"] and plan["dtype"] == usage["fano"]["dtype"]
-    assert plan["fits"] == {"now": True, "ever": True, "error": None}
+    assert plan["fits"] == {"now": True, "ever": True, "pool": None, "error": None}
     by_number = {"prompt_tokens": plan["prompt_tokens"], "max_tokens": max_tokens, "n": n, "fano": body["fano"]}
     told = (await client.post("/v1/plan", json=by_number)).json()
     # Since the first plan something was read, perhaps at another pace.
@@ -113,9 +125,92 @@ async def test_what_can_never_fit_is_told_with_the_reason(client: httpx.AsyncCli
         and "4096" in too_long["fits"]["error"]["message"]
     )
     many = (await client.post("/v1/plan", json={"prompt_tokens": 10, "n": 5})).json()
-    assert many["fits"]["error"]["code"] == "never_fits"
+    assert many["fits"]["error"]["code"] == "never_fits" and many["fits"]["pool"] == "state"
     both = await client.post("/v1/plan", json={**chat(3, 1), "prompt_tokens": 5})
     assert both.status_code == 400 and "either messages or prompt_tokens" in both.json()["error"]["message"]
+
+
+async def test_a_block_is_in_the_archive_from_the_token_on_that_does_not_see_it(client: httpx.AsyncClient) -> None:
+    policy = {"name": "archive", "sinks": 64, "window": 128}
+    body = chat(300, 1, policy=policy)
+    plan = (await client.post("/v1/plan", json=body)).raise_for_status().json()
+    before = (62 - plan["prompt_tokens"]) % 64 + 1
+    held = []
+    for max_tokens in (before, before + 1):
+        plan, reply = await both(client, {**body, "max_tokens": max_tokens})
+        agree(plan, reply)
+        # The last token is not read.
+        assert (plan["prompt_tokens"] + max_tokens - 1) % 64 == 62 + max_tokens - before
+        held.append(plan["archive_bytes"]["kv_archive"])
+    assert (
+        held[1] - held[0]
+        == ModelConfig.from_pretrained(embedded_checkpoint()).archive_bytes_per_block(Dtype.FLOAT32)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "cached", "pool"),
+    [(6, 0, 0, None), (2, 9, 4, None), (2, 9, 3, "kv_archive"), (0, 9, 0, "kv_archive")],
+)
+def test_what_does_not_fit_into_the_archive_now_is_told_by_the_pool(
+    engine: Engine, free: int, used: int, cached: int, pool: str | None
+) -> None:
+    model = ModelConfig.from_pretrained(embedded_checkpoint())
+    policy = AttentionPolicy(PolicyName.ARCHIVE, 64, 128)
+    # After 575 tokens are read, the window begins at 448: six blocks lie between it and the sinks.
+    request = GenerationRequest("one", [5] * 570, SamplingParams(max_tokens=6), policy=policy)
+    stats = replace(engine.stats(), archive_blocks=PoolCounts(free, used, cached))
+    forecast = Forecaster(model, CONFIG).forecast(request, stats)
+    assert (forecast.fits_now, forecast.lacking, forecast.refusal) == (pool is None, pool, None)
+    each, summary = model.archive_bytes_per_block(Dtype.FLOAT32)
+    assert (forecast.kv_archive_bytes, forecast.kv_summary_bytes) == (6 * each, 6 * summary)
+    windowed = replace(request, policy=replace(policy, name=PolicyName.WINDOW))
+    assert Forecaster(model, CONFIG).forecast(windowed, stats).fits_now
+    many = replace(request, num_choices=CONFIG.num_slots, sampling=SamplingParams(max_tokens=1))
+    full = replace(stats, slots=PoolCounts(CONFIG.num_slots - 1, 1), archive_blocks=PoolCounts(0, 0))
+    assert Forecaster(model, CONFIG).forecast(many, full).lacking == "state"
+
+
+async def test_what_the_archive_can_never_hold_is_told_by_the_pool(library: FakeLibrary, tmp_path: Path) -> None:
+    each = sum(ModelConfig.from_pretrained(embedded_checkpoint()).archive_bytes_per_block(Dtype.FLOAT32))
+    config = replace(CONFIG, archive_bytes=10 * each, archive_disk_bytes=0)
+    policy = {"policy": {"name": "archive", "sinks": 64, "window": 128}}
+    engine = load_engine(embedded_checkpoint(), config)[0]
+    async with open_client(make_app(engine, library, tmp_path, config)) as client:
+        body = {"prompt_tokens": 830, "max_tokens": 2, "fano": policy}
+        held = (await client.post("/v1/plan", json=body)).raise_for_status().json()
+        assert held["fits"] == {"now": True, "ever": True, "pool": None, "error": None}
+        assert sum(held["archive_bytes"].values()) == 10 * each
+        more = (await client.post("/v1/plan", json={**body, "prompt_tokens": 895})).raise_for_status().json()
+        assert sum(more["archive_bytes"].values()) == 11 * each
+        assert (more["fits"]["now"], more["fits"]["ever"], more["fits"]["pool"]) == (False, False, "kv_archive")
+        assert more["fits"]["error"]["code"] == "never_fits" and f"{10 * each}" in more["fits"]["error"]["message"]
+
+
+async def test_what_is_remembered_of_a_text_that_selects_is_counted(
+    client: httpx.AsyncClient, library: FakeLibrary, tmp_path: Path
+) -> None:
+    """By the plan, where what a prompt asks selects blocks; by the rule for streams, where all of it does."""
+    policy = {"name": "archive", "sinks": 64, "window": 128}
+    content = f"{WORDS} and the archive. " * 30
+    for options in ({}, {"session": "selects"}):
+        for is_known in (False, True):
+            plan, reply = await both(client, asks(f"{content} {sorted(options)}", policy=policy, **options))
+            agree(plan, reply)
+            assert plan["archive_bytes"]["kv_archive"] > 0
+            assert not is_known or plan["cached_tokens"] > plan["prompt_tokens"] - 16
+    config = replace(CONFIG, policy=AttentionPolicy(PolicyName.ARCHIVE, 64, 128))
+    engine = load_engine(embedded_checkpoint(), config)[0]
+    async with open_client(make_app(engine, library, tmp_path, config, max_whole_prompt_tokens=256)) as client:
+        for path, body in (
+            ("completions", {"prompt": content}),
+            ("chat/completions", {"messages": [{"role": "user", "content": content}]}),
+        ):
+            body = {"model": "reader", "max_tokens": 2, **body}
+            refused = await client.post(f"/v1/{path}", json=body)
+            assert refused.status_code == 400 and refused.json()["error"]["code"] == "stream_required"
+            (await client.post(f"/v1/{path}", json={**body, "stream": True})).raise_for_status()
+            (await client.post(f"/v1/{path}", json=body)).raise_for_status()
 
 
 async def test_a_refused_chat_is_a_plan_that_does_not_fit(client: httpx.AsyncClient) -> None:
@@ -274,6 +369,7 @@ def agree(plan: dict[str, Any], reply: dict[str, Any]) -> None:
     assert plan["prompt_tokens"] == usage["prompt_tokens"]
     assert plan["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
     assert plan["resident_bytes"] == usage["fano"]["resident_bytes"]
+    assert plan["archive_bytes"].items() <= usage["fano"]["archive_bytes"].items()
     assert plan["policy"] == usage["fano"]["policy"]
 
 
@@ -355,6 +451,24 @@ async def test_what_a_session_has_on_the_disk_would_come_back(
         plan, reply = await both(client, asks("And now?", *talk, session="saved"))
         agree(plan, reply)
         assert plan["cached_tokens"] > 50 and reply["usage"]["fano"]["prefix"]["result"] == "hit"
+
+
+async def test_a_saved_state_that_selected_elsewhere_does_not_come_back(
+    roomy_engine: Engine, library: FakeLibrary, tmp_path: Path
+) -> None:
+    """What a long prompt asks selects blocks from another place in each turn, so the engine reads on from before it."""
+    policy = {"name": "archive", "sinks": 64, "window": 64}
+    opening = " ".join([f"Selected for later. {WORDS}."] * 40)
+    async with open_client(make_app(roomy_engine, library, tmp_path)) as client:
+        _, reply = await both(client, asks(opening, session="selected", policy=policy))
+        (await client.post("/v1/sessions/selected/save")).raise_for_status()
+    said = reply["choices"][0]["message"]["content"]
+    talk = [{"role": "user", "content": opening}, {"role": "assistant", "content": said}]
+    config = replace(CONFIG, session_bytes=1 << 26)
+    async with open_client(make_app(load_engine(embedded_checkpoint(), config)[0], library, tmp_path)) as client:
+        plan, reply = await both(client, asks("And now?", *talk, session="selected", policy=policy))
+        agree(plan, reply)
+        assert plan["cached_tokens"] < len(opening.split())
 
 
 async def test_a_turn_waits_for_a_plan_and_a_plan_is_refused_beside_a_turn(client: httpx.AsyncClient) -> None:
