@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.errors import CheckpointNotFound, ConfigInvalid
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
-from model.tiles import SUMMARY_ROWS, padded_shape
+from model.tiles import padded_shape, summary_shape
 
 FLOAT32_BYTES = 4
 
@@ -235,7 +235,9 @@ class ModelConfig:
 
     def archive_bytes_per_block(self, dtype: Dtype) -> tuple[int, int]:
         """Bytes of the keys and values, and of the summary, of one block that left the window."""
-        summary = self.num_attention_layers * self.kv_size * SUMMARY_ROWS * dtype.kept.num_bytes
+        item_bytes = dtype.kept.num_bytes
+        numbers = math.prod(summary_shape(self.head_width, item_bytes))
+        summary = self.num_attention_layers * self.num_kv_heads * numbers * item_bytes
         return BLOCK_TOKENS * self.kv_bytes_per_token(dtype), summary
 
     def num_archive_blocks(self, dtype: Dtype, memory_bytes: int, disk_bytes: int) -> tuple[int, int]:

@@ -40,6 +40,14 @@ FEW_ROWS = (STABLE_ROWS, 32)
 # Means of runs of neighbours that sum a block of keys up for each key head: see kernels/selection.py.
 SUMMARY_ROWS = 16
 
+
+def summary_shape(width: int, item_bytes: int) -> tuple[int, int, int]:
+    """As what the means of a block lie for heads of ``width``: the outputs of one strip of kernels/native/product.h, so
+    numbers of four bytes of each mean side by side, the last filled up with zeros."""
+    together = 4 // item_bytes
+    return -(-width // together), SUMMARY_ROWS, together
+
+
 # Most blocks that a token may select, so that the lists of a tile of tokens stay small: 64K tokens of them.
 MOST_SELECTED = 1024
 

@@ -27,7 +27,7 @@ from model.config import Dtype, ModelConfig
 from model.errors import ArchiveFull
 from model.kernels.selection import summary
 from model.policy import BLOCK_TOKENS
-from model.tiles import SUMMARY_ROWS
+from model.tiles import summary_shape
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class KvArchive:
     needed. Used by one thread; only the last reference to a block may go in another.
 
     ``keys_values`` are [blocks, layers, 2, P, G, E] in memory and likewise in the file; ``summaries`` [layers, G,
-    blocks, R, E], of all blocks, in memory. ``num_used`` blocks are those of sequences; the ``num_cached`` are referred
-    to by checkpoints and snapshots alone.
+    blocks, *summary_shape], of all blocks, in memory. ``num_used`` blocks are those of sequences; the ``num_cached``
+    are referred to by checkpoints and snapshots alone.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class KvArchive:
             _tensor(self._memory, (self.num_in_memory, *shape), held),
             _tensor(self._disk, (num_on_disk, *shape), held),
         )
-        summaries = (layers, heads, self.num_blocks, SUMMARY_ROWS, width)
+        summaries = (layers, heads, self.num_blocks, *summary_shape(width, held.itemsize))
         self.summaries = _tensor(_reserve(self.num_blocks * self.bytes_per_summary), summaries, held)
         # Numbers whose last reference went, in whatever thread.
         self.returned: deque[int] = deque()

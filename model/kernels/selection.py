@@ -3,7 +3,8 @@
 A block of keys is summed up, for each key head, by the means of its runs of a few neighbouring keys. Its score for a
 token is the largest product of one of these with one of the query heads that share the key head, and the token sees the
 ``select`` blocks with the largest, of equal ones the earlier. So what it sees depends on its own query and on what
-stands before it, and on nothing that is read beside it. ``bench/archive_summaries.py`` and ``bench/archive_worth.py``
+stands before it, and on nothing that is read beside it. Queries are rounded to the dtype of the keys before that, as
+the widest instruction set has to: so all choose the same. ``bench/archive_summaries.py`` and ``bench/archive_worth.py``
 have the measurement: one vector for all 64 keys loses a sentence among its neighbours.
 """
 
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
-from model.tiles import SUMMARY_ROWS
+from model.tiles import SUMMARY_ROWS, summary_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,8 @@ class ArchivedLayer:
     """What left the windows, as one attention layer of a step reads it.
 
     ``memory`` and ``file`` [blocks, layers, 2, P, G, E] are keys and values by number, those in the file after those in
-    memory; ``summaries`` [layers, G, blocks, R, E] means of runs. For each sequence ``tables`` has the number by
-    place, -1 where the block stays on the device, and ``select_from`` the first position that selects.
+    memory; ``summaries`` [layers, G, blocks, *summary_shape] means of runs. For each sequence ``tables`` has the number
+    by place, -1 where the block stays on the device, and ``select_from`` the first position that selects.
     """
 
     memory: Tensor
@@ -48,7 +50,7 @@ class ArchivedLayer:
 
 
 def summary(keys: Tensor) -> Tensor:
-    """[..., P, G, E] -> [..., G, R, E], in the dtype of the keys: means of runs of neighbours.
+    """[..., P, G, E] -> [..., G, *summary_shape], in the dtype of the keys: R means of runs of neighbours.
 
     Added up one by one, so that every implementation comes to the same bits.
     """
@@ -57,7 +59,15 @@ def summary(keys: Tensor) -> Tensor:
     total = parts[0].clone()
     for part in parts[1:]:
         total += part
-    return total.div_(together).transpose(-3, -2).to(keys.dtype)
+    means = total.div_(together).transpose(-3, -2).to(keys.dtype)
+    depth, num_rows, pair = summary_shape(keys.shape[-1], keys.itemsize)
+    filled = pad(means, (0, depth * pair - keys.shape[-1]))
+    return filled.view(*means.shape[:-2], num_rows, depth, pair).transpose(-3, -2).contiguous()
+
+
+def means_of(summaries: Tensor, width: int) -> Tensor:
+    """[..., *summary_shape] -> [..., R, E], of heads of ``width``."""
+    return summaries.transpose(-3, -2).flatten(-2)[..., :width]
 
 
 def candidates(policy: AttentionPolicy, position: int, select_from: int) -> range:
@@ -82,9 +92,9 @@ def choose(
     if not last:
         return chosen
     numbers = torch.tensor([archive.tables[index][place] for place in last])
-    summaries = archive.summaries[archive.layer][:, numbers].double()
-    grouped = queries.double().view(num_tokens, num_groups, num_heads // num_groups, width)
-    scores = torch.einsum("tghe,gnre->gtnhr", grouped, summaries).flatten(3).amax(-1)
+    means = means_of(archive.summaries[archive.layer][:, numbers], width).double()
+    grouped = queries.to(archive.summaries.dtype).double().view(num_tokens, num_groups, num_heads // num_groups, width)
+    scores = torch.einsum("tghe,gnre->gtnhr", grouped, means).flatten(3).amax(-1)
     for token in range(num_tokens):
         places = candidates(policy, first + token, archive.select_from[index])
         order = scores[:, token, : len(places)].sort(dim=-1, descending=True, stable=True).indices

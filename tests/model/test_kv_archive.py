@@ -27,8 +27,9 @@ from model.errors import ArchiveFull, ConfigInvalid, InvalidRequest, NeverFits
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE
 from model.kernels.native import InstructionSet
-from model.kernels.selection import ArchivedLayer, summary
+from model.kernels.selection import ArchivedLayer, choose, summary
 from model.policy import AttentionPolicy, PolicyName
+from model.tiles import summary_shape
 from model.tokenizer import Tokenizer
 
 CONFIG = ModelConfig.from_dict(TINY_CONFIG)
@@ -258,7 +259,7 @@ def test_native_attention_over_the_archive_is_that_of_the_reference(level: Instr
     queries = draw(num_tokens, heads, width).to(dtype)
     memory = torch.zeros(5, 1, 2, 64, groups, width, dtype=dtype)
     file = torch.zeros(num_blocks, 1, 2, 64, groups, width, dtype=dtype)
-    summaries = torch.zeros(1, groups, 5 + num_blocks, 16, width, dtype=dtype)
+    summaries = torch.zeros(1, groups, 5 + num_blocks, *summary_shape(width, dtype.itemsize), dtype=dtype)
     numbers = torch.randperm(5 + num_blocks, generator=generator)[:num_blocks].tolist()
     table = array("q", [-1, *numbers[1:]])
     layer = ArchivedLayer(memory, file, summaries, 0, [table], [0])
@@ -277,6 +278,59 @@ def test_native_attention_over_the_archive_is_that_of_the_reference(level: Instr
         assert torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance), select
     whole = [starts, [first], [array("q", range(num_blocks))], [AttentionPolicy()]]
     assert torch.equal(found, kernels.attend(queries, keys, values, *whole))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", list(InstructionSet))
+@pytest.mark.parametrize("width", [7, 64])
+def test_of_equal_blocks_the_earlier_is_chosen_wherever_they_lie(
+    level: InstructionSet, dtype: torch.dtype, width: int
+) -> None:
+    """Keys repeat, so that most scores are ties; blocks lie in order, in part, and at random, and tokens are asked
+    alone and together. Widths that fill no pair, and no register."""
+    kernels, generator = kernels_at(level), torch.Generator().manual_seed(5)
+    groups, sharing, num_tokens, first, num_blocks, select = 2, 7, 33, 1920, 31, 9
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    keys = draw(5, 64, groups, width)[torch.randint(5, (num_blocks,), generator=generator)]
+    values, queries = draw(num_blocks, 64, groups, width), draw(num_tokens, groups * sharing, width)
+    policy = AttentionPolicy(PolicyName.ARCHIVE, 64, 64, select)
+    blocks = array("q", [place if place in (0, 29, 30) else -1 for place in range(num_blocks)])
+    shuffled = torch.randperm(40, generator=generator)[:num_blocks].tolist()
+    told = []
+    for numbers in (list(range(3, 34)), [*range(10, 20), *range(30, 39), *range(10), 20, 21], shuffled):
+        kept = torch.zeros(2, 20, 1, 2, 64, groups, width, dtype=dtype)
+        summaries = torch.zeros(1, groups, 40, *summary_shape(width, dtype.itemsize), dtype=dtype)
+        layer = ArchivedLayer(kept[0], kept[1], summaries, 0, [array("q", numbers)], [0])
+        for place, number in enumerate(numbers):
+            layer.put(number, keys[place], values[place])
+        for together in (num_tokens, 1):
+            parts = [
+                kernels.attend(part, keys, values, torch.tensor([0, len(part)]), [at], [blocks], [policy], layer)
+                for at, part in zip(range(first, first + num_tokens, together), queries.split(together), strict=True)
+            ]
+            told.append(torch.cat(parts))
+        where = torch.tensor([0, num_tokens]), [first], [blocks], [policy], layer
+        told_by_reference = REFERENCE.attend(queries, keys, values, *where)
+        tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+        assert torch.allclose(told[-1].float(), told_by_reference.float(), rtol=tolerance, atol=tolerance)
+    assert all(torch.equal(each, told[0]) for each in told)
+
+
+def test_queries_are_rounded_to_the_dtype_of_the_keys_before_they_choose() -> None:
+    """1 + 2^-9 is 1 in bfloat16, so that both blocks are equal and the earlier is chosen."""
+    query, keys = torch.tensor([[[1.0, 1 + 2**-9]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    policy = AttentionPolicy(PolicyName.ARCHIVE, 0, 64, 1)
+    for dtype, expected in ((torch.float32, [False, True, False]), (torch.bfloat16, [True, False, False])):
+        memory = torch.zeros(2, 1, 2, 64, 1, 2, dtype=dtype)
+        layer = ArchivedLayer(
+            memory, memory[:0], torch.zeros(1, 1, 2, *summary_shape(2, dtype.itemsize)).to(dtype), 0, [[0, 1]], [0]
+        )
+        for number in range(2):
+            layer.put(number, keys[number].expand(64, 1, 2), keys[number].expand(64, 1, 2))
+        assert choose(query, layer, 0, 191, policy, 3)[0, 0].tolist() == expected
 
 
 def test_a_device_without_it_refuses_the_policy_by_name(monkeypatch: pytest.MonkeyPatch, checkpoints) -> None:

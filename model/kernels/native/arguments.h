@@ -47,8 +47,9 @@ struct Span {
 };
 
 // Blocks that left the windows, [blocks, layers, 2, BLOCK_TOKENS, key heads, width] keys and values: the first
-// `num_in_memory` in `memory`, the others in `file`; their summaries [layers, key heads, num_blocks, RUNS, width], means of
-// runs of neighbouring keys; all in the dtype of the pool. `leaving` are pairs of a block of the pool and the number it is copied to in this step.
+// `num_in_memory` in `memory`, the others in `file`; their summaries [layers, key heads, num_blocks], each the means
+// of RUNS runs of neighbouring keys as one strip (see product.h); all in the dtype of the pool. `leaving` are pairs of a
+// block of the pool and the number it is copied to in this step.
 struct Archive {
   void *memory, *file, *summaries;
   int64_t num_in_memory, num_blocks, num_layers, num_leaving;
