@@ -90,9 +90,7 @@ class Database:
                 self._writer.execute("COMMIT")
                 undo.pop_all()
                 self._under_way = None
-            if self._journal.look() > MOST_FRAMES:
-                with suppress(sqlite3.OperationalError):  # The change is on the disk, and the journal may wait.
-                    self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._shorten_journal()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -160,6 +158,12 @@ class Database:
             except FileNotFoundError:
                 continue
         return total
+
+    def _shorten_journal(self) -> None:
+        """Move a long journal into the file, as far as nobody reads it."""
+        if self._journal.look() > MOST_FRAMES:
+            with suppress(sqlite3.OperationalError):  # The change is on the disk, and the journal may wait.
+                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _undo(self) -> None:
         self._under_way = None

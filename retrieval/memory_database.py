@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from typing_extensions import override
@@ -36,24 +36,6 @@ class MemoryDatabase(Database):
 
     @override
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
-        """See ``Database.write``."""
-        with self.lock:
-            if self._under_way is not None:  # This thread's own, for it has the lock.
-                yield self._under_way
-                return
-            self._writer.execute("BEGIN")
-            with ExitStack() as undo:
-                undo.callback(self._undo)
-                (revision,) = self._writer.execute("UPDATE revision SET value = value + 1 RETURNING value").fetchone()
-                self._under_way = Transaction(self._writer, revision)
-                yield self._under_way
-                self._writer.execute("COMMIT")
-                undo.pop_all()
-                self._under_way = None
-
-    @override
-    @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """See ``Database.read``."""
         with self.lock:
@@ -73,3 +55,7 @@ class MemoryDatabase(Database):
         with self.lock:
             (num_pages,) = self._writer.execute("PRAGMA page_count").fetchone()
             return int(num_pages) * int(self._page_bytes)
+
+    @override
+    def _shorten_journal(self) -> None:
+        """There is none."""

@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,22 +103,12 @@ def _work(library: Library, tenant: str, document_id: str, progress: ReadingProg
     """Bring a document as far as it goes without the model. The work has a thread of its own, so that this one can
     show it and be interrupted."""
     stopping = threading.Event()
-    failure: list[BaseException] = []
-    worker = threading.Thread(target=_run, args=(library, document_id, stopping.is_set, failure), name="ingest")
-    worker.start()
-    try:
-        while worker.is_alive():
-            progress.show(library.get(tenant, document_id), place)
-            time.sleep(POLL_SECONDS)
-    finally:
-        stopping.set()
-        worker.join()
-    if failure:
-        raise failure[0]
-
-
-def _run(library: Library, document_id: str, stop: Callable[[], bool], failure: list[BaseException]) -> None:
-    try:
-        library.process(document_id, stop)
-    except Exception as error:  # noqa: BLE001 - raised again on the thread that waits
-        failure.append(error)
+    with ThreadPoolExecutor(1, "ingest") as worker:
+        work = worker.submit(library.process, document_id, stopping.is_set)
+        try:
+            while not work.done():
+                progress.show(library.get(tenant, document_id), place)
+                time.sleep(POLL_SECONDS)
+        finally:
+            stopping.set()
+        work.result()
