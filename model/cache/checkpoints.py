@@ -202,14 +202,6 @@ class Checkpoints:
                     return True
         return False
 
-    @property
-    def num_archived_protected(self) -> int:
-        """Blocks of the archive that stay whatever room is wanted: of named sessions that are not saved."""
-        protected = self._protected()
-        return len(
-            {number for each in self.kept() if id(each) in protected for number in each.archive_numbers if number >= 0}
-        )
-
     # Paths with names.
 
     def anchor(self, key: Hashable, tree: Hashable, token_ids: Sequence[int]) -> None:
