@@ -30,9 +30,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FIRES_SECONDS = 60.0
 ENDS_SECONDS = 60.0
-# All of a server that is small enough to be filled: one sequence with 4,096 tokens, a short queue, little for sessions.
+# All of a server that is small enough to be filled: one sequence with 4,096 tokens, a short queue, little for sessions,
+# and a disk on which their states find no room, or they would be saved before they are given up.
 SMALL = {"MAX_SEQUENCES": "1", "MAX_QUEUE": "2", "POLICY": "full", "MAX_CONTEXT_TOKENS": "4096",
-         "CHECKPOINT_SLOTS": "1", "SESSION_BYTES": "2000000", "READ_DOCUMENTS": "false"}  # fmt: skip
+         "CHECKPOINT_SLOTS": "1", "SESSION_BYTES": "2000000", "SESSION_DISK_BYTES": "1000000",
+         "READ_DOCUMENTS": "false"}  # fmt: skip
 STUBBORN = {"MAX_REQUEST_SECONDS": "1", "DRAIN_SECONDS": "300", "STALLED_READER_SECONDS": "300"}
 
 
