@@ -9,60 +9,26 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from fakes_server import serving
+from fakes_talk import MODEL, SECOND, THIRD, cached, first, say, server, story, text_of
 
 from model.cache.plan import MemoryPlan
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
-from server.app import create_app
-from server.metrics import Metrics
-from server.services import embedded_checkpoint, engine_config, load_services
+from server.services import embedded_checkpoint, engine_config
 from server.settings import Settings
 
-WORDS = "harbour winter lantern ledger orchard captain river market signal copper meadow teacher engine".split()
-STORY = " ".join(f"On day {day} the {WORDS[day % 13]} stood beside the {WORDS[day * 5 % 13]}." for day in range(40))
-FIRST = {"role": "user", "content": f"{STORY} What stood beside the lantern?"}
-SECOND = {"role": "user", "content": "And on which day was that?"}
-THIRD = {"role": "user", "content": "Name another one."}
-MODEL = "fano-reader"
+STORY = story(40)
+FIRST = first(40)
 
 
 def settings_of(data_dir: Path, **changes: Any) -> Settings:
     return Settings(data_dir=data_dir, dtype=changes.pop("dtype", "float32"), max_sequences=2, threads=2, **changes)
-
-
-@contextmanager
-def server(data_dir: Path, **changes: Any) -> Iterator[str]:
-    """A server of this process, with a model of its own; its URL."""
-    settings, metrics = settings_of(data_dir, **changes), Metrics()
-    with serving(create_app(settings, load_services(settings, metrics), metrics)) as url:
-        yield url
-
-
-def say(url: str, messages: list[dict[str, str]], session: str, **more: Any) -> dict[str, Any]:
-    fano = {"session": session, "documents": more.pop("fano_documents", [])}
-    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 12, "fano": fano}
-    reply = httpx.post(f"{url}/v1/chat/completions", json={**body, **more}, timeout=60)
-    assert reply.status_code == 200, reply.text
-    told: dict[str, Any] = reply.json()
-    return told
-
-
-def text_of(reply: dict[str, Any]) -> str:
-    text: str = reply["choices"][0]["message"]["content"]
-    return text
-
-
-def cached(reply: dict[str, Any]) -> int:
-    number: int = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return number
 
 
 def refusal(reply: httpx.Response) -> str:
@@ -75,10 +41,10 @@ KILLED = """
 import json, os, sys
 from pathlib import Path
 import httpx
-from fakes_server import serving
-from test_sessions_live import FIRST, SECOND, THIRD, say, server, text_of
+from fakes_talk import SECOND, THIRD, say, server, text_of
+from test_sessions_live import FIRST, settings_of
 
-with server(Path(sys.argv[1])) as url:
+with server(settings_of(Path(sys.argv[1]))) as url:
     first = say(url, [FIRST], "talk")
     turns = [FIRST, {"role": "assistant", "content": text_of(first)}, SECOND]
     second = say(url, turns, "talk")
@@ -116,7 +82,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def url(told: dict[str, Any]) -> Iterator[str]:
-    with server(told["data_dir"]) as url:
+    with server(settings_of(told["data_dir"])) as url:
         yield url
 
 
@@ -241,14 +207,14 @@ def test_what_was_made_otherwise_or_altered_is_refused(url: str, told: dict[str,
     copied = tmp_path / "data"
     shutil.copytree(told["data_dir"] / "sessions", copied / "sessions")
     largest = max((copied / "sessions" / "segments").rglob("*"), key=lambda path: path.stat().st_size)
-    with server(copied, dtype="bfloat16") as other:
+    with server(settings_of(copied, dtype="bfloat16")) as other:
         said = refusal(httpx.post(f"{other}/v1/sessions/talk/restore"))
         assert said.startswith("session_fingerprint: ")
         assert "dtype was 'float32' and is 'bfloat16'" in said and "FANO_DTYPE set to float32" in said
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    with server(copied) as same:
+    with server(settings_of(copied)) as same:
         codes = [
             refusal(reply).partition(":")[0]
             for each in httpx.get(f"{same}/v1/sessions").json()["data"]
