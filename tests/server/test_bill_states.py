@@ -108,7 +108,7 @@ class Running:
         assert host["embeddings"] == 4 * DIMENSION * vectors
         total = sum(host.values()) + sum(device.values())
         assert min(low, high) - (1 << 20) <= total <= max(low, high) + (1 << 20)
-        assert 0 < host["unaccounted"] < 2 << 30
+        assert host["unaccounted"] > 0  # the whole process of the tests is in it: no bound of a server's holds here
         assert by_pool["disk"] == _files(self.data_dir) | {"kv_archive": by_pool["disk"]["kv_archive"]}
         return samples
 
