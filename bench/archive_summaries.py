@@ -28,7 +28,7 @@ from bench.recall.tasks import Tasks, real_tasks, short_tasks
 from bench.throughput import describe_machine
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
-from server.prompt import document_question
+from server.answers.prompt import document_question
 from server.services import embedded_checkpoint
 
 TASKS = ("single", "questions")

@@ -49,9 +49,9 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 from retrieval.embedder import Embedder, HashEmbedder
 from retrieval.passage import Span
-from server.citations import Source
-from server.groundwork import nearest_reading
-from server.prompt import document_question
+from server.answers.citations import Source
+from server.answers.groundwork import nearest_reading
+from server.answers.prompt import document_question
 from server.services import embedded_checkpoint
 
 TASKS = ("lone", "one", "many 16", "named")

@@ -28,12 +28,12 @@ from typing import Any
 from bench.recall.intervals import wilson
 from model.config import EngineConfig
 from model.engine.loader import load_engine
-from server.bridge import EngineThread
-from server.doubt import Doubt
-from server.follow_up import entities, follows, standalone_query
-from server.gate import Reason, decide
-from server.inquiry import Inquiry, Sampling
-from server.prompt import Turn
+from server.answers.doubt import Doubt
+from server.answers.follow_up import entities, follows, standalone_query
+from server.answers.gate import Reason, decide
+from server.answers.inquiry import Inquiry, Sampling
+from server.answers.prompt import Turn
+from server.engine_thread.bridge import EngineThread
 from server.services import embedded_checkpoint
 
 SMALL_TALK = """thanks|Thank you very much!|ok|Okay, great.|hello|Hi there!|Good morning|bye|Cool, thanks a lot!|

@@ -23,9 +23,9 @@ from bench.peers import Child
 from bench.recall.archive import FIRST, TENANT, Archive
 from bench.recall.intervals import wilson
 from bench.recall.machine import describe, embedded_tokenizer, fano_command, open_embedder
-from server.citations import Source
-from server.groundwork import nearest_reading
-from server.prompt import NOT_FOUND, document_question
+from server.answers.citations import Source
+from server.answers.groundwork import nearest_reading
+from server.answers.prompt import NOT_FOUND, document_question
 from training.cases import normalised
 
 ARTICLES = 3

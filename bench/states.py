@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from retrieval.passage import DocumentStatus
-from server.answer_form import AnswerForm, AnswerStart, QuestionPlace
-from server.inquiry import AnswerDone, Inquiry, Sampling
+from server.answers.form import AnswerForm, AnswerStart, QuestionPlace
+from server.answers.inquiry import AnswerDone, Inquiry, Sampling
+from server.answers.prompt import Turn
+from server.documents.uploads import Upload
 from server.metrics import Metrics
-from server.prompt import Turn
 from server.services import Services, load_services
 from server.settings import Settings
-from server.uploads import Upload
 from training.cases import Case, interval, scores
 from training.corpus import data_directory, records
 

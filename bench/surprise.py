@@ -28,9 +28,9 @@ from model.policy import AttentionPolicy, PolicyName
 from retrieval.passage import FactKind, Span
 from retrieval.recognisers import recognise
 from retrieval.surprises import Surprise
-from server.reading import PIECE_TOKENS, document_ids
+from server.documents.reading import PIECE_TOKENS, document_ids
+from server.documents.surprise import Placement, SurpriseFinder
 from server.services import embedded_checkpoint
-from server.surprise import Placement, SurpriseFinder
 
 MARKED = re.compile(r"[@/_.]|(?<=[a-z])[A-Z]|^[A-Z]{2,}$")
 SENTENCE_START = re.compile(r"(?:^|[.!?:\n\"“])\s*$")

@@ -1,6 +1,6 @@
 """The console script ``fano``, also as ``python -m server``."""
 
-from server.cli import app
+from server.commands.cli import app
 
 
 def main() -> None:

@@ -12,15 +12,15 @@ from importlib.metadata import version
 import anyio.to_thread
 from fastapi import FastAPI
 
-from server.api_document import DocumentedApp
-from server.api_words import TAGS
 from server.dependencies import AppState
-from server.errors import install_error_handlers
+from server.error_table import install_error_handlers
 from server.logs import log_event
 from server.measures.stage_collector import StageCollector
 from server.metrics import Metrics
 from server.middleware import BodyLimit, LocalOnly, RequestScope
 from server.readiness import Readiness
+from server.reference.document import DocumentedApp
+from server.reference.words import TAGS
 from server.routes import (
     answers,
     bill,

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disa
 
 from model.engine.request import RequestUsage, TokenEvent
 from model.engine.stats import EngineStats
-from server.errors import own_faults
+from server.error_table import own_faults
 from server.measures import documents, requests
 from server.measures.exposition import exposition
 
@@ -64,7 +64,7 @@ class Metrics:
 
     def retrieved(self, decision: str, reason: str, seconds: dict[str, float], num_passages: int = 0) -> None:
         """A question was decided about: ``retrieved``, ``nothing`` or ``skipped``, for a reason of
-        ``server.gate.Reason``; ``seconds`` by stage of the search."""
+        ``server.answers.gate.Reason``; ``seconds`` by stage of the search."""
         if decision != "skipped":
             self._passages.observe(num_passages)
         self._retrievals.labels(decision, reason).inc()

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyTooLarge, HostRefused, respond
+from server.error_table import respond
+from server.errors import BodyTooLarge, HostRefused
 from server.logs import log_event
 from server.readiness import Readiness
 from server.settings import is_loopback

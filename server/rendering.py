@@ -2,8 +2,8 @@
 
 from model.policy import AttentionPolicy, PolicyName
 from retrieval.passage import Document
-from server.citations import Citation, Source
-from server.inquiry import AnswerDone, AnswerProgress, ServedModel
+from server.answers.citations import Citation, Source
+from server.answers.inquiry import AnswerDone, AnswerProgress, ServedModel
 from server.schemas import (
     AnswerView,
     ArchiveBytes,

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from server.inquiry import Sampling
+from server.answers.inquiry import Sampling
 from server.schemas import Text, WireModel
 
 MAX_CHOICES = 128

@@ -15,25 +15,28 @@ import anyio.to_thread
 from model.engine.stats import EngineStats
 from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy, PolicyName
-from server.answering import Answering
-from server.bill import Bookkeeper
-from server.bridge import EngineThread
-from server.completing import Completing
-from server.embeddings import Embeddings
-from server.erasing import Eraser
+from server.answers.answering import Answering
+from server.answers.inquiry import Limits, ServedModel
+from server.answers.prompt import ChatTokenizer
+from server.bills.bill import Bookkeeper
+from server.bills.forecast import Forecaster
+from server.chat.grammar import Grammars
+from server.completions.completing import Completing
+from server.documents.erasing import Eraser
+from server.documents.ingesting import Ingestor
+from server.documents.reading import Reader
+from server.documents.uploads import SPOOL_PREFIX
+from server.embeddings.embedding import Embeddings
+from server.engine_thread.bridge import EngineThread
+from server.engine_thread.stepped import SteppedEngine
 from server.files.chunking import Cutter
 from server.files.files import Files
-from server.forecast import Forecaster
-from server.grammar import Grammars
-from server.ingesting import Ingestor
-from server.inquiry import Limits, ServedModel
 from server.logs import log_event
-from server.long_prompt import LongPrompts
+from server.long_prompts.long_prompt import LongPrompts
+from server.long_prompts.pace import ReadingPace
+from server.long_prompts.stream_rule import StreamRule
 from server.measures.bill_collector import BillCollector
 from server.metrics import Metrics
-from server.pace import ReadingPace
-from server.prompt import ChatTokenizer
-from server.reading import Reader
 from server.responses.background import Background
 from server.responses.conversations import Conversations
 from server.responses.store import ResponseStore
@@ -41,9 +44,6 @@ from server.sessions.book import open_book
 from server.sessions.traces import Traces
 from server.sessions.vault import Vault
 from server.settings import Settings
-from server.stepped import SteppedEngine
-from server.stream_rule import StreamRule
-from server.uploads import SPOOL_PREFIX
 
 if TYPE_CHECKING:
     from model.config import EngineConfig, ModelConfig

@@ -14,7 +14,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from model.policy import BLOCK_TOKENS
 from model.tiles import MOST_SELECTED
-from server.answer_form import BEST_FORM
+from server.answers.form import BEST_FORM
 
 PREFIX = "FANO_"
 # Where containers find their secrets: a file of a setting's name, FANO_API_KEY in any case, holds its value.

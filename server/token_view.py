@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from model.engine.request import TokenLogprob
-from server.prompt import ChatTokenizer
+from server.answers.prompt import ChatTokenizer
 
 # JSON has no infinity; this stands for a token that cannot come, as it does at OpenAI.
 LEAST_LOGPROB = -9999.0

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from model.engine.request import GenerationRequest, SamplingParams, TokenEvent
-from server.bridge import EventStream
+from server.engine_thread.bridge import EventStream
 
 
 def request(request_id: str = "a") -> GenerationRequest:

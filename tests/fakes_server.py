@@ -20,9 +20,9 @@ from model.config import EngineConfig, ModelConfig, ReadingUnit
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 from retrieval.embedder import HashEmbedder
+from server.answers.inquiry import ServedModel
 from server.app import create_app
-from server.forecast import Forecaster
-from server.inquiry import ServedModel
+from server.bills.forecast import Forecaster
 from server.metrics import Metrics
 from server.services import Services, embedded_checkpoint
 from server.settings import Settings

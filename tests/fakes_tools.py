@@ -15,9 +15,9 @@ from fastapi import FastAPI
 from model.config import EngineConfig, ModelConfig
 from model.kernels import REFERENCE
 from model.tokenizer import Tokenizer
+from server.answers.inquiry import ServedModel
 from server.app import create_app
-from server.forecast import Forecaster
-from server.inquiry import ServedModel
+from server.bills.forecast import Forecaster
 from server.metrics import Metrics
 from server.services import Services, embedded_checkpoint
 from server.settings import Settings

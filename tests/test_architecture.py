@@ -22,8 +22,8 @@ WITHOUT_TORCH = [
     "retrieval.search",
     "retrieval.store",
     "server.app",
-    "server.bridge",
-    "server.cli",
+    "server.engine_thread.bridge",
+    "server.commands.cli",
     "server.services",
     "server.sessions.vault",
 ]

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from bench.peers.servers import Child
 from bench.pictures.load import Load
-from server.live_reading import look
-from server.top import picture
+from server.commands.live_reading import look
+from server.commands.top import picture
 
 COLUMNS = 80
 # Pixels of one cell as rich draws it, and of the frame around all of them.

@@ -14,7 +14,7 @@ from model.engine.engine import Engine
 from model.engine.loader import choose_dtype, load_engine
 from model.engine.request import GenerationRequest, SamplingParams
 from model.policy import AttentionPolicy, PolicyName
-from server.prompt import document_question
+from server.answers.prompt import document_question
 from server.services import embedded_checkpoint
 
 READ_TASKS = ("single", "uuids", "lone")

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from retrieval.cutting import pieces_of
 from retrieval.passage import Cutting, Span
-from server.errors import RequestInvalid, invalid_fields
+from server.errors import RequestInvalid
 from server.files.schemas import AutoChunking, StaticChunking
+from server.invalid_fields import invalid_fields
 
 if TYPE_CHECKING:
     from model.tokenizer import Encoding

@@ -11,7 +11,8 @@ import anyio.to_thread
 
 from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.passage import Cutting, DocumentStatus, Passage, Span
-from server.erasing import Eraser
+from server.documents.erasing import Eraser
+from server.documents.ingesting import Ingestor
 from server.errors import DeletionUnfinished
 from server.files.chunking import Cutter
 from server.files.database import FilesDatabase
@@ -23,7 +24,6 @@ from server.files.membership import Membership
 from server.files.nouns import FileStatus, Hit, RankingOptions, StoreDocument
 from server.files.store_table import StoreTable
 from server.files.upload_table import UploadTable
-from server.ingesting import Ingestor
 from server.sessions.errors import SessionError
 from server.sessions.refusals import DocumentInUse, SessionBusy
 

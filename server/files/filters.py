@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationError
 
-from server.errors import RequestInvalid, invalid_fields
+from server.errors import RequestInvalid
 from server.files.nouns import Attributes, AttributeValue
+from server.invalid_fields import invalid_fields
 from server.schemas import Text, WireModel
 
 # Nested deeper, or wider, a filter is no question about sixteen attributes any more.

@@ -12,13 +12,13 @@ import anyio.to_thread
 
 from retrieval.errors import RetrievalError, UnknownDocument
 from retrieval.passage import Document, DocumentStatus
+from server.documents.ingesting import Ingestor
+from server.documents.uploads import Upload
 from server.errors import StorageFull
 from server.files.chunking import Cutter
 from server.files.file_table import FileTable
 from server.files.membership import Membership
 from server.files.nouns import StoredFile
-from server.ingesting import Ingestor
-from server.uploads import Upload
 
 if TYPE_CHECKING:
     from retrieval.library import Library

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retrieval.blobs import COPY_BYTES
+from server.documents.uploads import HEAD_BYTES, SPOOL_PREFIX
 from server.errors import RequestInvalid
 from server.files.database import FilesDatabase, full_disk_told
 from server.files.errors import UnknownPart, UnknownUpload, UploadMismatch, UploadNotPending
 from server.files.file_table import FileTable, new_id
 from server.files.nouns import NewFile, Part, StoredFile, Upload, UploadStatus
-from server.uploads import HEAD_BYTES, SPOOL_PREFIX
 
 # As OpenAI's.
 UPLOAD_SECONDS = 3600

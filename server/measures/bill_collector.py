@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from model.cache.available import available_bytes
 from model.engine.stats import EngineStats
-from server.bill import Bookkeeper, MemoryBill
+from server.bills.bill import Bookkeeper, MemoryBill
 from server.measures import documents, memory, process, requests
 from server.metrics import Metrics
 from server.settings import Settings

@@ -1,7 +1,7 @@
 """Documents: what was decided about questions, how long the search took, and how far the index is behind."""
 
 from retrieval.passage import DocumentStatus
-from server.gate import Reason
+from server.answers.gate import Reason
 from server.measures.measure import Kind, Measure
 
 # In the order of the search; total is all of them and what lies between.

@@ -1,7 +1,7 @@
 """Memory, disk and sessions: the bill, by pool and tier."""
 
 from model.engine.stats import ARCHIVE_POOLS, POOL_NAMES
-from server.bill import TIERS
+from server.bills.bill import TIERS
 from server.measures.measure import Kind, Measure
 
 HOST_POOLS = (*ARCHIVE_POOLS, "index", "embeddings", "sessions", "prompts", "unaccounted")

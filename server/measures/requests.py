@@ -1,7 +1,7 @@
 """Requests: how many, how fast, what each of them held, and what was refused."""
 
 from model.cache.place import Place
-from server.errors import refusal_codes
+from server.error_table import refusal_codes
 from server.measures.measure import (
     CONTEXT_TOKENS,
     INFORMATION_BITS,

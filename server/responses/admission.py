@@ -10,15 +10,15 @@ import anyio.to_thread
 from starlette.requests import Request
 
 from model.errors import PromptTooLong
-from server.chat_fields import FieldRefused
-from server.delivery import while_connected
+from server.answers.gate import decide
+from server.answers.inquiry import Inquiry
+from server.answers.replies import Answer
+from server.chat.fields import FieldRefused
+from server.chat.tooling import untaught, with_functions
+from server.documents.inline_files import inline_document
 from server.errors import UnknownModel
 from server.files.errors import FilesError
 from server.files.nouns import StoreDocument
-from server.gate import decide
-from server.inline_files import inline_document
-from server.inquiry import Inquiry
-from server.replies import Answer
 from server.responses.conversations import Claim
 from server.responses.events import ResponseEvents
 from server.responses.inquiry import Asked, conversation, response_inquiry, shortened
@@ -29,7 +29,7 @@ from server.services import Services
 from server.sessions.errors import SessionDamaged, SessionError
 from server.sessions.refusals import SessionBusy, SessionFingerprint, SessionPolicy
 from server.settings import Settings
-from server.tooling import untaught, with_functions
+from server.streams.delivery import while_connected
 
 # The session is there and cannot be gone on with: what was said is read again.
 UNUSABLE = (SessionDamaged, SessionFingerprint, SessionPolicy, SessionBusy)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
-from server.errors import is_known
+from server.error_table import is_known
 from server.responses.events import Event, ResponseEvents
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from typing import Any
 
 from model.engine.request import FinishReason
-from server.citations import Citation
-from server.errors import envelope, row_of
-from server.inquiry import AnswerDone, AnswerText
-from server.prompt import ChatTokenizer
-from server.replies import Answer
+from server.answers.citations import Citation
+from server.answers.inquiry import AnswerDone, AnswerText
+from server.answers.prompt import ChatTokenizer
+from server.answers.replies import Answer
+from server.error_table import envelope, row_of
 from server.responses.errors import ResponseNotStored
 from server.responses.output import Output, Told
 from server.responses.shape import FileSearch, ResponseShape, included

@@ -6,7 +6,7 @@ nothing.
 
 from collections.abc import Mapping
 
-from server.chat_fields import HONOURED, WHERE_TAUGHT, ChatField, Treatment
+from server.chat.fields import HONOURED, WHERE_TAUGHT, ChatField, Treatment
 
 
 def _neutral(reason: str) -> ChatField:

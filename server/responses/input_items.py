@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from server.chat_fields import FieldRefused, without_idle_fields
-from server.prompt import Turn
+from server.answers.prompt import Turn
+from server.chat.fields import FieldRefused, without_idle_fields
+from server.chat.tool_schema import CalledFunction, FunctionName
 from server.responses.fields import (
     FUNCTION_CALL_FIELDS,
     FUNCTION_OUTPUT_FIELDS,
@@ -20,7 +21,6 @@ from server.responses.fields import (
 )
 from server.responses.items import call_view, new_id
 from server.schemas import Text, WireModel, carried_by_utf8
-from server.tool_schema import CalledFunction, FunctionName
 
 Role = Literal["user", "assistant", "system", "developer"]
 TEXT_TYPES = ("input_text", "output_text")

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.errors import PromptTooLong
-from server.answer_form import answer_form
-from server.chat_inquiry import OF_DOCUMENTS
+from server.answers.form import answer_form
+from server.answers.inquiry import GivenFact, Inquiry, Sampling, ServedModel
+from server.answers.prompt import ChatTokenizer, Turn, build_chat
+from server.answers.within import asked_parts, whole_start
+from server.chat.inquiry import OF_DOCUMENTS
 from server.errors import RequestInvalid
 from server.files.files import cuttings_of
 from server.files.nouns import StoreDocument
-from server.inquiry import GivenFact, Inquiry, Sampling, ServedModel
-from server.prompt import ChatTokenizer, Turn, build_chat
 from server.responses.input_items import turns_of
 from server.responses.schema import ResponseInput, ResponseRequest
 from server.responses.store import StoredResponse
 from server.schemas import Recall
 from server.settings import Settings
-from server.within import asked_parts, whole_start
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.engine.request import TokenLogprob
-from server.inquiry import AnswerText
+from server.answers.inquiry import AnswerText
+from server.chat.tool_calls import CallArguments, CallBegins, CallReader, Piece
 from server.responses.items import call_view, new_id
 from server.responses.shape import token_views
 from server.token_view import TokenView
-from server.tool_calls import CallArguments, CallBegins, CallReader, Piece
 
 # A kind of event, and its fields.
 Told = tuple[str, dict[str, Any]]

@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from server.chat_fields import ChatField, FieldRefused, without_idle_fields
-from server.chat_schema import FanoOptions
+from server.chat.fields import ChatField, FieldRefused, without_idle_fields
+from server.chat.response_format import ANY_OBJECT
+from server.chat.schema import FanoOptions
+from server.chat.tooling import Functions
 from server.errors import RequestInvalid
-from server.response_format import ANY_OBJECT
 from server.responses.fields import COUNT_FIELDS, INCLUDED, NEVER_OCCURS, RESPONSE_FIELDS, TEXT_FIELDS, TOOLS_REFUSED
 from server.responses.input_items import Items, input_items
 from server.responses.tools import ALLOWED, MOST_TOOLS, AnyTool, FileSearchTool, FunctionTool, tool_choice, tools
 from server.sampling_schema import NumLogprobs
 from server.schemas import Text, WireModel, carried_by_utf8
-from server.tooling import Functions
 
 ResponseId = Annotated[Text, StringConstraints(min_length=1, max_length=128)]
 Metadata = Annotated[

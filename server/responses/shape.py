@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.engine.request import TokenLogprob
-from server.citations import Citation, Source
+from server.answers.citations import Citation, Source
+from server.answers.inquiry import AnswerDone, ServedModel
 from server.files.nouns import StoreDocument
-from server.inquiry import AnswerDone, ServedModel
 from server.rendering import usage_view
 from server.responses.items import new_id
 from server.responses.schema import ResponseRequest

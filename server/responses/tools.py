@@ -4,12 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from server.chat_fields import FieldRefused, without_idle_fields
-from server.errors import RequestInvalid, invalid_fields
+from server.chat.fields import FieldRefused, without_idle_fields
+from server.chat.tool_schema import MAX_TOOLS, FunctionName, FunctionSpec
+from server.errors import RequestInvalid
 from server.files.filters import parse_filter
+from server.invalid_fields import invalid_fields
 from server.responses.fields import FILE_SEARCH_FIELDS, FUNCTION_FIELDS, RANKING_FIELDS, TOOLS_REFUSED
 from server.schemas import Text, WireModel
-from server.tool_schema import MAX_TOOLS, FunctionName, FunctionSpec
 
 MOST_TOOLS = MAX_TOOLS
 MAX_STORES = 64

@@ -6,19 +6,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
-from server.answer_form import answer_form
-from server.citations import Citation
-from server.delivery import whole_answer, with_error_event
+from server.answers.citations import Citation
+from server.answers.form import answer_form
+from server.answers.inquiry import AnswerDone, AnswerText, GivenFact, Inquiry, Sampling, ServedModel
+from server.answers.prompt import Turn
+from server.answers.replies import Answer
+from server.answers.schema import DocumentQuestion, Question
+from server.answers.within import asked_parts, whole_start
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.inquiry import AnswerDone, AnswerText, GivenFact, Inquiry, Sampling, ServedModel
-from server.prompt import Turn
-from server.question_schema import DocumentQuestion, Question
 from server.rendering import answer_view, citation_view, source_view
-from server.replies import Answer
 from server.schemas import STREAMED, AnswerView, error_responses
 from server.settings import Settings
-from server.sse import EventStreamResponse, event
-from server.within import asked_parts, whole_start
+from server.streams.delivery import whole_answer, with_error_event
+from server.streams.sse import EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["answers"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends
 
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import EngineStopped
-from server.bill_schema import BillView, ForecastView, PlanRequest, ReadingForecast, bill_view, forecast_view
-from server.chat_inquiry import chat_inquiry
-from server.chat_schema import ChatMessage, ChatRequest
+from server.answers.groundwork import is_unanswerable
+from server.bills.schema import BillView, ForecastView, PlanRequest, ReadingForecast, bill_view, forecast_view
+from server.chat.inquiry import chat_inquiry
+from server.chat.schema import ChatMessage, ChatRequest
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep, watcher
 from server.errors import NotReady, UnknownModel
-from server.groundwork import is_unanswerable
 from server.schemas import error_responses
 from server.services import Services
 from server.sessions.manifest import SavedCheckpoint

@@ -9,22 +9,23 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
-from server.chat_files import chat_files
-from server.chat_inquiry import chat_inquiry
-from server.chat_schema import ChatRequest
-from server.chat_shape import ChatShape
-from server.citations import Citation
-from server.delivery import while_connected, whole_answer, with_error_event
+from server.answers.citations import Citation
+from server.answers.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone
+from server.answers.replies import Answer
+from server.chat.files import chat_files
+from server.chat.inquiry import chat_inquiry
+from server.chat.schema import ChatRequest
+from server.chat.shape import ChatShape
+from server.chat.tooling import with_tools
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.errors import UnknownModel, envelope
-from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone
-from server.patience import patient_stream
-from server.replies import Answer
+from server.error_table import envelope
+from server.errors import UnknownModel
 from server.schemas import STREAMED, error_responses
 from server.services import Services
 from server.settings import Settings
-from server.sse import DONE, EventStreamResponse, event
-from server.tooling import with_tools
+from server.streams.delivery import while_connected, whole_answer, with_error_event
+from server.streams.patience import patient_stream
+from server.streams.sse import DONE, EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
 

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from model.engine.request import TokenLogprob
-from server.completing import Continuation, together
-from server.completion_schema import CompletionRequest
-from server.completion_shape import CompletionShape
-from server.delivery import Logprobs, while_connected, with_error_event
+from server.answers.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone, Inquiry
+from server.completions.completing import Continuation, together
+from server.completions.schema import CompletionRequest
+from server.completions.shape import CompletionShape
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
 from server.errors import UnknownModel
-from server.inquiry import AnswerDone, AnswerProgress, AnswerText, ChoiceDone, Inquiry
 from server.schemas import error_responses
-from server.sse import DONE, EventStreamResponse, event
+from server.streams.delivery import Logprobs, while_connected, with_error_event
+from server.streams.sse import DONE, EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["completions"], responses=error_responses(400, 401, 404, 413, 429, 503, 504))
 

@@ -16,7 +16,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from server.dependencies import StateDep, watcher
-from server.errors import KeyRefused, KeysUnknown, row_of
+from server.error_table import row_of
+from server.errors import KeyRefused, KeysUnknown
 from server.schemas import error_responses
 
 PAGE = "index.html"

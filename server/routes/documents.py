@@ -13,8 +13,11 @@ from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.parsers import supported_media_type
 from retrieval.passage import Document, DocumentStatus
 from server.dependencies import ServicesDep, StateDep, TenantDep
-from server.errors import RequestInvalid, envelope, invalid_fields
-from server.forms import spooled_file
+from server.documents.forms import spooled_file
+from server.documents.uploads import SizeLimit, Upload, clean_name, read_body, spooled_text
+from server.error_table import envelope
+from server.errors import RequestInvalid
+from server.invalid_fields import invalid_fields
 from server.readiness import Stage
 from server.rendering import document_view
 from server.schemas import (
@@ -26,8 +29,7 @@ from server.schemas import (
     error_responses,
 )
 from server.services import Services
-from server.sse import EventStreamResponse, event
-from server.uploads import SizeLimit, Upload, clean_name, read_body, spooled_text
+from server.streams.sse import EventStreamResponse, event
 
 UPLOAD_PATH = "/v1/documents"
 POLL_SECONDS = 0.2

@@ -3,11 +3,11 @@
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
-from server.delivery import while_connected
 from server.dependencies import ServicesDep
-from server.embedding_schema import EmbeddingRequest
-from server.embeddings import Embedded, embedding_json
+from server.embeddings.embedding import Embedded, embedding_json
+from server.embeddings.schema import EmbeddingRequest
 from server.schemas import error_responses
+from server.streams.delivery import while_connected
 
 router = APIRouter(prefix="/v1", tags=["embeddings"], responses=error_responses(400, 401, 404, 413, 503))
 

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse
 from retrieval.errors import DocumentNotReady
 from retrieval.passage import Span
 from server.dependencies import ServicesDep, TenantDep
+from server.documents.fact_schema import EvidenceView, FactDeleted, FactList, FactQuery, FactView, Pin
 from server.errors import RequestInvalid
-from server.fact_schema import EvidenceView, FactDeleted, FactList, FactQuery, FactView, Pin
 from server.schemas import error_responses
 
 if TYPE_CHECKING:

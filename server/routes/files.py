@@ -11,16 +11,17 @@ from starlette.responses import FileResponse
 from retrieval.errors import UnsupportedMediaType
 from retrieval.parsers import supported_media_type
 from server.dependencies import ServicesDep, StateDep, TenantDep
-from server.errors import RequestInvalid, invalid_fields
+from server.documents.forms import received_form
+from server.documents.uploads import SizeLimit
+from server.errors import RequestInvalid
 from server.files.database import Window
 from server.files.errors import UnknownFile
 from server.files.nouns import NewFile
 from server.files.schemas import PURPOSES, FileDeleted, FileExpiry, FileObject, FileQuery
 from server.files.views import file_view
-from server.forms import received_form
+from server.invalid_fields import invalid_fields
 from server.pages import ListPage, list_page
 from server.schemas import error_responses
-from server.uploads import SizeLimit
 
 FILES_PATH = "/v1/files"
 BATCH_SECONDS = 2_592_000  # as OpenAI keeps files of this purpose that name no time of their own

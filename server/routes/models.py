@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 from fastapi import APIRouter
 
-from server.chat_schema import PolicyOptions
+from server.answers.inquiry import ServedModel
+from server.chat.schema import PolicyOptions
 from server.dependencies import ServicesDep
 from server.errors import UnknownModel
-from server.inquiry import ServedModel
 from server.rendering import policy_view
 from server.schemas import Recall, error_responses
 from server.services import Services

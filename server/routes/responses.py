@@ -9,12 +9,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
-from server.chat_fields import FieldRefused
-from server.delivery import while_connected
+from server.chat.fields import FieldRefused
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep
-from server.errors import RequestInvalid, envelope, is_known
+from server.error_table import envelope, is_known
+from server.errors import RequestInvalid
 from server.pages import CursorQuery, ListPage, list_page
-from server.patience import patient_stream
 from server.responses.admission import Admission
 from server.responses.background import Running
 from server.responses.errors import NotCancellable
@@ -22,7 +21,9 @@ from server.responses.events import ResponseEvents
 from server.responses.schema import CountRequest, Include, ResponseRequest
 from server.responses.shape import included
 from server.schemas import STREAMED, error_responses
-from server.sse import EventStreamResponse, event
+from server.streams.delivery import while_connected
+from server.streams.patience import patient_stream
+from server.streams.sse import EventStreamResponse, event
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 
 from server.dependencies import ServicesDep, StateDep, TenantDep
+from server.documents.forms import received_form
+from server.documents.uploads import SizeLimit, clean_name
 from server.files.nouns import NewFile, Upload
 from server.files.upload_schemas import CompleteUpload, NewUpload, PartObject, UploadObject
 from server.files.upload_table import PART_BYTES
 from server.files.views import part_view, upload_view
-from server.forms import received_form
 from server.routes.files import describe
 from server.schemas import error_responses
-from server.uploads import SizeLimit, clean_name
 
 PARTS_PATH = re.compile(r"/v1/uploads/[^/]*/parts")
 

@@ -15,9 +15,9 @@ import anyio.to_thread
 
 from model.errors import EngineDraining, EngineStopped, ModelError
 from model.policy import AttentionPolicy
-from server.bill import TIERS, SessionStats
-from server.bridge import EngineThread
-from server.conversation import History, PartTokenizer
+from server.bills.bill import TIERS, SessionStats
+from server.chat.conversation import History, PartTokenizer
+from server.engine_thread.bridge import EngineThread
 from server.logs import log_event
 from server.sessions.errors import SessionError, SessionExists, UnknownSession
 from server.sessions.manifest import SavedCheckpoint

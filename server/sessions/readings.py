@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import anyio.to_thread
 
 from model.policy import AttentionPolicy
-from server.conversation import History
+from server.chat.conversation import History
 from server.sessions.errors import SessionDamaged
 from server.sessions.refusals import DocumentInUse
 from server.sessions.register import DOCUMENT_PREFIX, RESPONSE_PREFIX, Register

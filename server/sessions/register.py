@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from model.policy import AttentionPolicy, PolicyName
-from server.conversation import History
+from server.chat.conversation import History
 from server.sessions.errors import UnknownSession
 from server.sessions.manifest import Manifest
 from server.sessions.refusals import SessionBusy

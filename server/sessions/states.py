@@ -11,14 +11,14 @@ import anyio.to_thread
 from model.engine.request import GenerationRequest, Keep, SamplingParams
 from model.errors import ArchiveFull, HostBudgetExceeded
 from model.policy import AttentionPolicy
-from server.bridge import EngineThread
-from server.conversation import History, PartTokenizer
+from server.chat.conversation import History, PartTokenizer
+from server.engine_thread.bridge import EngineThread
+from server.engine_thread.stepped import Holding, SteppedEngine
 from server.sessions.errors import SegmentDamaged, SessionDamaged
 from server.sessions.manifest import Manifest, SavedCheckpoint
 from server.sessions.refusals import SessionFingerprint
 from server.sessions.register import Session
 from server.sessions.vault import Vault
-from server.stepped import Holding, SteppedEngine
 
 if TYPE_CHECKING:
     from model.cache.snapshot import Snapshot

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.policy import AttentionPolicy
-from server.bridge import EngineThread
+from server.engine_thread.bridge import EngineThread
 
 MOST_PROMPTS = 64
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import anyio.to_thread
 
 from model.policy import AttentionPolicy
-from server.conversation import History
+from server.chat.conversation import History
 from server.sessions.errors import SessionDamaged
 from server.sessions.manifest import key_of
 from server.sessions.register import Register, Session

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS, ChatField, Treatment
-from server.completion_schema import COMPLETION_FIELDS
-from server.embedding_schema import EMBEDDING_FIELDS
+from server.chat.fields import CHAT_FIELDS, MESSAGE_FIELDS, ChatField, Treatment
+from server.completions.schema import COMPLETION_FIELDS
+from server.embeddings.schema import EMBEDDING_FIELDS
 from server.responses import fields as responses
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "api.md"

@@ -10,7 +10,7 @@ from fakes_engine import FakeEngine, write_tokenizer
 from fakes_server import World, WorldMaker, make_world, open_client
 
 from model.tokenizer import Tokenizer
-from server.bridge import EngineThread
+from server.engine_thread.bridge import EngineThread
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import model.errors
 import retrieval.errors
 from model.errors import ModelError, RequestRefused
 from retrieval.errors import RetrievalError
-from server.errors import TABLE, envelope, row_of
+from server.error_table import TABLE, envelope, row_of
 
 # Raised while loading or inside the library, never by a request.
 NOT_OVER_HTTP = {

@@ -164,7 +164,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(url: str, world: World) -> Non
 DRAIN = """
 import json, os, sys, threading, time
 from pathlib import Path
-import server.app, server.serving
+import server.app, server.commands.serve
 from fakes_engine import write_tokenizer
 from fakes_server import make_world
 from model.tokenizer import Tokenizer
@@ -174,17 +174,17 @@ data = Path(sys.argv[1])
 world = make_world(data, Tokenizer(write_tokenizer(data / "tokenizer")), port=0, drain_seconds=float(sys.argv[2]))
 world.engine.enqueue("one two three")
 world.engine.stall()
-server.serving.create_app = lambda settings: world.app
-bind = server.serving.bind
+server.commands.serve.create_app = lambda settings: world.app
+bind = server.commands.serve.bind
 
 def told(host, port):
     listener = bind(host, port)
     print(listener.getsockname()[1], flush=True)
     return listener
 
-server.serving.bind = told
+server.commands.serve.bind = told
 threading.Thread(target=lambda: (sys.stdin.readline(), world.engine.go_on()), daemon=True).start()
-sys.exit(server.serving.serve(world.settings))
+sys.exit(server.commands.serve.serve(world.settings))
 """
 
 

@@ -10,7 +10,7 @@ from fakes_server import EMBEDDER, MODEL, World, serving
 from model.engine.request import FinishReason
 from model.errors import GenerationFailed, PromptTooLong, QueueFull
 from model.tokenizer import Tokenizer
-from server.chat_schema import PolicyOptions
+from server.chat.schema import PolicyOptions
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 HELLO: Any = [{"role": "user", "content": "Hello"}]

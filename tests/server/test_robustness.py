@@ -8,7 +8,7 @@ from fakes_server import MODEL, WorldMaker, open_client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.chat_fields import CHAT_FIELDS, MESSAGE_FIELDS
+from server.chat.fields import CHAT_FIELDS, MESSAGE_FIELDS
 
 SCALARS = (
     st.none()

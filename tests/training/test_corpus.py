@@ -131,7 +131,7 @@ def test_an_answer_at_the_begin_of_its_context_is_read_there_and_not_before(ship
 
 
 def test_readings_have_the_servers_prompt_format_and_point_at_what_is_copied(shipped):
-    from server.prompt import document_question
+    from server.answers.prompt import document_question
 
     readings = Readings(contexts(Encoder(shipped)), Encoder(shipped), 3, longest=1500)
     kinds = set()

@@ -171,7 +171,7 @@ def test_a_cut_context_still_holds_its_answer():
 
 
 def test_the_prompt_is_the_servers(directory):
-    from server.prompt import document_question
+    from server.answers.prompt import document_question
     from training.evaluate import prompt
     from training.examples import Encoder
 

@@ -24,7 +24,7 @@ from openai.types.responses.file_search_tool_param import RankingOptions
 from openai.types.responses.response_input_item_param import FunctionCallOutput, Message, ResponseInputItemParam
 from pydantic import ValidationError
 
-from server.chat_fields import ChatField, FieldRefused, Treatment, without_idle_fields
+from server.chat.fields import ChatField, FieldRefused, Treatment, without_idle_fields
 from server.errors import RequestInvalid
 from server.responses import fields
 from server.responses.input_items import ContentPart, InputItem

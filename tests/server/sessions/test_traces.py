@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from fakes_engine import WINDOW, FakeEngine
 
-from server.bridge import EngineThread
+from server.engine_thread.bridge import EngineThread
 from server.sessions.traces import Trace, Traces
 
 TREE = ("acme", WINDOW)

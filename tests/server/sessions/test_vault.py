@@ -28,7 +28,7 @@ from fakes_vault import (
     tokens,
 )
 
-from server.errors import row_of
+from server.error_table import row_of
 from server.sessions import manifest as manifests
 from server.sessions.errors import (
     ManifestTooNew,

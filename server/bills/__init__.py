@@ -1,0 +1,1 @@
+"""The memory bill: of this moment, and of a request before it runs."""

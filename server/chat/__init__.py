@@ -1,0 +1,1 @@
+"""Chat completions: schema, fields, functions, forms of a reply, and the objects on the wire."""

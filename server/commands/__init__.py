@@ -1,0 +1,1 @@
+"""What ``fano`` does from a shell."""

@@ -1,0 +1,1 @@
+"""Documents on their way in, being read, and out again."""

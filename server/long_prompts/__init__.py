@@ -1,0 +1,1 @@
+"""Prompts that are longer than the window: read whole, with what they ask for put before the question."""

@@ -1,0 +1,1 @@
+"""How answers reach the client: whole, or as server-sent events."""
