@@ -1,11 +1,6 @@
 """The main job with real parts: the server as a process, the embedded checkpoint, the official client."""
 
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +9,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from fakes_process import Server
 
 WORDS = "harbour winter lantern ledger orchard captain river market signal copper meadow teacher engine".split()
 NEEDLE = "The custodian of the northern archive is Wilhelmina Thackeray-Oduya."
@@ -28,65 +24,6 @@ def story(num_sentences: int, seed: int) -> str:
         a, b, c = rng.sample(WORDS, 3)
         sentences.append(f"On day {number} the {a} stood beside the {b} and nobody spoke of the {c}.")
     return " ".join(sentences)
-
-
-class Server:
-    """One `fano serve` process on a free port."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = data_dir.parent / f"{data_dir.name}.log"
-
-    def start(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("FANO_")}
-        command = [sys.executable, "-m", "server", "serve", "--port", str(self.port), "--data-dir", str(self.data_dir)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(f"not ready in time:\n{self.log.read_text()}")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-    def metric(self, name: str) -> float:
-        """Sum of all samples of a metric."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
-
-    def post(self, name: str, text: str) -> str:
-        files = {"file": (name, text.encode(), "text/plain")}
-        response = httpx.post(f"{self.url}/v1/documents", files=files, timeout=60)
-        assert response.status_code == 202, response.text
-        identifier = response.json()["id"]
-        assert isinstance(identifier, str)
-        return identifier
-
-    def wait(self, document_id: str, key: str) -> dict[str, object]:
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            document: dict[str, object] = httpx.get(f"{self.url}/v1/documents/{document_id}").json()
-            assert document["status"] != "failed", document
-            if document["answerable"] if key == "answerable" else document["status"] == key:
-                return document
-            time.sleep(0.1)
-        raise AssertionError(f"{document_id} is not {key}: {document}")
 
 
 @pytest.fixture(scope="module")

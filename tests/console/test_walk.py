@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from fakes_console import chromium, visiting
+from fakes_process import Server
 from playwright.sync_api import Browser, expect
-from test_journey import NEEDLE, QUESTION, Server, story
+from test_journey import NEEDLE, QUESTION, story
 
 ROOT = Path(__file__).resolve().parents[2]
 # Long enough that its reading is seen, short enough for a machine with two cores.

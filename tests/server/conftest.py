@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fakes_engine import FakeEngine, write_tokenizer
-from fakes_server import World, WorldMaker, make_world, open_client
+from fakes_server import World, WorldMaker, make_world, open_client, serving
 
 from model.tokenizer import Tokenizer
 from server.engine_thread.bridge import EngineThread
@@ -32,6 +32,13 @@ def world(new_world: WorldMaker) -> World:
 async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
     async with open_client(world) as client:
         yield client
+
+
+@pytest.fixture
+def url(world: World) -> Iterator[str]:
+    """The API's base of a real socket."""
+    with serving(world.app) as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
 """kill -9 of the whole server, with the embedded model, at the moments that have most to lose."""
 
-import os
 import random
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes_process import Server, served, wait
 
 from server.sessions.vault import Vault
 
@@ -38,37 +34,10 @@ def text_of(number: int) -> str:
 
 
 @contextmanager
-def fano(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
-    """``fano serve`` in a process of its own; killed on leaving."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FANO_")} | SETTINGS
-    log = data_dir.with_name("log")
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-        try:
-            wait(lambda: process.poll() is not None or is_ready(client))
-            assert process.poll() is None, log.read_text()[-2000:]
-            yield process, client
-        finally:
-            process.kill()
-            process.wait()
-
-
-def is_ready(client: httpx.Client) -> bool:
-    with suppress(httpx.TransportError):
-        return client.get("/readyz").status_code == 200
-    return False
-
-
-def wait(until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def fano(data_dir: Path) -> Iterator[tuple[Server, httpx.Client]]:
+    with served(data_dir, SETTINGS) as server:
+        with httpx.Client(base_url=server.url, timeout=120) as client:
+            yield server, client
 
 
 def send(client: httpx.Client, number: int) -> str:
@@ -96,7 +65,7 @@ def answers(client: httpx.Client, documents: dict[int, str]) -> list[Any]:
     return told
 
 
-def kill_while(kind: str, data_dir: Path, process: "subprocess.Popen[bytes]", client: httpx.Client, kept: str) -> str:
+def kill_while(kind: str, server: Server, client: httpx.Client, kept: str) -> str:
     """Kill the server while it does what ``kind`` says; the id of the document that was sent for it."""
     document = send(client, 2)
 
@@ -108,8 +77,7 @@ def kill_while(kind: str, data_dir: Path, process: "subprocess.Popen[bytes]", cl
         thread = threading.Thread(target=patiently)
         thread.start()
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        server.kill()
         thread.join()
 
     if kind == "ingest":
@@ -154,15 +122,15 @@ def assert_no_orphans(data_dir: Path) -> None:
 def test_a_killed_server_comes_back_with_what_it_acknowledged(tmp_path: Path, kind: str) -> None:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    with fano(data_dir) as (process, client):
+    with fano(data_dir) as (server, client):
         kept = {number: send(client, number) for number in range(2)}
         wait(lambda: all(status(client, each) == "ready" for each in kept.values()))
         before = answers(client, kept)
         gone = send(client, 3)
         wait(lambda: client.get(f"/v1/documents/{gone}").json()["answerable"])
         assert client.delete(f"/v1/documents/{gone}").status_code == 200
-        sent = kill_while(kind, data_dir, process, client, kept[0])
-    with fano(data_dir) as (process, client):
+        sent = kill_while(kind, server, client, kept[0])
+    with fano(data_dir) as (server, client):
         listed = {each["id"] for each in client.get("/v1/documents").json()["data"]}
         assert set(kept.values()) <= listed and gone not in listed
         assert sent in listed or kind == "delete"
@@ -173,8 +141,7 @@ def test_a_killed_server_comes_back_with_what_it_acknowledged(tmp_path: Path, ki
                 f"/v1/documents/{sent}/ask", json={"question": f"tower TW-{code_of(2)}-77", "recall": "verbatim"}
             ).json()
             assert f"TW-{code_of(2)}-77 " in reply["sources"][0]["text"]
-        process.terminate()
-        assert process.wait(60) == 0
+        assert server.stop() == 0
     assert_no_orphans(data_dir)
     content = b"".join(path.read_bytes() for path in data_dir.rglob("*") if path.is_file()).lower()
     assert code_of(3).encode() not in content

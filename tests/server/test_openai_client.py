@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import openai
 import pytest
-from fakes_server import EMBEDDER, MODEL, World, serving
+from fakes_server import EMBEDDER, MODEL, World
 
 from model.engine.request import FinishReason
 from model.errors import GenerationFailed, PromptTooLong, QueueFull
@@ -15,12 +15,6 @@ from server.chat.schema import PolicyOptions
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 WHO: Any = [{"role": "user", "content": "Who paid invoice QX-7741-B?"}]
-
-
-@pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 from fakes_bridge import until
-from fakes_server import MODEL, World, WorldMaker, chunks, open_client, serving, sse
+from fakes_server import MODEL, World, WorldMaker, chunks, open_client, sse
 from openai.types import completion_create_params
 
 from model.engine.request import FinishReason, TokenLogprob
@@ -20,12 +20,6 @@ from server.token_view import TokenLines
 
 ROUTE = "/v1/completions"
 PLAIN = {"model": MODEL, "prompt": "The vault"}
-
-
-@pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
 
 
 @pytest.fixture

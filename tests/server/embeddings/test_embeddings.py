@@ -4,14 +4,13 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from fakes_server import EMBEDDER, EMBEDDING_WIDTH, MODEL, World, open_client, serving
+from fakes_server import EMBEDDER, EMBEDDING_WIDTH, MODEL, open_client
 from openai.types import embedding_create_params
 
 from retrieval.embedder import HashEmbedder, MiniLMEmbedder
@@ -22,12 +21,6 @@ from server.errors import RequestInvalid
 
 TEXTS = ["The ship left the harbour.", "Der Kapitän kannte 東京.", "invoice QX-7741-B"]
 ROUTE = "/v1/embeddings"
-
-
-@pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
 
 
 def own_vectors(texts: list[str]) -> Any:

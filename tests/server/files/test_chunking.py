@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 from fakes_responses import post
-from fakes_server import MODEL, World, make_world, serving
+from fakes_server import MODEL, World, make_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,12 +35,6 @@ def words() -> Tokenizer:
 @pytest.fixture
 def world(tmp_path: Path, words: Tokenizer) -> World:
     return make_world(tmp_path / "data", words, library=Library.open(tmp_path / "data", HashEmbedder(dimension=16)))
-
-
-@pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
 
 
 @pytest.fixture

@@ -1,21 +1,16 @@
 """kill -9 of the whole server while files come in, are put into stores, and go; then a new one on the same data."""
 
-import os
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
+from fakes_process import Server, served
 
 SETTINGS = {"FANO_DTYPE": "float32", "FANO_THREADS": "1", "FANO_MAX_SEQUENCES": "2", "FANO_READ_DOCUMENTS": "false"}
 NUM_FILES = 40
@@ -27,38 +22,10 @@ def text_of(number: int) -> bytes:
 
 
 @contextmanager
-def fano(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", openai.OpenAI]]:
-    """``fano serve`` in a process of its own; killed on leaving."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FANO_")} | SETTINGS
-    log = data_dir.with_name("log")
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait(lambda: process.poll() is not None or is_ready(url))
-        assert process.poll() is None, log.read_text()[-2000:]
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
-            yield process, client
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_ready(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/readyz").status_code == 200
-    return False
-
-
-def wait(until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def fano(data_dir: Path) -> Iterator[tuple[Server, openai.OpenAI]]:
+    with served(data_dir, SETTINGS) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+            yield server, client
 
 
 class Sender:
@@ -109,15 +76,14 @@ class Sender:
 def test_a_killed_server_has_what_it_acknowledged(tmp_path: Path, seconds: float) -> None:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    with fano(data_dir) as (process, client):
+    with fano(data_dir) as (server, client):
         store = client.vector_stores.create(name="towers").id
         sender = Sender(client, store)
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        server.kill()
         sender.thread.join()
     assert sender.kept
-    with fano(data_dir) as (process, client):
+    with fano(data_dir) as (server, client):
         listed = {file.id for file in client.files.list()}
         assert set(sender.kept) <= listed and not listed & sender.deleted
         for file_id, number in sender.kept.items():
@@ -130,8 +96,7 @@ def test_a_killed_server_has_what_it_acknowledged(tmp_path: Path, seconds: float
         number = sender.kept[next(iter(sender.added))]
         (hit, *_) = client.vector_stores.search(store, query=f"Who tends the lamp of tower TW-{number:04d}-3?").data
         assert hit.attributes == {"n": number} and f"zq{number:04d}k3" in hit.content[0].text
-        process.terminate()
-        assert process.wait(60) == 0
+        assert server.stop() == 0
     check_disk(data_dir, listed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from fakes_server import World, serving
+from fakes_server import World
 
 from retrieval.passage import DocumentError
 from server.files import upload_table
@@ -15,12 +15,6 @@ from server.files import upload_table
 LEASE = b"The lease of the mill began in May. Rent is paid by Margarethe Oldenkamp."
 LOG = b"The lamp of tower seven was lit. Keeper Brannigan tends it."
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-
-
-@pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 from fakes_responses import checked, post, streamed
-from fakes_server import MODEL, World, serving
+from fakes_server import MODEL, World
 
 from model.tokenizer import Tokenizer
 from retrieval.passage import Passage, Span
@@ -27,12 +27,6 @@ SEARCH = [
     "response.output_item.added",
     "response.content_part.added",
 ]
-
-
-@pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
 
 
 @pytest.fixture

@@ -42,12 +42,6 @@ def world(tmp_path: Path, taught: Tokenizer) -> World:
 
 
 @pytest.fixture
-def url(world: World) -> Iterator[str]:
-    with serving(world.app) as url:
-        yield f"{url}/v1"
-
-
-@pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
         yield client
