@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.errors import RequestInvalid
+from server.schemas import SESSION_NAME
 
 # The longest text of a client that an error repeats.
 SHOWN_CHARACTERS = 64
@@ -45,16 +46,43 @@ def _words(error: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is missing; add it"
     if kind == "string_pattern_mismatch":
-        return "is blank, expected text"
+        return _unlike(str(context.get("pattern")), error.get("input"))
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length") if kind == "too_short" else context.get("max_length")
         side = "at least" if kind == "too_short" else "at most"
-        return f"has {context.get('actual_length')} items, expected {side} {bound}"
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        unit = "characters" if isinstance(error.get("input"), str) else "items"
+        return f"has {context.get('actual_length')} {unit}, expected {side} {bound}"
+    if kind == "value_error":
+        return _in_own_words(str(error["msg"]).removeprefix("Value error, "), error.get("input"))
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"is {_shown(error.get('input'))}, expected an object"
+    message = str(error["msg"]).removeprefix("Input should be ")
     expected = message if message[:1].isupper() else f"expected {message}"
     if expected is message:
         expected = message[:1].lower() + message[1:]
     return f"is {_shown(error.get('input'))}, {expected}"
+
+
+def _unlike(pattern: str, value: object) -> str:
+    """A text that is not of the form it should have."""
+    if pattern == r"\S":
+        return "is blank, expected text"
+    if pattern == r"[^\W_]":
+        return f"is {_shown(value)}, expected a letter or a digit in it"
+    if pattern.endswith(SESSION_NAME):
+        return f"is {_shown(value)}, expected 1 to 128 letters (a to z), digits, '.', '_' and '-', the first no sign"
+    return f"is {_shown(value)}, expected a text that matches {pattern}"
+
+
+def _in_own_words(message: str, value: object) -> str:
+    """What a validator of the schemas says: what is so, what was expected, what the value should be, or a rule."""
+    if message.startswith(("has ", "holds ")):
+        return message
+    if message.startswith("expected "):
+        return f"is {_shown(value)}, {message}"
+    if message.startswith(("should ", "must ")):
+        return f"is {_shown(value)}, which {message}"
+    return f"breaks a rule: {message}"
 
 
 def _shown(value: object) -> str:

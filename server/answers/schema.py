@@ -38,17 +38,17 @@ class DocumentPart(WireModel):
         ways = [(self.start, self.end), (self.first_page, self.last_page), (self.heading,)]
         named = [way for way in ways if any(value is not None for value in way)]
         if len(named) != 1 or None in named[0]:
-            raise ValueError("one of start and end, first_page and last_page, or heading")
+            raise ValueError("expected one of start and end, first_page and last_page, or heading")
         if self.start is not None and self.end is not None and self.start >= self.end:
-            raise ValueError(f"start, which is {self.start}, before end, which is {self.end}")
+            raise ValueError(f"expected start, which is {self.start}, before end, which is {self.end}")
         if self.first_page is not None and self.last_page is not None and self.first_page > self.last_page:
-            raise ValueError(f"first_page, which is {self.first_page}, not after last_page, {self.last_page}")
+            raise ValueError(f"expected first_page, which is {self.first_page}, not after last_page, {self.last_page}")
         return self
 
 
 def _that_leads(kind: object) -> object:
     if kind not in LEADING_KINDS:
-        raise ValueError(f"a kind of facts that keys lead to: {', '.join(LEADING_KINDS)}")
+        raise ValueError(f"expected a kind of facts that keys lead to: {', '.join(LEADING_KINDS)}")
     return FactKind(str(kind))
 
 

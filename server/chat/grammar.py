@@ -133,16 +133,17 @@ class Grammars:
         if len(spelled) > MAX_SCHEMA_CHARACTERS:
             limit = MAX_SCHEMA_CHARACTERS
             raise RequestInvalid(f"{param} has {len(spelled)} characters, but may have {limit}; shorten it", param)
+        try:
+            compiled = LLMatcher.grammar_from_json_schema(spelled, overrides=OPTIONS)
+        except ValueError as error:
+            raise RequestInvalid(f"{param} cannot be kept: {_line(str(error))}", param) from error
+        # By now it is known to be flat enough to be looked through.
         if (least := _uncounted(schema)) is not None:
             raise RequestInvalid(
                 f"{param} cannot be kept: minProperties is {least}, and keys that are not listed may come twice; list "
                 "them as required",
                 param,
             )
-        try:
-            compiled = LLMatcher.grammar_from_json_schema(spelled, overrides=OPTIONS)
-        except ValueError as error:
-            raise RequestInvalid(f"{param} cannot be kept: {_line(str(error))}", param) from error
         return self._compiled(compiled, param)
 
     def of_lark(self, rules: str, param: str) -> Grammar:

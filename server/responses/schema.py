@@ -29,7 +29,7 @@ Metadata = Annotated[
 
 def _known_include(include: object) -> object:
     if isinstance(include, str) and include not in (*INCLUDED, *NEVER_OCCURS):
-        raise ValueError(f"one of {', '.join((*INCLUDED, *NEVER_OCCURS))}")
+        raise ValueError(f"expected one of {', '.join((*INCLUDED, *NEVER_OCCURS))}")
     return include
 
 

@@ -135,9 +135,9 @@ def tool_choice(value: object) -> object:
             ):
                 return value
             raise ValueError(
-                "allowed_tools with mode auto or required, and with tools file_search or functions by name"
+                "expected allowed_tools with mode auto or required, and with tools file_search or functions by name"
             )
-    raise ValueError("none, auto, required, or an object of the type file_search, function or allowed_tools")
+    raise ValueError("expected none, auto, required, or an object of the type file_search, function or allowed_tools")
 
 
 def _is_named(value: object) -> bool:

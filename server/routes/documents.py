@@ -226,5 +226,5 @@ def _parse_text(body: bytes) -> TextDocument:
     try:
         return TextDocument.model_validate_json(body)
     except ValidationError as error:
-        located = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_input=False)]
+        located = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
         raise invalid_fields(located, "application/json") from None
