@@ -17,7 +17,7 @@ from server.error_table import install_error_handlers
 from server.logs import log_event
 from server.measures.stage_collector import StageCollector
 from server.metrics import Metrics
-from server.middleware import BodyLimit, LocalOnly, RequestScope
+from server.middleware import BodyLimit, HeadOfGet, LocalOnly, PlainBodies, RequestScope
 from server.readiness import Readiness
 from server.reference.document import DocumentedApp
 from server.reference.words import TAGS
@@ -102,6 +102,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
     ):
         app.include_router(routes.router)
     install_reference(app)
+    app.add_middleware(PlainBodies)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_request_bytes,
@@ -109,6 +110,7 @@ def create_app(settings: Settings, services: Services | None = None, metrics: Me
         own_limit_paths=(re.compile(documents.UPLOAD_PATH), re.compile(files.FILES_PATH), uploads.PARTS_PATH),
     )
     app.add_middleware(LocalOnly, tenants=state.tenants)
+    app.add_middleware(HeadOfGet)
     app.add_middleware(RequestScope, readiness=state.readiness, answered=state.metrics.answered)
     return app
 

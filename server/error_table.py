@@ -37,6 +37,7 @@ from retrieval.errors import (
 from retrieval.passage import DocumentStatus
 from server.errors import (
     AnswerAborted,
+    BodyEncoded,
     BodyTooLarge,
     ClientLeft,
     DeletionUnfinished,
@@ -150,6 +151,7 @@ TABLE: Mapping[type[Exception], Row] = {
     ReaderStalled: Row(408, INVALID, "reader_stalled"),
     BodyTooLarge: Row(413, INVALID, "too_large"),
     UnsupportedMediaType: Row(415, INVALID, "unsupported_media_type"),
+    BodyEncoded: Row(415, INVALID, "unsupported_media_type"),
     QueueFull: Row(429, "rate_limit_error", "queue_full"),
     ClientLeft: Row(499, INVALID, "client_left"),
     GenerationFailed: Row(500, "server_error", "generation_failed"),

@@ -97,6 +97,13 @@ class BodyTooLarge(HTTPException):
         return self.detail
 
 
+class BodyEncoded(Exception):
+    """The body comes packed, as by gzip, and would be taken for what it is not."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"the header Content-Encoding is {encoding!r}, expected a body as it is; send it unpacked")
+
+
 class StorageFull(Exception):
     """The disk has no room for what was sent."""
 

@@ -1,4 +1,4 @@
-"""Around every request: an id, one log line, a place in the count, and a limit on the body."""
+"""Around every request: an id, one log line, a place in the count, HEAD, and what a body may be."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.error_table import respond
-from server.errors import BodyTooLarge, HostRefused
+from server.errors import BodyEncoded, BodyTooLarge, HostRefused
 from server.logs import log_event
 from server.readiness import Readiness
 from server.settings import is_loopback
@@ -79,6 +79,43 @@ class RequestScope:
             )
 
 
+class HeadOfGet:
+    """Answers HEAD as GET, with no body (RFC 9110, section 9.3.2): monitors and balancers ask so.
+
+    For whoever answers, the client leaves when the head is sent, so that no stream goes on for nobody.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        is_sent = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                is_sent.set()
+
+        async def receive_until_sent() -> Message:
+            arriving, leaving = asyncio.ensure_future(receive()), asyncio.ensure_future(is_sent.wait())
+            try:
+                await asyncio.wait({arriving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                return {"type": "http.disconnect"} if is_sent.is_set() else await arriving
+            finally:
+                for task in (arriving, leaving):
+                    task.cancel()
+
+        asked = {**scope, "method": "GET"}
+        await self.app(asked, receive_until_sent, send_head)
+        if "route" in asked:
+            scope["route"] = asked["route"]
+
+
 class LocalOnly:
     """While there are no keys, serves only requests that name this machine, from no web page of another site.
 
@@ -98,6 +135,22 @@ class LocalOnly:
                 if value not in ("", "//") and not _is_local(value):
                     await respond(HostRefused(header, value.removeprefix("//")))(scope, receive, send)
                     return
+        await self.app(scope, receive, send)
+
+
+class PlainBodies:
+    """Refuses a body with a ``Content-Encoding``, which nobody here undoes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http":
+            encoding = Headers(scope=scope).get("content-encoding", "")
+            if encoding.strip().lower() not in ("", "identity"):
+                await respond(BodyEncoded(encoding))(scope, receive, send)
+                return
         await self.app(scope, receive, send)
 
 

@@ -10,9 +10,9 @@ from server.reference.examples import EXAMPLES
 from server.reference.field_words import FIELDS, OWN
 from server.reference.words import PARAMETERS, STATUSES
 
-# What comes before any route: a wrong host without keys, a body over the limit, and defects.
+# What comes before any route: a wrong host without keys, a body over the limit or packed, and defects.
 _EVERYWHERE = ("403", "500")
-_OF_BODIES = ("400", "413")
+_OF_BODIES = ("400", "413", "415")
 _KEYLESS = ("/healthz", "/readyz", "/console/{asset}")
 _GENERIC = "Successful Response"
 

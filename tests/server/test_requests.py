@@ -1,0 +1,33 @@
+"""What holds for requests to any route: HEAD, and bodies that come packed."""
+
+import gzip
+import json
+
+import httpx
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/docs", "/v1/models", "/v1/documents", "/v1/documents/doc_9"):
+        got, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert (await client.head("/v1/ask")).status_code == 405
+
+
+async def test_the_head_of_a_stream_ends(client: httpx.AsyncClient) -> None:
+    document = (await client.post("/v1/documents", json={"text": "The lease of the mill began in May."})).json()
+    head = await client.head(f"/v1/documents/{document['id']}/events")
+    assert head.status_code == 200 and head.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_a_packed_body_is_refused_by_its_header(client: httpx.AsyncClient) -> None:
+    body = json.dumps({"documents": ["doc_1"], "question": "Who?"}).encode()
+    for encoding, status in (("gzip", 415), ("identity", 404), ("", 404)):
+        packed = gzip.compress(body) if status == 415 else body
+        reply = await client.post("/v1/ask", content=packed, headers=JSON | {"Content-Encoding": encoding})
+        assert reply.status_code == status, reply.text
+    reply = await client.post("/v1/documents", files={"file": ("a.txt", b"x")}, headers={"Content-Encoding": "br"})
+    assert reply.status_code == 415
+    assert "Content-Encoding is 'br'" in reply.json()["error"]["message"]
