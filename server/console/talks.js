@@ -17,12 +17,13 @@ export function start() {
   document.addEventListener("talks-changed", () => refresh().catch(() => {}));
 }
 
-/** Look up what the server has; the readings of documents are its own affair. */
+/** Look up what the server has. What has a colon in its name is its own affair: readings of documents, and what it
+    remembers of responses. */
 export async function refresh() {
   const found = [];
   for (let after = ""; ; ) {
     const page = await request("GET", `/v1/sessions?limit=100${after && `&after=${encodeURIComponent(after)}`}`);
-    found.push(...page.data.filter((each) => !each.name.startsWith("document:")));
+    found.push(...page.data.filter((each) => !each.name.includes(":")));
     if (!page.has_more) break;
     after = page.last_id;
   }

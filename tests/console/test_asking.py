@@ -3,8 +3,10 @@
 import json
 import time
 
+import httpx
 import pytest
 from fakes_console import EXPECTED, Visits
+from fakes_server import MODEL
 from playwright.sync_api import expect
 
 # Characters outside the basic plane before what is quoted: a browser counts them double, the API does not.
@@ -176,7 +178,9 @@ def test_a_conversation_is_named_gone_on_with_saved_forked_restored_and_deleted(
             visited.ask("Third")
         sent = again.value.post_data_json
         assert [each["content"] for each in sent["messages"]] == ["Hello", "Good morning.", "Third"]
-        # What the tab knows it still knows after a reload.
+        # What the tab knows it still knows after a reload; what the server remembers of a response is not of the page.
+        httpx.post(f"{visited.url}/v1/responses", json={"model": MODEL, "input": "Hello"}).raise_for_status()
+        assert len(httpx.get(f"{visited.url}/v1/sessions").json()["data"]) == 3
         page.reload()
         page.locator(".session", has_text="other").get_by_role("button", name="Go on").click()
         expect(page.locator("#talk-note")).to_contain_text("4 messages")
