@@ -94,6 +94,11 @@ class Tenants:
                 self._let_go()
                 self._entries = self._own
             return
+        except OSError as error:
+            raise KeysUnreadable(
+                f"keys cannot be looked for in {self._path.parent} ({error.strerror}); name a directory that this user "
+                "may read and write as --data-dir or FANO_DATA_DIR"
+            ) from error
         with unreadable_by_name(self._path):
             if self._connection is None or self._seen is None or self._seen[:2] != (status.st_dev, status.st_ino):
                 self._let_go()

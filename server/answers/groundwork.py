@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from model.engine.request import SamplingParams
-from retrieval.passage import Document, Passage, Span
+from retrieval.passage import Document, DocumentStatus, Passage, Span
 from server.answers.certainty import Evidence, values_of
 from server.answers.citations import Source
 from server.answers.given import is_given
@@ -115,7 +115,10 @@ def _row(passage: Passage) -> tuple[int, str] | None:
 
 
 def searched(documents: Sequence[Document], num_passages: int, parts: Mapping[str, str]) -> str:
-    """What was searched, as a sentence; ``parts`` tells what of a document was, where that is not all of it."""
+    """What was searched, in words; ``parts`` tells what of a document was, where that is not all of it.
+
+    A document that is still indexed has no vectors yet, and what was not found may be found later.
+    """
     names = [
         f"{parts[document.id]} of '{document.name}'" if document.id in parts else f"'{document.name}'"
         for document in documents[:MOST_NAMED]
@@ -124,4 +127,7 @@ def searched(documents: Sequence[Document], num_passages: int, parts: Mapping[st
     listed = [*names, *more]
     words = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
     passages = "1 passage" if num_passages == 1 else f"{num_passages} passages"
-    return f"Searched {passages} of {words}."
+    waiting = sum(document.status is DocumentStatus.INDEXING for document in documents)
+    which = "it is" if len(documents) == 1 else f"{waiting} of the {len(documents)} documents are"
+    later = f" Only by words and keys so far: {which} not ready to be searched by meaning; ask again soon."
+    return f"Searched {passages} of {words}.{later if waiting else ''}"

@@ -81,6 +81,8 @@ def ask(
     *files, question = arguments
     if not files or not question.strip():
         raise typer.BadParameter("name at least one file, and the question last", param_hint="FILE... QUESTION")
+    if _is_file(question):
+        raise typer.BadParameter(f"the question comes last, and {question!r} is a file", param_hint="FILE... QUESTION")
     from model.errors import ModelError
     from retrieval.errors import RetrievalError
     from server.commands.ask import answer_from_files
@@ -218,3 +220,11 @@ def plan(
         typer.echo(json.dumps(bill.as_json(), indent=2))
     else:
         print_bill(bill, path.name, Console())
+
+
+def _is_file(name: str) -> bool:
+    """Whether there is a file of this name; a question may be longer than any."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False

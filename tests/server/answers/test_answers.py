@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ from fakes_server import World, WorldMaker, open_client, sse
 
 from model.engine.request import EvidenceSpan, FinishReason
 from model.errors import EngineDraining, GenerationFailed, PromptTooLong, QueueFull
-from retrieval.passage import Copy, Passage, Span
+from retrieval.passage import Copy, DocumentStatus, Passage, Span
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp. Nothing else happened."
 WHO = {"question": "Who paid invoice QX-7741-B?"}
@@ -150,6 +151,16 @@ async def test_nothing_found_says_what_was_searched_and_asks_no_model(client: ht
     assert world.engine.requests == []
     assert body["usage"]["total_tokens"] == 0 and body["usage"]["fano"]["retrieval"]["used"] is True
     assert body["usage"]["fano"]["resident_bytes"] == {"kv": 0, "ssm_state": 0, "conv_state": 0}
+
+
+async def test_nothing_found_so_far_says_that_more_is_to_come(client: httpx.AsyncClient, world: World) -> None:
+    first, second = world.library.put(TEXT, name="a.txt"), world.library.put("Only this.", name="b.txt")
+    world.library.documents[first] = replace(world.library.documents[first], status=DocumentStatus.INDEXING)
+    for asked, which in (([first], "it is"), ([first, second], "1 of the 2 documents are")):
+        body = (await client.post("/v1/ask", json={"documents": asked, "question": "Penguins?"})).json()
+        assert body["answer"].endswith(
+            f" Only by words and keys so far: {which} not ready to be searched by meaning; ask again soon."
+        )
 
 
 async def test_a_model_that_finds_nothing_is_not_an_answer(client: httpx.AsyncClient, world: World) -> None:

@@ -142,6 +142,11 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert runner.invoke(app, ["ask", *arguments]).exit_code == 2
 
 
+def test_a_file_is_no_question(book: Path) -> None:
+    done = runner.invoke(app, ["ask", str(book), str(book)])
+    assert done.exit_code == 2 and "comes last" in done.stderr
+
+
 def test_a_missing_checkpoint_is_one_line(monkeypatch: pytest.MonkeyPatch, book: Path, tmp_path: Path) -> None:
     def missing(settings: Settings, metrics: Metrics) -> Services:
         raise CheckpointNotFound("no checkpoint at 'x'")
@@ -152,12 +157,14 @@ def test_a_missing_checkpoint_is_one_line(monkeypatch: pytest.MonkeyPatch, book:
     assert (done.exit_code, done.stderr) == (1, "fano: no checkpoint at 'x'\n")
 
 
-def test_serve_refuses_what_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_refuses_what_makes_no_sense(monkeypatch: pytest.MonkeyPatch, book: Path) -> None:
     monkeypatch.setattr("server.logs.configure_logging", lambda level: None)
     done = runner.invoke(app, ["serve", "--host", "0.0.0.0"])
     assert done.exit_code == 1 and "set FANO_API_KEY" in done.stderr and done.stderr.count("\n") == 1
     done = runner.invoke(app, ["serve"], env={"FANO_PROT": "1"})
     assert (done.exit_code, done.stderr) == (1, "fano: FANO_PROT is not a setting; did you mean FANO_PORT?\n")
+    done = runner.invoke(app, ["serve", "--data-dir", str(book)])
+    assert done.exit_code == 1 and "(Not a directory); name a directory" in done.stderr
     taken = bind("127.0.0.1", 0)
     with taken:
         done = runner.invoke(app, ["serve", "--port", str(taken.getsockname()[1])])
