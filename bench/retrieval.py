@@ -26,6 +26,7 @@ from pathlib import Path
 from retrieval.contents import Contents
 from retrieval.embedder import Embedder, HashEmbedder, MiniLMEmbedder
 from retrieval.faiss_index import FaissIndex
+from retrieval.index_memory import IndexMemory
 from retrieval.library import Library
 from retrieval.passage import Passage, Span
 from retrieval.passages import Place, Rankings, compose
@@ -179,7 +180,7 @@ def _ask(data_dir: Path, document_id: str, questions: Sequence[Question], embedd
         contents = Contents(store.database)
         indexes = data_dir / "indexes"
         files = ShelfFiles(indexes, store, contents, embedder.fingerprint, embedder.dimension, FaissIndex)
-        search = Search(store, contents, Shelves(indexes, store, files, 4 * embedder.dimension, 1 << 30), embedder)
+        search = Search(store, contents, Shelves(indexes, store, files, IndexMemory(1 << 30)), embedder)
         record = store.record(document_id)
         chunks = {chunk.ordinal: Span(chunk.start, chunk.end) for chunk in contents.chunks(record.number)}
         found = dict.fromkeys(("keys", "lexical", "dense", "passages", "first"), 0)

@@ -27,6 +27,7 @@ from retrieval.contents import Contents
 from retrieval.embedder import Embedder, MiniLMEmbedder
 from retrieval.faiss_index import FaissIndex
 from retrieval.fusion import fuse
+from retrieval.index_memory import IndexMemory
 from retrieval.library import Library
 from retrieval.passage import Span
 from retrieval.passages import Rankings, compose
@@ -77,7 +78,7 @@ def measure(text: str, asked: Sequence[Asked], absent: Sequence[str], embedder: 
         with closing(Store(data)) as store:
             contents, indexes = Contents(store.database), data / "indexes"
             files = ShelfFiles(indexes, store, contents, embedder.fingerprint, embedder.dimension, FaissIndex)
-            search = Search(store, contents, Shelves(indexes, store, files, 4 * embedder.dimension, 1 << 30), embedder)
+            search = Search(store, contents, Shelves(indexes, store, files, IndexMemory(1 << 30)), embedder)
             record = store.record(document.id)
             hits: list[dict[str, tuple[bool, bool]]] = []
             told, seconds = [], []

@@ -6,9 +6,11 @@ documents the answer stands.
 """
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 from retrieval.words import STOP_WORDS, words
@@ -30,6 +32,10 @@ _COMPARES = re.compile(
     re.IGNORECASE,
 )
 _EXTENSION = re.compile(r"\.\w{1,5}$")
+# A letter or figure that stands for itself; "a" and "I" are words.
+_LETTERS = re.compile(r"(?<=[\w,;:] )([A-HJ-Z0-9])\b")
+# Of more documents than a request may name none has a share for being among them.
+MOST_SHARES = 64
 # Of each document that has a share so many places at least are looked at.
 _LEAST = 2
 
@@ -48,18 +54,32 @@ class AskedDocuments:
         return max(1, max_passages // len(self.shares)) if self.shares else 0
 
 
+class Names:
+    """The names and titles of documents, made ready to be met with questions."""
+
+    def __init__(self, names: Sequence[str], titles: Sequence[str]) -> None:
+        self._files = [(place, name, name.casefold()) for place, name in enumerate(names) if "." in name]
+        self._told_by = [_told_by([_EXTENSION.sub("", name) for name in names]), _told_by(titles)]
+        self._num_documents = len(names)
+        self.num_bytes = sum(map(sys.getsizeof, chain(*self._files, *chain(*self._told_by))))
+
+    def asked(self, question: str) -> AskedDocuments:
+        """What ``question`` asks of the documents, of which there may be any number."""
+        if self._num_documents < 2:
+            return AskedDocuments()
+        folded = question.casefold()
+        # Of thousands of names few are in the question at all, and a pattern takes long to make.
+        whole = {place for place, name, sought in self._files if sought in folded and _stands_in(name, question)}
+        asked = {*(word for word in words(question) if len(word) > 1), *_LETTERS.findall(question)}
+        named = frozenset(whole.union(*(_named(told_by, asked) for told_by in self._told_by)))
+        if len(named) < 2 and self._num_documents <= MOST_SHARES and _COMPARES.search(question):
+            return AskedDocuments(named, frozenset(range(self._num_documents)))
+        return AskedDocuments(named, named if len(named) <= MOST_SHARES else frozenset())
+
+
 def asked_documents(question: str, names: Sequence[str], titles: Sequence[str]) -> AskedDocuments:
-    """What ``question`` asks of documents with these names and titles, of which it may have any number."""
-    if len(names) < 2:
-        return AskedDocuments()
-    bare = [_EXTENSION.sub("", name) for name in names]
-    folded = question.casefold()
-    # Of thousands of names few are in the question at all, and a pattern takes long to make.
-    whole = {place for place, name in enumerate(names) if name.casefold() in folded and _stands_in(name, question)}
-    named = _named(question, bare) | _named(question, titles) | whole
-    if len(named) < 2 and _COMPARES.search(question):
-        return AskedDocuments(named, frozenset(range(len(names))))
-    return AskedDocuments(named, named)
+    """What ``question`` asks of documents with these names and titles."""
+    return Names(names, titles).asked(question)
 
 
 def first_of(
@@ -93,21 +113,21 @@ def in_turn(
 
 def _stands_in(name: str, question: str) -> bool:
     """Whether a file is named as it is called, extension and all."""
-    pattern = rf"(?<![\w.-]){re.escape(name)}(?![\w-])"
-    return "." in name and re.search(pattern, question, re.IGNORECASE) is not None
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", question, re.IGNORECASE) is not None
 
 
-def _named(question: str, names: Sequence[str]) -> frozenset[int]:
-    asked = set(words(question))
-    letters = set(re.findall(r"(?<=[\w,;:] )([A-HJ-Z0-9])\b", question))
+def _told_by(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """For each word that stands in one name alone whose it is, and how many such words that name has."""
     own = [_telling(name) for name in names]
     counts = Counter(word for name in own for word in name)
-    named = set()
-    for place, name in enumerate(own):
-        telling = {word for word in name if counts[word] == 1}
-        if telling and all(word in letters if len(word) == 1 else word in asked for word in telling):
-            named.add(place)
-    return frozenset(named)
+    telling = [[word for word in name if counts[word] == 1] for name in own]
+    return {word: (place, len(name)) for place, name in enumerate(telling) for word in name}
+
+
+def _named(told_by: Mapping[str, tuple[int, int]], asked: Collection[str]) -> set[int]:
+    """The names of which each word that tells them from others is ``asked``."""
+    met = Counter(told_by[word] for word in asked if word in told_by)
+    return {place for (place, num_telling), count in met.items() if count == num_telling}
 
 
 def _telling(name: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ from retrieval.contents import Contents, StoredFact
 from retrieval.keys import KeyShape, QueryKey, query_keys
 from retrieval.passage import FactKind, Span
 from retrieval.passages import KeyHit, Place
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.words import STOP_WORDS, words
 
 # Somebody who quotes, or writes a code or an address, means exactly that.
@@ -38,7 +38,7 @@ class Met:
         return tuple(1.0 / self.num_places[key] for key in hit.forms) if hit else ()
 
 
-def meet(contents: Contents, question: str, records: Sequence[Record], shares: Collection[int] = ()) -> Met:
+def meet(contents: Contents, question: str, records: Sequence[Listed], shares: Collection[int] = ()) -> Met:
     """Look every key of ``question`` up in the facts of ``records``, of which those in ``shares`` are asked each by
     itself."""
     keys = query_keys(question)

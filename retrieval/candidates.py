@@ -1,5 +1,6 @@
 """What the searches returned, with all that tells an answer from a mere likeness: read once for one question."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
@@ -7,21 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.asked_keys import Met
-from retrieval.contents import Contents
 from retrieval.errors import UnknownDocument
 from retrieval.features import Candidate
+from retrieval.holdings import Holdings
 from retrieval.passage import Span
 from retrieval.passages import NearRow, Place
-from retrieval.record import Record
-from retrieval.shelf_files import Shelf
+from retrieval.record import Listed
 from retrieval.store import Store
 
 
 def candidates(
     store: Store,
-    contents: Contents,
-    records: Sequence[Record],
-    shelves: Sequence[Shelf],
+    records: Sequence[Listed],
+    holdings: Holdings,
     lexical: Sequence[tuple[int, int, float]],
     dense: Mapping[Place, NearRow],
     query: NDArray[np.float32] | None,
@@ -41,26 +40,31 @@ def candidates(
     ordinals: dict[int, list[int]] = {}
     for document, ordinal in sorted({*by_words, *by_meaning, *met.weak, *chain.from_iterable(rare)}):
         ordinals.setdefault(document, []).append(ordinal)
+    rows = {
+        document: [holdings.rows_of((document, ordinal)) for ordinal in wanted] for document, wanted in ordinals.items()
+    }
+    numbers = {document: [row for chunk in own for row in chunk] for document, own in rows.items()}
+    spans = {document: holdings.row_spans(document, own) for document, own in numbers.items()}
+    stored = _row_spans(store, {records[each].number: numbers[each] for each, own in spans.items() if own is None})
+    texts = store.texts_of(
+        {records[each].number: stored[records[each].number] if own is None else own for each, own in spans.items()}
+    )
+    headings = _headings(store, {records[document].number: wanted for document, wanted in ordinals.items()})
     found = []
     for document, wanted in ordinals.items():
-        record, shelf = records[document], shelves[document]
-        rows = [shelf.rows_of(ordinal) for ordinal in wanted]
-        numbers = np.array([row for chunk in rows for row in chunk], np.int64)
-        texts = iter(store.texts(record.number, [Span(*span) for span in shelf.row_spans[numbers].tolist()]))
-        products = None
-        if query is not None and shelf.vectors is not None:
-            products = shelf.vectors.products(query, numbers)
-        headings = contents.chunks_at(record.number, wanted)
-        if len(headings) < len(wanted):
-            raise UnknownDocument(record.document.id)
+        record = records[document]
+        if len(headings[record.number]) < len(wanted) or len(texts[record.number]) < len(numbers[document]):
+            raise UnknownDocument(record.id)
+        own_texts = iter(texts[record.number])
+        products = holdings.products(document, query, np.array(numbers[document], np.int64))
         first = 0
-        for ordinal, chunk in zip(wanted, rows, strict=True):
+        for ordinal, chunk in zip(wanted, rows[document], strict=True):
             rank, score = by_words.get((document, ordinal), (0, 0.0))
             found.append(
                 Candidate(
                     place=(document, ordinal),
-                    heading=headings[ordinal].heading,
-                    rows=[next(texts) for _ in chunk],
+                    heading=headings[record.number][ordinal],
+                    rows=[next(own_texts) for _ in chunk],
                     products=None if products is None else products[first : first + len(chunk)],
                     lexical_score=score,
                     lexical_rank=rank,
@@ -70,3 +74,34 @@ def candidates(
             )
             first += len(chunk)
     return found
+
+
+def _row_spans(store: Store, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[Span]]:
+    """Where rows of documents, by their numbers, stand; each document's ascend."""
+    with store.database.read() as connection:
+        return {
+            number: [
+                Span(start, end)
+                for start, end in connection.execute(
+                    'SELECT start, "end" FROM vector_rows '
+                    "WHERE document = ? AND row IN (SELECT value FROM json_each(?)) ORDER BY row",
+                    (number, json.dumps(rows)),
+                )
+            ]
+            for number, rows in wanted.items()
+        }
+
+
+def _headings(store: Store, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, str]]:
+    """What is above chunks of documents, by their numbers."""
+    with store.database.read() as connection:
+        return {
+            number: dict(
+                connection.execute(
+                    "SELECT ordinal, heading FROM chunks "
+                    "WHERE document = ? AND ordinal IN (SELECT value FROM json_each(?))",
+                    (number, json.dumps(ordinals)),
+                ).fetchall()
+            )
+            for number, ordinals in wanted.items()
+        }

@@ -80,7 +80,7 @@ class Contents:
         """
         with self._database.write() as (connection, revision):
             alive(connection, number)
-            for table in ("chunks", "vector_rows", "facts", "fact_keys", "embeddings", "dropped_facts"):
+            for table in ("chunks", "vector_rows", "word_counts", "facts", "fact_keys", "embeddings", "dropped_facts"):
                 connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
             connection.executemany(
                 "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
@@ -237,12 +237,7 @@ class Contents:
                 "SELECT vector FROM embeddings WHERE document = ? AND fingerprint = ? ORDER BY row",
                 (number, fingerprint),
             ).fetchall()
-        stored = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f2").reshape(len(rows), dimension)
-        vectors = stored.astype(np.float32)
-        # Half precision moves the length by up to 2^-11; searches compare by inner product.
-        norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.maximum(norms, np.finfo(np.float32).tiny)
-        return vectors
+        return unit_rows([row[0] for row in rows], dimension)
 
     def facts_by_key(self, numbers: Sequence[int], keys: Sequence[str]) -> list[StoredFact]:
         """Every fact of these documents that stands under one of ``keys``, in reading order."""
@@ -325,6 +320,15 @@ class Contents:
                 "SELECT sum(num_vectors), sum(num_facts) FROM tallies WHERE stage != 'deleting'"
             ).fetchone()
         return int(vectors), int(facts)
+
+
+def unit_rows(stored: Sequence[bytes], dimension: int) -> NDArray[np.float32]:
+    """Vectors [rows, dimension] as they are kept, at half precision, brought to unit length."""
+    vectors = np.frombuffer(b"".join(stored), dtype="<f2").reshape(len(stored), dimension).astype(np.float32)
+    # Half precision moves the length by up to 2^-11; searches compare by inner product.
+    norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.maximum(norms, np.finfo(np.float32).tiny)
+    return vectors
 
 
 def cut(span: Span, spans: Sequence[Span] | None) -> Span | None:

@@ -6,17 +6,17 @@ passages as without.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from retrieval.contents import Contents
+from retrieval.holdings import Holdings
 from retrieval.keys import fold, query_keys
-from retrieval.lexical_index import LexicalQuery
 from retrieval.passage import Span
 from retrieval.passages import KeyHit, Place
-from retrieval.record import Record
+from retrieval.selection import Selection
 from retrieval.sentences import sentence_spans
-from retrieval.shelf_files import Shelf
 from retrieval.store import Store
 from retrieval.words import words
 
@@ -54,11 +54,11 @@ class Statement:
 class Trail:
     """Follows links through the documents of one question."""
 
-    def __init__(self, store: Store, contents: Contents, records: Sequence[Record], shelves: Sequence[Shelf]) -> None:
+    def __init__(self, store: Store, contents: Contents, records: Selection, holdings: Holdings) -> None:
         self._store = store
         self._contents = contents
         self._records = records
-        self._shelves = shelves
+        self._holdings = holdings
 
     def follow(self, question: str, leading: Mapping[Place, KeyHit]) -> tuple[Place, ...]:
         """The places that what stands at ``leading`` leads to, nearest first; none that is leading itself."""
@@ -78,7 +78,7 @@ class Trail:
             statements = []
             for key in dict.fromkeys(named):
                 known.update(fold(key))
-                found = [one for one in self._statements(key) if (one.place[0], one.span) not in seen]
+                found = self._statements(key, seen)
                 if len(found) > MAX_STATEMENTS:
                     continue
                 statements += found
@@ -101,23 +101,29 @@ class Trail:
                 found.append(pair[is_known.index(False)])
         return found
 
-    def _statements(self, key: str) -> list[Statement]:
-        """The sentences and rows that hold ``key``: those of facts under it, and those with the word as it is."""
-        documents = {record.number: document for document, record in enumerate(self._records)}
-        found = dict.fromkeys(
-            Statement((documents[fact.document], fact.chunk), fact.evidence)
-            for fact in self._contents.facts_by_key(list(documents), fold(key))
-        )
-        whole = words(key)[:1]
-        query = LexicalQuery(exact=tuple(whole), stemmed=())
-        form = re.compile(rf"(?<![\w-]){re.escape(key)}(?![\w-])", re.IGNORECASE)
-        for document, shelf in enumerate(self._shelves):
-            number = self._records[document].number
-            ordinals = [ordinal for ordinal, _ in shelf.lexical.search(query, MAX_STATEMENTS + 1, {})]
-            for ordinal, chunk in sorted(self._contents.chunks_at(number, ordinals).items()):
-                text = self._store.text(number, chunk.start, chunk.end)
-                for span in sentence_spans(text):
-                    if form.search(text, span.start, span.end):
-                        inside = Span(chunk.start + span.start, chunk.start + span.end)
-                        found.setdefault(Statement((document, ordinal), inside))
+    def _statements(self, key: str, seen: Collection[tuple[int, Span]]) -> list[Statement]:
+        """The sentences and rows that hold ``key``, but for those ``seen``: those of facts under it, and those with the
+        word as it is. Where there are more than ``MAX_STATEMENTS`` not all."""
+        found: dict[Statement, None] = {}
+        for one in chain(self._by_facts(key), self._by_words(key)):
+            if (one.place[0], one.span) not in seen:
+                found.setdefault(one)
+            if len(found) > MAX_STATEMENTS:
+                break
         return sorted(found, key=lambda one: (one.place, one.span))
+
+    def _by_facts(self, key: str) -> Iterator[Statement]:
+        for fact in self._contents.facts_by_key(self._records.numbers.tolist(), fold(key)):
+            yield Statement((self._records.places[fact.document], fact.chunk), fact.evidence)
+
+    def _by_words(self, key: str) -> Iterator[Statement]:
+        form = re.compile(rf"(?<![\w-]){re.escape(key)}(?![\w-])", re.IGNORECASE)
+        for word in words(key)[:1]:
+            for document, ordinals in self._holdings.with_word(word, MAX_STATEMENTS + 1):
+                number = self._records[document].number
+                for ordinal, chunk in sorted(self._contents.chunks_at(number, ordinals).items()):
+                    text = self._store.text(number, chunk.start, chunk.end)
+                    for span in sentence_spans(text):
+                        if form.search(text, span.start, span.end):
+                            inside = Span(chunk.start + span.start, chunk.start + span.end)
+                            yield Statement((document, ordinal), inside)

@@ -18,8 +18,11 @@ from retrieval.passage import Document, DocumentError, Span
 from retrieval.recognisers import RECOGNISERS_REVISION, recognise
 from retrieval.record import UNFINISHED, Record, Stage
 from retrieval.shelves import Shelves
+from retrieval.stacks import STACKED_ROWS
 from retrieval.store import Store
+from retrieval.stored_pieces import keep_counts
 from retrieval.vector_rows import vector_rows
+from retrieval.word_counts import WordCounts, rows_by_chunk
 
 # One commit, one look at ``stop`` and one chance for a question to be embedded between batches.
 EMBEDDING_BATCH = 128
@@ -129,10 +132,16 @@ class Ingestion:
         rows = vector_rows(text, chunks)
         facts, dropped = within_budget(recognise(text), self.max_facts)
         is_small = self._shelves.is_small(len(rows))
+        counts = None
+        if len(rows) <= STACKED_ROWS:
+            texts = [(one.text, one.heading) for one in chunks]
+            counts = WordCounts.of(texts, rows_by_chunk([row.chunk for row in rows], len(chunks))).to_bytes()
         with self._store.database.write():
             if is_new:
                 self._store.write_text(number, text, pages)
             self._contents.write_index(number, chunks, rows, facts, dropped)
+            if counts is not None:
+                keep_counts(self._store.database, {number: counts})
             if is_small:
                 self._open(number, text)
         if not is_small:

@@ -6,7 +6,7 @@ documents of one question have in common, how rare a word is among all of them, 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -118,6 +118,20 @@ class LexicalPart:
 Searchable = LexicalIndex | LexicalPart
 
 
+class Together(Protocol):
+    """The words of many documents, which are told by their numbers among those asked."""
+
+    def __len__(self) -> int:
+        """Chunks held."""
+
+    def frequency(self, term: Term) -> int:
+        """In how many chunks a word stands."""
+
+    def search(self, weights: Mapping[Term, float], k: int, shares: Collection[int]) -> list[tuple[int, int, float]]:
+        """At least the ``k`` best (document, ordinal, score) by BM25, and all of the documents in ``shares``, in any
+        order; ``weights`` say what each word weighs, its rarity included."""
+
+
 class LexicalHits(NamedTuple):
     """``hits`` are (index, ordinal, score), best first. ``rarities`` says of each stem of the query how much it weighs
     among all chunks searched, ``known`` which stems stand in any of them; what stands in none weighs ``unknown``."""
@@ -134,27 +148,40 @@ class LexicalHits(NamedTuple):
 
 
 def search_lexical(
-    indexes: Sequence[Searchable], query: LexicalQuery, k: int, asked: AskedDocuments | None = None
+    indexes: Sequence[Searchable] | Mapping[int, Searchable],
+    query: LexicalQuery,
+    k: int,
+    asked: AskedDocuments | None = None,
+    together: Together | None = None,
 ) -> LexicalHits:
     """The ``k`` best chunks over several documents as if they were one, and the best of each that is ``asked``.
 
     BM25 weighs a word by how rare it is; each index knows only its own chunks. The weight is corrected to the
-    rarity among all of ``indexes``, so that scores of different documents compare.
+    rarity among all of ``indexes``, so that scores of different documents compare. Where only some documents have an
+    index of their own, ``indexes`` are by document, and the others stand ``together``.
     """
+    asked = asked or AskedDocuments()
+    own = indexes if isinstance(indexes, Mapping) else dict(enumerate(indexes))
     terms = [term for term, _ in query.terms()]
-    frequencies = [{term: index.frequency(term) for term in terms} for index in indexes]
-    num_chunks = sum(len(index) for index in indexes)
-    totals = {term: sum(counts[term] for counts in frequencies) for term in terms}
+    frequencies = {number: {term: index.frequency(term) for term in terms} for number, index in own.items()}
+    num_chunks = sum(map(len, own.values())) + (0 if together is None else len(together))
+    totals = {term: sum(counts[term] for counts in frequencies.values()) for term in terms}
+    if together is not None:
+        totals = {term: count + together.frequency(term) for term, count in totals.items()}
     known = frozenset(word for word in query.stemmed if totals[STEMMED, word] or totals[HEADING, word])
     rarities = {word: rarity(num_chunks, totals[STEMMED, word]) for word in query.stemmed}
     found = []
-    for number, (index, counts) in enumerate(zip(indexes, frequencies, strict=True)):
-        if not any(counts.values()):  # As most documents of a large store, for most questions.
+    for number, counts in frequencies.items():
+        if not any(counts.values()):
             continue
+        index = own[number]
         boosts = {term: rarity(num_chunks, totals[term]) / rarity(len(index), count) for term, count in counts.items()}
         found += [(number, ordinal, score) for ordinal, score in index.search(query, k, boosts)]
+    if together is not None:
+        weights = {term: weight * rarity(num_chunks, totals[term]) for term, weight in query.terms() if totals[term]}
+        found += together.search(weights, k, asked.shares)
     found.sort(key=lambda hit: (-hit[2], hit[0], hit[1]))
-    found = first_of(found, k, asked or AskedDocuments(), lambda hit: hit[0])
+    found = first_of(found, k, asked, lambda hit: hit[0])
     return LexicalHits(found, rarities, known, rarity(num_chunks, 0))
 
 

@@ -10,6 +10,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from retrieval.catalogue import Catalogue
 from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.clustered_index import LARGE_ROWS, ClusteredIndex
 from retrieval.contents import Contents
@@ -19,6 +20,7 @@ from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
 from retrieval.fact_book import FactBook, ListedFact
 from retrieval.faiss_index import FaissIndex
+from retrieval.index_memory import IndexMemory
 from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
 from retrieval.occurrences import occurrences
@@ -30,7 +32,9 @@ from retrieval.search import Search
 from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
+from retrieval.stacks import Stacks
 from retrieval.store import Store
+from retrieval.stored_pieces import StoredPieces
 from retrieval.surprises import Surprises
 from retrieval.vector_index import VectorIndex
 
@@ -80,7 +84,15 @@ class Library:
     """
 
     def __init__(
-        self, lock: FileLock, store: Store, contents: Contents, shelves: Shelves, ingestion: Ingestion, search: Search
+        self,
+        lock: FileLock,
+        store: Store,
+        contents: Contents,
+        shelves: Shelves,
+        stacks: Stacks,
+        memory: IndexMemory,
+        ingestion: Ingestion,
+        search: Search,
     ) -> None:
         self._file_lock = lock
         self._store = store
@@ -89,6 +101,9 @@ class Library:
         self._cuttings = Cuttings(store.database)
         self.surprises = Surprises(store, ingestion.max_facts)
         self._shelves = shelves
+        self._stacks = stacks
+        self._memory = memory
+        self._catalogue = Catalogue(store, contents, memory)
         self._ingestion = ingestion
         self._search = search
         self._at_work: set[str] = set()
@@ -135,7 +150,7 @@ class Library:
 
     def close(self) -> None:
         """Let go of the data directory. No other method may be running or be called afterwards."""
-        self._shelves.close()
+        self._memory.clear()
         self._store.close()
         self._file_lock.release()
 
@@ -272,11 +287,11 @@ class Library:
         Raises:
             DocumentNotReady: one of them cannot be asked yet, or has failed.
         """
-        records = self._store.records(list(dict.fromkeys(document_ids)), tenant)
-        for record in records:
-            if not record.document.answerable:
-                raise DocumentNotReady(self._with_progress(record.document))
-        return self._search.run(query, records, max_passages, scope, cuttings)
+        try:
+            documents = self._catalogue.select(tenant, document_ids)
+        except DocumentNotReady as unready:
+            raise DocumentNotReady(self._with_progress(unready.document)) from None
+        return self._search.run(query, documents, max_passages, scope, cuttings)
 
     def is_cut(self, tenant: str, document_id: str, cutting: Cutting) -> bool:
         """Whether somebody told where the document is cut so."""
@@ -390,7 +405,7 @@ class Library:
             num_documents=self._store.num_documents(),
             num_vectors=num_vectors,
             num_facts=num_facts,
-            host_bytes=self._shelves.host_bytes(),
+            host_bytes=self._memory.host_bytes(),
             disk_bytes={"store": self._store.disk_bytes(), "index": self._shelves.disk_bytes()},
             num_pending=num_pending,
             waiting_seconds=waiting_seconds,
@@ -414,11 +429,14 @@ class Library:
         files = ShelfFiles(
             folder, store, contents, fingerprint, dimension, FaissIndex, large_index, large_rows=LARGE_ROWS
         )
-        shelves = Shelves(folder, store, files, 4 * dimension, limits.max_index_bytes)
+        memory = IndexMemory(limits.max_index_bytes)
+        shelves = Shelves(folder, store, files, memory)
+        stacks = Stacks(StoredPieces(store, contents, fingerprint, dimension), memory, dimension)
         ingestion = Ingestion(
             store, contents, shelves, embedder, fingerprint, limits.max_characters, limits.max_facts, count_tokens
         )
-        library = cls(lock, store, contents, shelves, ingestion, Search(store, contents, shelves, embedder))
+        search = Search(store, contents, shelves, embedder, stacks)
+        library = cls(lock, store, contents, shelves, stacks, memory, ingestion, search)
         for record in store.recover(fingerprint):
             library._erase(record)
         store.reopen_for_recognisers(RECOGNISERS_REVISION)
@@ -442,5 +460,6 @@ class Library:
         with self._work_done:
             self._readings.pop(record.document.id, None)
         # The rows go last: as long as they stand, the next start knows there is something to delete.
-        self._shelves.discard(record.document.id)
+        self._shelves.discard(record.id)
+        self._stacks.discard(record.document.tenant, record.number)
         self._store.erase(record)

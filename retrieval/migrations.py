@@ -201,7 +201,17 @@ CREATE TRIGGER blobs_come AFTER INSERT ON blobs BEGIN UPDATE blob_tally SET num_
 CREATE TRIGGER blobs_go AFTER DELETE ON blobs BEGIN UPDATE blob_tally SET num_bytes = num_bytes - OLD.num_bytes; END;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _CUTTINGS, _TALLIES)
+# 8. The words of each document of a page or a few, counted (``retrieval.word_counts``), for those that are asked with
+#    many others. Derived, like an index: one that is missing or of another format is made anew.
+_WORD_COUNTS = """
+CREATE TABLE word_counts (
+    document INTEGER PRIMARY KEY REFERENCES documents (number) ON DELETE CASCADE,
+    format INTEGER NOT NULL,
+    counts BLOB NOT NULL
+);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _CUTTINGS, _TALLIES, _WORD_COUNTS)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -10,7 +10,7 @@ from retrieval.cutting import Pieces
 from retrieval.duplicates import collapsed
 from retrieval.errors import UnknownDocument
 from retrieval.passage import Cutting, Nearest, Passage, Span, page_at
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.store import Store
 from retrieval.values import Asked, Reader
 from retrieval.words import words
@@ -108,7 +108,7 @@ class Group:
 def compose(
     store: Store,
     contents: Contents,
-    records: Sequence[Record],
+    records: Sequence[Listed],
     rankings: Rankings,
     max_passages: int,
     cuttings: Mapping[str, Sequence[Cutting | None]] | None = None,
@@ -129,7 +129,7 @@ def compose(
 def _passages(
     store: Store,
     contents: Contents,
-    records: Sequence[Record],
+    records: Sequence[Listed],
     rankings: Rankings,
     max_passages: int,
     cuttings: Mapping[str, Sequence[Cutting | None]],
@@ -143,7 +143,7 @@ def _passages(
     order = in_turn(_order(rankings.keys, rankings.hops, scores), each, shares, lambda place: place[0])
     # Whatever stands in a piece belongs to it.
     most = max_passages * JOIN_DEPTH
-    order = [place for n, place in enumerate(order) if n < most or records[place[0]].document.id in cuttings]
+    order = [place for n, place in enumerate(order) if n < most or records[place[0]].id in cuttings]
     chunks = _chunks(contents, records, order)
     for group in _join(order, chunks, rankings, records, cuttings, pieces):
         places = group.places
@@ -174,8 +174,8 @@ def _passages(
         score = max(scores.get(place, 0.0) for place in places)
         is_hop = any(place in rankings.hops for place in places)
         yield Passage(
-            document_id=record.document.id,
-            document_name=record.document.name,
+            document_id=record.id,
+            document_name=record.name,
             span=Span(start, end),
             text=store.text(record.number, start, end),
             page=page,
@@ -198,14 +198,14 @@ def _inside(span: Span | None, piece: Span) -> Span | None:
 
 
 def _nearest(
-    contents: Contents, record: Record, group: Sequence[Place], dense: Mapping[Place, NearRow]
+    contents: Contents, record: Listed, group: Sequence[Place], dense: Mapping[Place, NearRow]
 ) -> Nearest | None:
     near = max((dense[place] for place in group if place in dense), key=lambda row: row.score, default=None)
     if near is None:
         return None
     rows = contents.vector_rows(record.number, near.row, 1)
     if not rows:
-        raise UnknownDocument(record.document.id)  # deleted since it was searched
+        raise UnknownDocument(record.id)  # deleted since it was searched
     return Nearest(rows[0].span, near.score)
 
 
@@ -226,7 +226,7 @@ def _finders(group: Sequence[Place], rankings: Rankings) -> tuple[str, ...]:
     return tuple(name for name, places in found.items() if any(place in places for place in group))
 
 
-def _chunks(contents: Contents, records: Sequence[Record], places: Sequence[Place]) -> dict[Place, StoredChunk]:
+def _chunks(contents: Contents, records: Sequence[Listed], places: Sequence[Place]) -> dict[Place, StoredChunk]:
     wanted: dict[int, list[int]] = {}
     for document, ordinal in places:
         wanted.setdefault(document, []).append(ordinal)
@@ -241,7 +241,7 @@ def _join(
     order: Sequence[Place],
     chunks: Mapping[Place, StoredChunk],
     rankings: Rankings,
-    records: Sequence[Record],
+    records: Sequence[Listed],
     cuttings: Mapping[str, Sequence[Cutting | None]],
     pieces: Pieces | None,
 ) -> list[Group]:
@@ -250,7 +250,7 @@ def _join(
         if place not in chunks:
             continue
         record = records[place[0]]
-        for cutting in cuttings.get(record.document.id, (None,)):
+        for cutting in cuttings.get(record.id, (None,)):
             piece = None
             if cutting is not None:
                 assert pieces is not None, "a document is cut, and nobody knows where"
@@ -297,7 +297,7 @@ def _fits(place: Place, group: Sequence[Place], chunks: Mapping[Place, StoredChu
     return max(chunk.end for chunk in spans) - min(chunk.start for chunk in spans) <= MAX_PASSAGE_CHARACTERS
 
 
-def _evidence(store: Store, record: Record, hits: Sequence[KeyHit], question_words: Sequence[str]) -> Span | None:
+def _evidence(store: Store, record: Listed, hits: Sequence[KeyHit], question_words: Sequence[str]) -> Span | None:
     """The sentence or row under the keys that shares most words with the question; the first of equal ones."""
     met = [meeting.fact for hit in hits for meeting in hit.meetings]
     spans = sorted({fact.evidence for fact in [fact for fact in met if fact.is_pinned] or met})

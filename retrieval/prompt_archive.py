@@ -33,7 +33,7 @@ from retrieval.passages import MAX_PASSAGE_CHARACTERS
 from retrieval.prompt_part import PromptPart
 from retrieval.prompt_store import PromptStore
 from retrieval.recognisers import recognise
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.search import RANKED_DEPTH, Search
 from retrieval.shelf_files import SMALL_ROWS, Shelf
 from retrieval.shelves import Shelves
@@ -257,7 +257,7 @@ class _OwnShelves(Shelves):
         self._own = shelves
 
     @override
-    def open(self, record: Record) -> Shelf:
+    def open(self, record: Listed) -> Shelf:
         """The shelf of a text."""
         return self._own[record.number]
 

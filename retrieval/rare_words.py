@@ -1,8 +1,8 @@
 """Rare words of a question: whoever asks for several things by name is shown a place of each."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from retrieval.lexical_index import LexicalHits, LexicalQuery, Searchable, search_lexical
+from retrieval.lexical_index import LexicalHits, LexicalQuery
 from retrieval.passages import Place
 
 # A word that stands in more chunks than these is not rare. One that is joined by signs, as names of things are
@@ -11,11 +11,12 @@ MAX_PLACES = 3
 MAX_PLACES_OF_JOINED = 5
 
 
-def rare_places(indexes: Sequence[Searchable], lexical: LexicalHits) -> dict[str, list[Place]]:
-    """For each stem of the question that stands in few chunks, these; the rarest stem first."""
+def rare_places(search: Callable[[LexicalQuery, int], LexicalHits], lexical: LexicalHits) -> dict[str, list[Place]]:
+    """For each stem of the question that stands in few chunks, these; the rarest stem first. ``search`` gives
+    the best so many chunks of what ``lexical`` was found in."""
     found: dict[str, list[Place]] = {}
     for stem in lexical.rarest_first:
-        hits = search_lexical(indexes, LexicalQuery((), (stem,)), MAX_PLACES_OF_JOINED + 1).hits
+        hits = search(LexicalQuery((), (stem,)), MAX_PLACES_OF_JOINED + 1).hits
         if len(hits) > MAX_PLACES_OF_JOINED:
             break
         if len(hits) <= MAX_PLACES or not stem.isalnum():

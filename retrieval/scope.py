@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retrieval.contents import Contents
 from retrieval.lexical_index import LexicalPart
 from retrieval.passage import FactKind, Span
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.shelf_files import Shelf
 from retrieval.store import Store
 
@@ -26,16 +26,14 @@ class Scope:
     parts: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     kinds: frozenset[FactKind] | None = None
 
-    def contents(self, contents: Contents, records: Sequence[Record]) -> Contents:
+    def contents(self, contents: Contents, records: Sequence[Listed]) -> Contents:
         """Of ``contents`` what is in the scope."""
-        parts = {
-            record.number: self.parts[record.document.id] for record in records if record.document.id in self.parts
-        }
+        parts = {record.number: self.parts[record.id] for record in records if record.id in self.parts}
         return contents.within(parts, self.kinds) if parts or self.kinds is not None else contents
 
-    def shelf(self, shelf: Shelf, record: Record, store: Store, contents: Contents) -> Shelf:
+    def shelf(self, shelf: Shelf, record: Listed, store: Store, contents: Contents) -> Shelf:
         """Of ``shelf`` what is in the scope; ``contents`` are those of the scope."""
-        spans = self.parts.get(record.document.id)
+        spans = self.parts.get(record.id)
         if spans is None:
             return shelf
         assert not isinstance(shelf.lexical, LexicalPart), "a part of a part"

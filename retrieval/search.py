@@ -7,39 +7,38 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.asked_documents import AskedDocuments, asked_documents, first_of
+from retrieval.asked_documents import AskedDocuments, first_of
 from retrieval.asked_keys import Met, meet
 from retrieval.candidates import candidates
-from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.contents import Contents
 from retrieval.cutting import Cuttings, Pieces
 from retrieval.embedder import Embedder
-from retrieval.errors import DocumentNotReady
+from retrieval.errors import DocumentNotReady, UnknownDocument
 from retrieval.features import NAMES, AskedWords, Candidate, features
 from retrieval.fusion import fuse
+from retrieval.holdings import DEPTH, Holdings
 from retrieval.hops import Trail
-from retrieval.lexical_index import LexicalHits, LexicalQuery, search_lexical
+from retrieval.lexical_index import LexicalHits, LexicalQuery
 from retrieval.passage import Cutting, SearchResult
-from retrieval.passages import KeyHit, NearRow, Place, Rankings, compose
+from retrieval.passages import KeyHit, Place, Rankings, compose
 from retrieval.ranker import Ranker
 from retrieval.rare_words import only_places, rare_places, spread
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.scope import Scope
-from retrieval.shelf_files import Shelf
+from retrieval.selection import Selection
 from retrieval.shelves import Shelves
+from retrieval.stack_view import StackView
+from retrieval.stacks import Stacks, is_stacked
 from retrieval.store import Store
 
 # What a year or a phrase of the question stands in is evidence only this far up by score.
 LIKELY = 5
 # A chunk that has the only mention of a name, and so large a share of all names of the question, has to do with it.
 MOST_NAMES = 0.5
-# Candidates each search contributes.
-DEPTH = 50
-# Of these, how many the learned ranking looks at. Measured on 1875 training questions in a text of 1.5 million
-# characters: the answer is among those of depth 24 for 94.9 %, of depth 50 for 96.6 %, at twice the time.
+# Of the candidates of each search, how many the learned ranking looks at. Measured on 1875 training questions in a
+# text of 1.5 million characters: the answer is among those of depth 24 for 94.9 %, of depth 50 for 96.6 %, at twice the
+# time.
 RANKED_DEPTH = 24
-# Sentences looked at for each of them.
-ROWS_PER_CHUNK = 4
 # The learned ranking knows the inner products of this embedder only. For others there are weighted reciprocal ranks:
 # measured on 620 training questions over five corpora, found among the first five: words alone 82.0 %, nearest
 # sentence alone 89.4 %, fused so 92.4 % (equal weights: 90.6 %).
@@ -52,8 +51,12 @@ DENSE_FLOOR = 0.33
 class Search:
     """Finds passages in documents that can be asked. Any number of threads may search at once."""
 
-    def __init__(self, store: Store, contents: Contents, shelves: Shelves, embedder: Embedder) -> None:
+    def __init__(
+        self, store: Store, contents: Contents, shelves: Shelves, embedder: Embedder, stacks: Stacks | None = None
+    ) -> None:
+        """Without ``stacks`` every document is asked by itself."""
         self._store = store
+        self._stacks = stacks
         self._contents = contents
         self._shelves = shelves
         self._embedder = embedder
@@ -63,7 +66,7 @@ class Search:
     def run(
         self,
         question: str,
-        records: Sequence[Record],
+        records: Sequence[Listed],
         max_passages: int,
         scope: Scope | None = None,
         cuttings: Mapping[str, Sequence[Cutting | None]] | None = None,
@@ -77,16 +80,14 @@ class Search:
             UnknownDocument: one of them was deleted meanwhile.
             DocumentNotReady: one of them is being read anew.
         """
+        records = records if isinstance(records, Selection) else Selection(records)
         rankings = self.rank(question, records, scope)
         started = time.perf_counter()
         contents = (scope or Scope()).contents(self._contents, records)
         pieces = Pieces(self._cuttings)
         passages = compose(self._store, contents, records, rankings, max_passages, cuttings or {}, pieces)
         seconds = {**rankings.seconds, "passages": time.perf_counter() - started}
-        # Ranks and texts were read one after the other; a document that went in between may have lost its text.
-        for record, now in zip(records, self._store.records([each.document.id for each in records]), strict=True):
-            if now.chunks_revision != record.chunks_revision:
-                raise DocumentNotReady(now.document)
+        self._check(records)
         return SearchResult(
             passages=passages,
             found=bool(passages) and rankings.found,
@@ -97,30 +98,29 @@ class Search:
             confidence=rankings.confidence,
         )
 
-    def rank(self, question: str, records: Sequence[Record], scope: Scope | None = None) -> Rankings:
+    def rank(self, question: str, records: Sequence[Listed], scope: Scope | None = None) -> Rankings:
         """What each search finds, before any of it is joined."""
+        records = records if isinstance(records, Selection) else Selection(records)
         scope = scope or Scope()
         seconds: dict[str, float] = {}
         contents = scope.contents(self._contents, records)
         with _timed(seconds, "keys"):
-            asked = self._asked(question, records)
+            asked = records.names(self._contents).asked(question)
             met = meet(contents, question, records, asked.shares)
         with _timed(seconds, "lexical"):
-            shelves = [scope.shelf(self._shelves.open(record), record, self._store, contents) for record in records]
+            holdings = self._opened(records, scope, contents)
             words = LexicalQuery.of(question)
-            indexes = [shelf.lexical for shelf in shelves]
-            lexical = search_lexical(indexes, words, DEPTH, asked)
+            lexical = holdings.search_words(words, DEPTH, asked)
         with _timed(seconds, "dense"):
-            has_vectors = any(shelf.vectors is not None for shelf in shelves)
-            query = self._embedder.embed_query(question) if has_vectors else None
-            dense = nearest_chunks(query, shelves, asked)
-        num_chunks = sum(len(shelf.lexical) for shelf in shelves)
+            query = self._embedder.embed_query(question) if holdings.num_dense else None
+            dense = holdings.nearest(query, asked)
+        num_chunks = holdings.num_chunks
         with _timed(seconds, "ranking"):
             if self._is_learned:
                 near = dict(first_of([*dense.items()], RANKED_DEPTH, asked, lambda item: item[0][0]))
                 hits = first_of(lexical.hits, RANKED_DEPTH, asked, lambda hit: hit[0])
-                rare = rare_places(indexes, lexical)
-                found = candidates(self._store, contents, records, shelves, hits, near, query, met, rare.values())
+                rare = rare_places(holdings.search_words, lexical)
+                found = candidates(self._store, records, holdings, hits, near, query, met, rare.values())
                 scores, confidence, is_found = _weighed(
                     AskedWords.of(question, words, lexical), found, rare, num_chunks
                 )
@@ -130,7 +130,7 @@ class Search:
                 confidence = float(is_found)
         key_hits = _joined(met, scores, self._is_learned, asked)
         with _timed(seconds, "hops"):
-            hops = Trail(self._store, contents, records, shelves).follow(question, met.leading)
+            hops = Trail(self._store, contents, records, holdings).follow(question, met.leading)
         is_led = any(hit.is_leading for hit in key_hits.values())
         return Rankings(
             keys=key_hits,
@@ -142,37 +142,41 @@ class Search:
             question_words=words.exact,
             found=is_led or is_found,
             confidence=1.0 if is_led else confidence,
-            reason=_reason(shelves) + _told(asked),
+            reason=_reason(holdings.num_dense, len(records)) + _told(asked),
             num_facts=met.num_facts,
             num_chunks=num_chunks,
             seconds=seconds,
             asked=asked,
         )
 
-    def _asked(self, question: str, records: Sequence[Record]) -> AskedDocuments:
-        """Which documents have a share. A title is the first heading of a text."""
-        if len(records) < 2:
-            return AskedDocuments()
-        firsts = self._contents.first_headings([record.number for record in records])
-        titles = [firsts.get(record.number, "").split(HEADING_SEPARATOR)[0] for record in records]
-        return asked_documents(question, [record.document.name for record in records], titles)
+    def _opened(self, records: Selection, scope: Scope, contents: Contents) -> Holdings:
+        """Many documents as one, but for those of which only a part is asked; else each by itself."""
+        alone = [*range(len(records))]
+        stack = None
+        num_dense = 0
+        if self._stacks is not None and self._stacks.takes(records):
+            stacked = [place for place in alone if is_stacked(records[place]) and records[place].id not in scope.parts]
+            view = np.array(stacked, np.int64)
+            held = self._stacks.opened(records.tenant, [records[place] for place in stacked])
+            stack = StackView(held, records.numbers[view], records.revisions[view], view)
+            num_dense = int((records.revisions[view, 1] >= 0).sum())
+            alone = sorted({*alone} - {*stacked})
+        shelves = {
+            place: scope.shelf(self._shelves.open(records[place]), records[place], self._store, contents)
+            for place in alone
+        }
+        return Holdings(shelves, stack, num_dense)
 
-
-def nearest_chunks(
-    query: NDArray[np.float32] | None, shelves: Sequence[Shelf], asked: AskedDocuments | None = None
-) -> dict[Place, NearRow]:
-    """The chunks nearest to the question, nearest first, and those of each document ``asked``, each with its nearest
-    row."""
-    if query is None:
-        return {}
-    nearest: dict[Place, NearRow] = {}
-    for document, shelf in enumerate(shelves):
-        if shelf.vectors is not None:
-            # A chunk is as near as its nearest sentence; sentences come nearest first.
-            for row, score in shelf.vectors.search(query, DEPTH * ROWS_PER_CHUNK, shelf.rows):
-                nearest.setdefault((document, int(shelf.chunk_of[row])), NearRow(row, score))
-    places = sorted(nearest, key=lambda place: (-nearest[place].score, place))
-    return {place: nearest[place] for place in first_of(places, DEPTH, asked or AskedDocuments(), lambda at: at[0])}
+    def _check(self, records: Selection) -> None:
+        """Ranks and texts were read one after the other; a document that went in between may have lost its text."""
+        if records.as_of is not None and records.as_of == self._store.database.revision():
+            return
+        now = self._store.chunks_revisions(records.numbers.tolist())
+        for record in records:
+            if record.number not in now:
+                raise UnknownDocument(record.id)
+            if now[record.number] != record.chunks_revision:
+                raise DocumentNotReady(self._store.record(record.id).document)
 
 
 def _weighed(
@@ -217,14 +221,13 @@ def _shares(scores: NDArray[np.float32]) -> list[float]:
     return shares
 
 
-def _reason(shelves: Sequence[Shelf]) -> str:
-    num_dense = sum(1 for shelf in shelves if shelf.vectors is not None)
-    if num_dense == len(shelves):
+def _reason(num_dense: int, num_documents: int) -> str:
+    if num_dense == num_documents:
         return "searched by keys, words and meaning"
     if num_dense == 0:
         return "searched by keys and words; the vectors for a search by meaning are still being computed"
     return (
-        f"searched by keys and words, and {num_dense} of {len(shelves)} documents by meaning; "
+        f"searched by keys and words, and {num_dense} of {num_documents} documents by meaning; "
         "the vectors of the others are still being computed"
     )
 

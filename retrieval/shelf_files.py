@@ -20,7 +20,7 @@ from retrieval.counted_index import CountedIndex
 from retrieval.durability import make_directory
 from retrieval.errors import IndexDamaged
 from retrieval.lexical_index import LexicalIndex, Searchable
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.seals import Stamp, read_sealed, seal_folder, verify_folder, write_sealed
 from retrieval.store import Store
 from retrieval.tantivy_index import TantivyIndex
@@ -65,6 +65,11 @@ class Shelf:
         vector_bytes = self.vectors.num_bytes if self.vectors is not None else 0
         return self.lexical.num_bytes + vector_bytes + self.chunk_of.nbytes + self.row_spans.nbytes
 
+    @property
+    def embedding_bytes(self) -> int:
+        """What of it are the vectors themselves."""
+        return 0 if self.vectors is None else 4 * self.vectors.dimension * len(self.vectors)
+
 
 class ShelfFiles:
     """Loads shelves from folders, each index checked against its stamp and checksum.
@@ -99,9 +104,9 @@ class ShelfFiles:
         """Whether a document of so many rows has no indexes on the disk."""
         return num_rows <= self._small_rows
 
-    def load(self, record: Record) -> Shelf:
+    def load(self, record: Listed) -> Shelf:
         """The shelf of a document at the revisions of ``record``; what is missing or unsound is made anew."""
-        folder = self._directory / record.document.id
+        folder = self._directory / record.id
         is_small = self.is_small(record.num_rows)
         lexical: LexicalIndex
         if is_small:
@@ -119,37 +124,37 @@ class ShelfFiles:
         spans = np.array([(row.span.start, row.span.end) for row in rows], dtype=np.int32).reshape(len(rows), 2)
         return Shelf(lexical, vectors, chunk_of, spans)
 
-    def _chunks(self, record: Record) -> Iterator[tuple[str, str]]:
+    def _chunks(self, record: Listed) -> Iterator[tuple[str, str]]:
         """Text and heading of each chunk."""
         text = self._store.text(record.number)
         return ((text[chunk.start : chunk.end], chunk.heading) for chunk in self._contents.chunks(record.number))
 
-    def _lexical(self, folder: Path, record: Record) -> TantivyIndex:
+    def _lexical(self, folder: Path, record: Listed) -> TantivyIndex:
         files, seal = folder / "lexical", folder / "lexical.json"
-        stamp: Stamp = {"format": FORMAT, "document": record.document.id, "revision": record.chunks_revision}
+        stamp: Stamp = {"format": FORMAT, "document": record.id, "revision": record.chunks_revision}
         if seal.exists():
             try:
                 verify_folder(files, seal, stamp)
             except IndexDamaged as error:
-                logger.warning("the lexical index of %s is made anew: %s", record.document.id, error)
+                logger.warning("the lexical index of %s is made anew: %s", record.id, error)
             else:
                 return TantivyIndex.open(files)
         # The seal goes first: a crash while building leaves a folder without a seal, which is not trusted.
         seal.unlink(missing_ok=True)
         shutil.rmtree(files, ignore_errors=True)
         make_directory(files)
-        index = TantivyIndex.build(files, self._chunks(record), record.document.num_characters or 0)
+        index = TantivyIndex.build(files, self._chunks(record), record.num_characters or 0)
         seal_folder(files, seal, stamp)
         return index
 
-    def _vectors(self, folder: Path, record: Record) -> VectorIndex:
+    def _vectors(self, folder: Path, record: Listed) -> VectorIndex:
         path = folder / "vectors.fano"
         is_large = record.num_rows >= self._large_rows
         kind = self._large_index if self._large_index is not None and is_large else self._vector_index
         stamp: Stamp = {
             "format": FORMAT,
             "kind": kind.__name__,
-            "document": record.document.id,
+            "document": record.id,
             "revision": record.vectors_revision,
             "embedder": self._fingerprint,
         }
@@ -157,12 +162,12 @@ class ShelfFiles:
             try:
                 return kind.from_bytes(self._dimension, read_sealed(path, stamp))
             except IndexDamaged as error:
-                logger.warning("the vector index of %s is made anew: %s", record.document.id, error)
+                logger.warning("the vector index of %s is made anew: %s", record.id, error)
         index = self._new_vectors(kind, record)
         write_sealed(path, stamp, index.to_bytes())
         return index
 
-    def _new_vectors(self, kind: type[VectorIndex], record: Record) -> VectorIndex:
+    def _new_vectors(self, kind: type[VectorIndex], record: Listed) -> VectorIndex:
         vectors = self._contents.embeddings(record.number, self._fingerprint, self._dimension)
         index = kind(self._dimension)
         index.add(np.arange(len(vectors), dtype=np.int64), vectors)

@@ -4,7 +4,7 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from retrieval.blobs import Blobs
@@ -22,6 +22,7 @@ _PIECES = (
     ("embeddings", "fingerprint, row", 400),
     ("texts", "start", 8),
     ("vector_rows", "row", 5000),
+    ("word_counts", "format", 1),
     ("pieces", "max_tokens, overlap_tokens", 1),
     ("chunks", "ordinal", 2000),
     ("fact_keys", "key, form, fact", 2000),
@@ -142,6 +143,16 @@ class Store:
                 raise UnknownDocument(document_id)
         return [by_id[document_id] for document_id in document_ids]
 
+    def chunks_revisions(self, numbers: Sequence[int]) -> dict[int, int | None]:
+        """Of each of these documents that is there the revision at which its chunks were completed."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT number, chunks_revision FROM json_each(?) JOIN documents ON number = value "
+                "WHERE stage != 'deleting'",
+                (json.dumps(numbers),),
+            ).fetchall()
+        return dict(rows)
+
     def page(self, tenant: str, after: str | None, limit: int) -> list[Record]:
         """The tenant's documents, oldest first, from the one after ``after`` on."""
         number = self.record(after, tenant).number if after is not None else 0
@@ -221,15 +232,12 @@ class Store:
 
     def texts(self, number: int, spans: Sequence[Span]) -> list[str]:
         """The text of each of ``spans``, in their order; every block of the text is read once."""
-        found: dict[Span, str] = {}
-        start, block = 0, ""
+        return self.texts_of({number: spans})[number]
+
+    def texts_of(self, spans: Mapping[int, Sequence[Span]]) -> dict[int, list[str]]:
+        """The same of several documents, by their numbers."""
         with self.database.read() as connection:
-            for span in sorted(spans):
-                if not start <= span.start <= span.end <= start + len(block):
-                    start = span.start - span.start % TEXT_BLOCK_CHARACTERS
-                    block = read_text(connection, number, start, max(span.end, start + TEXT_BLOCK_CHARACTERS))
-                found[span] = block[span.start - start : span.end - start]
-        return [found[span] for span in spans]
+            return {number: _texts(connection, number, own) for number, own in spans.items()}
 
     def pages(self, number: int) -> tuple[Span, ...]:
         """Where each page stands, the first page first; empty for texts without pages."""
@@ -298,7 +306,17 @@ class Store:
 
     def _requeue(self, number: int) -> None:
         with self.database.write() as (connection, _):
-            for table in ("texts", "pages", "chunks", "vector_rows", "embeddings", "facts", "fact_keys", "pieces"):
+            for table in (
+                "texts",
+                "pages",
+                "chunks",
+                "vector_rows",
+                "word_counts",
+                "embeddings",
+                "facts",
+                "fact_keys",
+                "pieces",
+            ):
                 connection.execute(f"DELETE FROM {table} WHERE document = ?", (number,))
             connection.execute(
                 "UPDATE documents SET stage = 'queued', answerable = 0, done = 0, total = 0, num_characters = NULL, "
@@ -353,6 +371,17 @@ def alive(connection: sqlite3.Connection, number: int) -> None:
     row = connection.execute("SELECT 1 FROM documents WHERE number = ? AND stage != 'deleting'", (number,)).fetchone()
     if row is None:
         raise UnknownDocument(f"number {number}")
+
+
+def _texts(connection: sqlite3.Connection, number: int, spans: Sequence[Span]) -> list[str]:
+    found: dict[Span, str] = {}
+    start, block = 0, ""
+    for span in sorted(spans):
+        if not start <= span.start <= span.end <= start + len(block):
+            start = span.start - span.start % TEXT_BLOCK_CHARACTERS
+            block = read_text(connection, number, start, max(span.end, start + TEXT_BLOCK_CHARACTERS))
+        found[span] = block[span.start - start : span.end - start]
+    return [found[span] for span in spans]
 
 
 def read_text(connection: sqlite3.Connection, number: int, start: int = 0, end: int | None = None) -> str:

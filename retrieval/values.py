@@ -11,7 +11,7 @@ from retrieval.contents import Contents, StoredFact
 from retrieval.keys import QueryKey, fold, query_keys
 from retrieval.lexical_index import stems
 from retrieval.passage import FactKind, Span, Standing, Value
-from retrieval.record import Record
+from retrieval.record import Listed
 from retrieval.store import Store
 from retrieval.words import content_words, words
 
@@ -58,7 +58,7 @@ class Asked:
 class Reader:
     """Values of one document's key hits."""
 
-    def __init__(self, store: Store, contents: Contents, record: Record, asked: Asked) -> None:
+    def __init__(self, store: Store, contents: Contents, record: Listed, asked: Asked) -> None:
         self._store = store
         self._contents = contents
         self._record = record

@@ -25,13 +25,15 @@ from retrieval.embedder import Embedder, MiniLMEmbedder
 from retrieval.faiss_index import FaissIndex
 from retrieval.features import NAMES, AskedWords, features
 from retrieval.fusion import fuse
+from retrieval.holdings import Holdings
+from retrieval.index_memory import IndexMemory
 from retrieval.keys import KeyShape, QueryKey, query_keys
-from retrieval.lexical_index import LexicalQuery, search_lexical
+from retrieval.lexical_index import LexicalQuery
 from retrieval.library import Library
 from retrieval.passages import Place
 from retrieval.ranker import CONFIDENCE_NAMES, Thresholds, confidence_features
 from retrieval.rare_words import rare_places
-from retrieval.search import RANKED_DEPTH, WEIGHTS, nearest_chunks
+from retrieval.search import RANKED_DEPTH, WEIGHTS
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.store import Store
@@ -167,25 +169,23 @@ def ask(folder: Path, documents: Sequence[Text], embedder: Embedder, without: in
     with closing(Store(folder / "data")) as store:
         contents, indexes = Contents(store.database), folder / "data" / "indexes"
         files = ShelfFiles(indexes, store, contents, embedder.fingerprint, embedder.dimension, FaissIndex)
-        shelves = Shelves(indexes, store, files, 4 * embedder.dimension, 1 << 30)
+        shelves = Shelves(indexes, store, files, IndexMemory(1 << 30))
         for document_id, text in zip(ids, documents, strict=True):
             record = store.record(document_id)
-            shelf = shelves.open(record)
+            holdings = Holdings({0: shelves.open(record)})
             chunks = contents.chunks(record.number)
             for number, question in enumerate(text.questions):
                 words = LexicalQuery.of(question.text)
-                lexical = search_lexical([shelf.lexical], words, RANKED_DEPTH)
+                lexical = holdings.search_words(words, RANKED_DEPTH)
                 asked = AskedWords.of(question.text, words, lexical)
                 vector = embedder.embed_query(question.text)
                 met = meet(contents, question.text, [record])
-                rare = rare_places([shelf.lexical], lexical)
+                rare = rare_places(holdings.search_words, lexical)
                 keys = query_keys(question.text)
                 content = [word for word in words_of(question.text) if word not in STOP_WORDS]
                 for query in (vector, None) if without and number % without == 0 else (vector,):
-                    near = dict(list(nearest_chunks(query, [shelf]).items())[:RANKED_DEPTH])
-                    found = candidates(
-                        store, contents, [record], [shelf], lexical.hits, near, query, met, rare.values()
-                    )
+                    near = dict(list(holdings.nearest(query).items())[:RANKED_DEPTH])
+                    found = candidates(store, [record], holdings, lexical.hits, near, query, met, rare.values())
                     if not found:
                         continue
                     spans = [(chunks[one.place[1]].start, chunks[one.place[1]].end) for one in found]
@@ -196,7 +196,7 @@ def ask(folder: Path, documents: Sequence[Text], embedder: Embedder, without: in
                         np.array([any(a < end and start < b for a, b in question.spans) for start, end in spans]),
                         np.array([one.lexical_rank for one in found]),
                         np.array([one.dense_rank for one in found]),
-                        len(shelf.lexical),
+                        holdings.num_chunks,
                         bool(question.spans),
                         tuple(_met_keys(met, keys, content, [one.place for one in found])),
                     )

@@ -1,5 +1,7 @@
 """Rare words of a question: each is shown where it stands, whatever else ranks above it."""
 
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ def test_places_of_words_that_stand_in_few_chunks():
     texts = ["Fenwick sold a mill."] + ["The miller sold flour."] * MAX_PLACES + ["A mill, flour and a lamp."] * 6
     index = TantivyIndex.build(None, [(text, "") for text in texts], 1000)
     question = LexicalQuery.of("Did Fenwick the miller sell flour to Dunmarrow?")
-    found = rare_places([index], search_lexical([index], question, 10))
+    found = rare_places(partial(search_lexical, [index]), search_lexical([index], question, 10))
     assert found == {"fenwick": [(0, 0)], "miller": [(0, 1), (0, 2), (0, 3)]}
     assert only_places({"fenwick", "miller", "dunmarrow"}, found) == [(0, 0)]
 
@@ -23,7 +25,9 @@ def test_places_of_words_that_stand_in_few_chunks():
 def test_every_place_of_a_joined_name_counts_up_to_five():
     texts = ["The blue-heron pump is on.", "A blue heron sang.", *["The blue-heron pump is off."] * 4, *["Pump."] * 9]
     index = TantivyIndex.build(None, [(text, "") for text in texts], 1000)
-    found = rare_places([index], search_lexical([index], LexicalQuery.of("Where is blue-heron?"), 10))
+    found = rare_places(
+        partial(search_lexical, [index]), search_lexical([index], LexicalQuery.of("Where is blue-heron?"), 10)
+    )
     assert found == {"blue-heron": [(0, 0), (0, 2), (0, 3), (0, 4), (0, 5)]}
     scores = {(0, ordinal): ordinal / 100 for ordinal in range(15)}
     assert {(0, 0), (0, 2), (0, 3), (0, 4)} < set(list(spread(scores, found, 5))[:5])

@@ -129,25 +129,25 @@ def test_a_few_of_many_unread_are_the_first_of_them(tmp_path):
 def test_what_shelves_hold_is_added_up(open_library, add_text):
     library = open_library(limits=Limits(max_index_bytes=20_000))
     documents = [add_text(library, f"{SHORT} It is lamp {number} of all of them.") for number in range(9)]
-    shelves, dice = library._shelves, random.Random(0)
+    memory, dice = library._memory, random.Random(0)
 
     def held() -> int:
-        return sum(shelf.num_bytes for _, shelf in shelves._open.values())
+        return sum(shelf.num_bytes for _, shelf in memory._held.values())
 
     nums = set()
     for each in (*documents, *dice.choices(documents, k=20)):
         library.search(TENANT, "spare key", [each.id])
-        nums.add(len(shelves._open))
-        assert 0 < shelves._open_bytes == held() <= 20_000
+        nums.add(len(memory._held))
+        assert 0 < memory._num_bytes == held() <= 20_000
     assert 1 < max(nums) < 9
     for each in documents[:8]:
         library.delete(TENANT, each.id)
-        assert shelves._open_bytes == held()
+        assert memory._num_bytes == held()
     # One that is opened at another revision takes the place of the one before.
     with library._store.database.write() as (connection, revision):
         connection.execute("UPDATE documents SET chunks_revision = ?", (revision,))
     library.search(TENANT, "spare key", [documents[8].id])
-    assert len(shelves._open) == 1 and shelves._open_bytes == held()
+    assert len(memory._held) == 1 and memory._num_bytes == held()
 
 
 def test_vectors_of_a_new_embedder_are_kept_by_the_next_start(open_library, add_text):

@@ -102,7 +102,7 @@ class Running:
         assert host["sessions"] == await self.services.bridge.call(_session_bytes)
         archived = await self.services.bridge.call(_archived)
         assert {name: samples[name] for name in archived} == archived
-        shelves = [shelf for _, shelf in self.library._shelves._open.values()]
+        shelves = [shelf for _, shelf in self.library._memory._held.values()]
         assert host["index"] + host["embeddings"] == sum(shelf.num_bytes for shelf in shelves)
         vectors = sum(len(shelf.vectors) for shelf in shelves if shelf.vectors is not None)
         assert host["embeddings"] == 4 * DIMENSION * vectors
