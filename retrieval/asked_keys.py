@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from retrieval.contents import Contents, StoredFact
+from retrieval.contents import Contents
+from retrieval.key_lookup import StoredFact
 from retrieval.keys import KeyShape, QueryKey, query_keys
 from retrieval.passage import FactKind, Span
 from retrieval.passages import KeyHit, Place

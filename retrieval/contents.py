@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import Database
-from retrieval.fact_book import PHRASE_FORM, count_facts, insert_facts, place_pins
-from retrieval.passage import KINDS_THAT_DO_NOT_LEAD, Chunk, Fact, FactKind, Span
+from retrieval.fact_book import count_facts, insert_facts, place_pins
+from retrieval.key_lookup import StoredFact, facts_under
+from retrieval.passage import Chunk, Fact, FactKind, Span
 from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.store import alive
 from retrieval.vector_rows import VectorRow
@@ -24,28 +25,6 @@ class StoredChunk(NamedTuple):
     end: int
     page: int | None
     heading: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFact:
-    """A fact that a key led to, and the chunk it begins in. ``form`` 0 is the key as written, more is folded more.
-
-    ``number`` is its place among the facts of its document.
-    """
-
-    document: int
-    number: int
-    chunk: int
-    key: str
-    form: int
-    kind: str
-    span: Span
-    evidence: Span
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether a user pinned it, and it was met by its key or its whole text."""
-        return self.kind == FactKind.PIN and self.form < PHRASE_FORM
 
 
 class Contents:
@@ -242,21 +221,7 @@ class Contents:
     def facts_by_key(self, numbers: Sequence[int], keys: Sequence[str]) -> list[StoredFact]:
         """Every fact of these documents that stands under one of ``keys``, in reading order."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT k.document, k.fact, (SELECT c.ordinal FROM chunks c WHERE c.document = k.document "
-                "AND c.start <= f.start ORDER BY c.start DESC LIMIT 1) AS chunk, "
-                'k.key, k.form, f.kind, f.start, f."end", f.evidence_start, f.evidence_end '
-                "FROM json_each(?1) d CROSS JOIN json_each(?2) q "
-                "CROSS JOIN fact_keys k ON k.document = d.value AND k.key = q.value "
-                "JOIN facts f ON f.document = k.document AND f.fact = k.fact "
-                "WHERE chunk IS NOT NULL AND f.kind NOT IN (SELECT value FROM json_each(?3)) "
-                "ORDER BY d.key, f.start, k.form",
-                (json.dumps(list(numbers)), json.dumps(list(keys)), json.dumps(KINDS_THAT_DO_NOT_LEAD)),
-            ).fetchall()
-        found = [
-            StoredFact(document, number, chunk, key, form, kind, Span(start, end), Span(evidence_start, evidence_end))
-            for document, number, chunk, key, form, kind, start, end, evidence_start, evidence_end in rows
-        ]
+            found = facts_under(connection, numbers, keys)
         if self._kinds is not None:
             found = [fact for fact in found if fact.kind in self._kinds]
         return [inside for fact in found if (inside := self._inside(fact)) is not None] if self._parts else found

@@ -1,20 +1,19 @@
 """The archive as the rest of the program sees it: documents in, passages out."""
 
-import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from filelock import FileLock, Timeout
 
 from retrieval.catalogue import Catalogue
-from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.clustered_index import LARGE_ROWS, ClusteredIndex
 from retrieval.contents import Contents
 from retrieval.cutting import Cuttings
+from retrieval.deletion import Deletion
 from retrieval.durability import make_directory
 from retrieval.embedder import Embedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady
@@ -23,51 +22,20 @@ from retrieval.faiss_index import FaissIndex
 from retrieval.index_memory import IndexMemory
 from retrieval.ingestion import Ingestion
 from retrieval.keys import fold
-from retrieval.occurrences import occurrences
+from retrieval.library_stats import LibraryStats
+from retrieval.limits import Limits
 from retrieval.passage import Cutting, Document, DocumentStatus, Progress, SearchResult, Span, page_at
 from retrieval.recognisers import RECOGNISERS_REVISION
-from retrieval.record import Record
 from retrieval.scope import Scope
 from retrieval.search import Search
-from retrieval.sentences import Sentences, sentence_spans
 from retrieval.shelf_files import ShelfFiles
 from retrieval.shelves import Shelves
 from retrieval.stacks import Stacks
 from retrieval.store import Store
 from retrieval.stored_pieces import StoredPieces
 from retrieval.surprises import Surprises
+from retrieval.texts import Texts
 from retrieval.vector_index import VectorIndex
-
-# Around a pin, for the sentence it stands in.
-_PIN_CONTEXT = 1000
-# Beyond the end of any text.
-_WHOLE = (Span(0, 1 << 40),)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one library takes on: characters and facts of a document, and bytes of indexes held in memory."""
-
-    max_characters: int = 20_000_000
-    max_index_bytes: int = 1 << 30
-    max_facts: int = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class LibraryStats:
-    """The library's bill at one moment. ``host_bytes`` by index and embeddings, ``disk_bytes`` by store and index.
-
-    ``num_pending`` documents have an index that is behind the store; of those that cannot be asked yet the first has
-    waited for ``waiting_seconds``.
-    """
-
-    num_documents: dict[str, int]
-    num_vectors: int
-    num_facts: int
-    host_bytes: dict[str, int]
-    disk_bytes: dict[str, int]
-    num_pending: int = 0
-    waiting_seconds: float = 0.0
 
 
 def never() -> bool:
@@ -106,8 +74,9 @@ class Library:
         self._catalogue = Catalogue(store, contents, memory)
         self._ingestion = ingestion
         self._search = search
+        self._texts = Texts(store, contents)
         self._at_work: set[str] = set()
-        self._half_deleted: dict[str, Record] = {}
+        self._deletion = Deletion(store, shelves, stacks)
         self._readings: dict[str, Progress] = {}
         self._work_done = threading.Condition()
 
@@ -244,30 +213,11 @@ class Library:
         Waits for ``process`` to let go of it. A deletion that was interrupted, as by a disk without room, is finished
         when it is asked for again, or by the next ``open``.
         """
-        record = self._half_deleted.get(document_id)
-        if record is None or record.document.tenant != tenant:
-            record = self._store.record(document_id, tenant)
-            try:
-                self._store.mark_deleting(record.number)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                    raise
-                # Indexes can be made anew, and the room that they take may be what is missing.
-                self._shelves.discard(document_id)
-                self._store.mark_deleting(record.number)
-        with self._work_done:
-            self._work_done.wait_for(lambda: document_id not in self._at_work)
-        try:
-            self._erase(record)
-        except (OSError, sqlite3.OperationalError):
-            self._half_deleted[document_id] = record
-            raise
-        self._half_deleted.pop(document_id, None)
+        self._deletion.run(tenant, document_id, self._wait_for)
 
     def is_half_deleted(self, tenant: str, document_id: str) -> bool:
         """Whether the deletion of a document was interrupted: it is unknown to everyone, but may not all be gone."""
-        record = self._half_deleted.get(document_id)
-        return record is not None and record.document.tenant == tenant
+        return self._deletion.is_half_done(tenant, document_id)
 
     def search(
         self,
@@ -317,16 +267,12 @@ class Library:
         Raises:
             DocumentNotReady: one of them has no text yet.
         """
-        places: list[tuple[str, Span]] = []
+        records = []
         for document_id in dict.fromkeys(document_ids):
-            record = self._store.record(document_id, tenant)
-            if record.document.num_characters is None:
-                raise DocumentNotReady(self._with_progress(record.document))
-            for part in scope.parts.get(document_id, _WHOLE) if scope is not None else _WHOLE:
-                there = self._store.text(record.number, part.start, part.end)
-                found = occurrences(there, text, limit - len(places)) if len(places) < limit else []
-                places += [(document_id, Span(part.start + span.start, part.start + span.end)) for span in found]
-        return places
+            records.append(self._store.record(document_id, tenant))
+            if records[-1].num_characters is None:
+                raise DocumentNotReady(self._with_progress(records[-1].document))
+        return self._texts.places(records, text, limit, scope)
 
     def page_spans(self, tenant: str, document_id: str) -> Sequence[Span]:
         """Where each page stands, the first page first; empty for texts without pages."""
@@ -334,18 +280,11 @@ class Library:
 
     def sections(self, tenant: str, document_id: str) -> Sequence[tuple[tuple[str, ...], Span]]:
         """The titles above each place of the text, outermost first, and how far that goes; in reading order."""
-        found: list[tuple[tuple[str, ...], Span]] = []
-        for chunk in self._contents.chunks(self._store.record(document_id, tenant).number):
-            path = tuple(chunk.heading.split(HEADING_SEPARATOR)) if chunk.heading else ()
-            if found and found[-1][0] == path:
-                found[-1] = (path, Span(found[-1][1].start, chunk.end))
-            else:
-                found.append((path, Span(chunk.start, chunk.end)))
-        return found
+        return self._texts.sections(self._store.record(document_id, tenant))
 
     def sentence(self, tenant: str, document_id: str, span: Span) -> Span:
         """The sentence or row around ``span``, which lies in the text."""
-        return self._sentence(self._store.record(document_id, tenant), span)
+        return self._texts.sentence(self._store.record(document_id, tenant), span)
 
     def pin(self, tenant: str, document_id: str, span: Span, key: str | None = None) -> tuple[ListedFact, bool]:
         """Keep ``span``, which lies in the text and is not empty, as a fact, under ``key`` if it has one. It is on the
@@ -359,7 +298,7 @@ class Library:
             raise DocumentNotReady(self._with_progress(record.document))
         assert 0 < len(span) and span.end <= record.document.num_characters, f"{span} is not in the text"
         text = self._store.text(record.number, span.start, span.end)
-        pin, is_new = self._facts.pin(record.number, span, text, self._sentence(record, span), key)
+        pin, is_new = self._facts.pin(record.number, span, text, self._texts.sentence(record, span), key)
         return self._facts.get(record.number, pin), is_new
 
     def unpin(self, tenant: str, document_id: str, fact_id: str) -> None:
@@ -438,16 +377,10 @@ class Library:
         search = Search(store, contents, shelves, embedder, stacks)
         library = cls(lock, store, contents, shelves, stacks, memory, ingestion, search)
         for record in store.recover(fingerprint):
-            library._erase(record)
+            library._deletion.erase(record)
         store.reopen_for_recognisers(RECOGNISERS_REVISION)
         shelves.sweep(store.ids())
         return library
-
-    def _sentence(self, record: Record, span: Span) -> Span:
-        low = max(0, span.start - _PIN_CONTEXT)
-        around = self._store.text(record.number, low, span.end + _PIN_CONTEXT)
-        sentence = Sentences(around, sentence_spans(around)).around(Span(span.start - low, span.end - low))
-        return Span(low + sentence.start, low + sentence.end)
 
     def _with_progress(self, document: Document) -> Document:
         with self._work_done:
@@ -456,10 +389,7 @@ class Library:
             return replace(document, progress=told)
         return self._ingestion.with_seconds_left(document)
 
-    def _erase(self, record: Record) -> None:
+    def _wait_for(self, document_id: str) -> None:
         with self._work_done:
-            self._readings.pop(record.document.id, None)
-        # The rows go last: as long as they stand, the next start knows there is something to delete.
-        self._shelves.discard(record.id)
-        self._stacks.discard(record.document.tenant, record.number)
-        self._store.erase(record)
+            self._work_done.wait_for(lambda: document_id not in self._at_work)
+            self._readings.pop(document_id, None)

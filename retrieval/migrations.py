@@ -202,8 +202,10 @@ CREATE TRIGGER blobs_go AFTER DELETE ON blobs BEGIN UPDATE blob_tally SET num_by
 """
 
 # 8. The words of each document of a page or a few, counted (``retrieval.word_counts``), for those that are asked with
-#    many others. Derived, like an index: one that is missing or of another format is made anew.
-_WORD_COUNTS = """
+#    many others. Derived, like an index: one that is missing or of another format is made anew. And keys by themselves:
+#    among thousands of documents few have one.
+_MANY_AT_ONCE = """
+CREATE INDEX fact_keys_by_key ON fact_keys (key, document);
 CREATE TABLE word_counts (
     document INTEGER PRIMARY KEY REFERENCES documents (number) ON DELETE CASCADE,
     format INTEGER NOT NULL,
@@ -211,7 +213,7 @@ CREATE TABLE word_counts (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _CUTTINGS, _TALLIES, _WORD_COUNTS)
+MIGRATIONS: tuple[str, ...] = (_FIRST, _READING, _PINS, _TOLD, _RECOGNISERS, _CUTTINGS, _TALLIES, _MANY_AT_ONCE)
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from retrieval.asked_documents import AskedDocuments, in_turn
-from retrieval.contents import Contents, StoredChunk, StoredFact
+from retrieval.contents import Contents, StoredChunk
 from retrieval.cutting import Pieces
 from retrieval.duplicates import collapsed
 from retrieval.errors import UnknownDocument
+from retrieval.key_lookup import StoredFact
 from retrieval.passage import Cutting, Nearest, Passage, Span, page_at
 from retrieval.record import Listed
 from retrieval.store import Store

@@ -28,7 +28,8 @@ class Scope:
 
     def contents(self, contents: Contents, records: Sequence[Listed]) -> Contents:
         """Of ``contents`` what is in the scope."""
-        parts = {record.number: self.parts[record.id] for record in records if record.id in self.parts}
+        inside = (record for record in records if record.id in self.parts) if self.parts else ()
+        parts = {record.number: self.parts[record.id] for record in inside}
         return contents.within(parts, self.kinds) if parts or self.kinds is not None else contents
 
     def shelf(self, shelf: Shelf, record: Listed, store: Store, contents: Contents) -> Shelf:

@@ -28,7 +28,7 @@ from retrieval.scope import Scope
 from retrieval.selection import Selection
 from retrieval.shelves import Shelves
 from retrieval.stack_view import StackView
-from retrieval.stacks import Stacks, is_stacked
+from retrieval.stacks import STACKED_ROWS, Stacks
 from retrieval.store import Store
 
 # What a year or a phrase of the question stands in is evidence only this far up by score.
@@ -151,16 +151,19 @@ class Search:
 
     def _opened(self, records: Selection, scope: Scope, contents: Contents) -> Holdings:
         """Many documents as one, but for those of which only a part is asked; else each by itself."""
-        alone = [*range(len(records))]
+        alone: Sequence[int] = range(len(records))
         stack = None
         num_dense = 0
-        if self._stacks is not None and self._stacks.takes(records):
-            stacked = [place for place in alone if is_stacked(records[place]) and records[place].id not in scope.parts]
-            view = np.array(stacked, np.int64)
-            held = self._stacks.opened(records.tenant, [records[place] for place in stacked])
-            stack = StackView(held, records.numbers[view], records.revisions[view], view)
-            num_dense = int((records.revisions[view, 1] >= 0).sum())
-            alone = sorted({*alone} - {*stacked})
+        is_stacked = records.num_rows <= STACKED_ROWS
+        if self._stacks is not None and self._stacks.takes(records.num_rows[is_stacked]):
+            if scope.parts:
+                is_stacked = is_stacked & np.array([record.id not in scope.parts for record in records], bool)
+            places = np.flatnonzero(is_stacked)
+            stacked = records.at(places)
+            held = self._stacks.opened(stacked.tenant, stacked, stacked.numbers, stacked.revisions)
+            stack = StackView(held, stacked.numbers, stacked.revisions, places)
+            num_dense = int((stacked.revisions[:, 1] >= 0).sum())
+            alone = np.flatnonzero(~is_stacked).tolist()
         shelves = {
             place: scope.shelf(self._shelves.open(records[place]), records[place], self._store, contents)
             for place in alone

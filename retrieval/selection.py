@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from typing import overload
 
+import numpy as np
 from typing_extensions import override
 
 from retrieval.asked_documents import Names
@@ -12,7 +14,6 @@ from retrieval.chunker import HEADING_SEPARATOR
 from retrieval.contents import Contents
 from retrieval.laid_out import Numbers
 from retrieval.record import Listed
-from retrieval.stacks import numbers_of, revisions_of
 
 # A place in two tables, with its key.
 _PLACE_BYTES = 200
@@ -49,17 +50,32 @@ class Selection(Sequence[Listed]):
     @cached_property
     def numbers(self) -> Numbers:
         """Of each document."""
-        return numbers_of(self._documents)
+        return np.fromiter((record.number for record in self._documents), np.int64, len(self))
 
     @cached_property
     def revisions(self) -> Numbers:
-        """Of each document those of its chunks and its vectors."""
-        return revisions_of(self._documents)
+        """Of each document those of its chunks and its vectors, -1 for vectors that do not stand."""
+        pairs = (
+            (record.chunks_revision or 0, -1 if record.vectors_revision is None else record.vectors_revision)
+            for record in self._documents
+        )
+        return np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(self)).reshape(-1, 2)
+
+    @cached_property
+    def num_rows(self) -> Numbers:
+        """Of each document how many rows get a vector."""
+        return np.fromiter((record.num_rows for record in self._documents), np.int64, len(self))
 
     @cached_property
     def places(self) -> dict[int, int]:
         """Where the document of a number is."""
         return {record.number: place for place, record in enumerate(self._documents)}
+
+    def at(self, places: Numbers) -> "Selection":
+        """The documents at these places."""
+        if len(places) == len(self):
+            return self
+        return Selection([self._documents[place] for place in places.tolist()], self.tenant, self.as_of)
 
     def names(self, contents: Contents) -> Names:
         """The names of the documents, and their titles: the first heading of a text."""

@@ -62,21 +62,17 @@ class Stacks:
         self._lock = threading.Lock()
         self._making: dict[str, _Making] = {}
 
-    def takes(self, records: Sequence[Listed]) -> bool:
-        """Whether documents are asked as one: if they are many, and no more than may be held. Of them those that
-        ``is_stacked``."""
-        if len(records) < TOGETHER:
-            return False
-        num_rows = sum(record.num_rows for record in records if is_stacked(record))
-        return 4 * self._dimension * num_rows <= self._memory.max_bytes // 2
+    def takes(self, num_rows: Numbers) -> bool:
+        """Whether documents of so many rows are asked as one: if they are many, and no more than may be held."""
+        return len(num_rows) >= TOGETHER and 4 * self._dimension * int(num_rows.sum()) <= self._memory.max_bytes // 2
 
-    def opened(self, tenant: str, records: Sequence[Listed]) -> Stack:
-        """The segments that have these documents of ``tenant`` at the revisions of ``records``, and perhaps others.
+    def opened(self, tenant: str, records: Sequence[Listed], numbers: Numbers, revisions: Numbers) -> Stack:
+        """The segments that have these documents of ``tenant``, of these ``numbers`` and ``revisions``, and perhaps
+        others.
 
         Raises:
             UnknownDocument: one of them is being deleted.
         """
-        numbers, revisions = numbers_of(records), revisions_of(records)
         with self._lock:
             making = self._making.setdefault(tenant, _Making())
         with making.lock:
@@ -100,22 +96,6 @@ class Stacks:
         with self._lock:
             if tenant in self._making:
                 self._making[tenant].gone.add(number)
-
-
-def is_stacked(record: Listed) -> bool:
-    """Whether a document is asked as one with others."""
-    return record.num_rows <= STACKED_ROWS
-
-
-def numbers_of(records: Sequence[Listed]) -> Numbers:
-    """The numbers of documents."""
-    return np.fromiter((record.number for record in records), np.int64, len(records))
-
-
-def revisions_of(records: Sequence[Listed]) -> Numbers:
-    """Of each document those of its chunks and its vectors, -1 for vectors that do not stand."""
-    pairs = ((r.chunks_revision, -1 if r.vectors_revision is None else r.vectors_revision) for r in records)
-    return np.fromiter((each for pair in pairs for each in pair), np.int64, 2 * len(records)).reshape(-1, 2)
 
 
 def held_at(segment: Segment, numbers: Numbers, revisions: Numbers) -> Numbers:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retrieval.contents import Contents, StoredFact
+from retrieval.contents import Contents
+from retrieval.key_lookup import StoredFact
 from retrieval.keys import QueryKey, fold, query_keys
 from retrieval.lexical_index import stems
 from retrieval.passage import FactKind, Span, Standing, Value

@@ -239,7 +239,7 @@ def open_library(
     from retrieval.clustered_index import ClusteredIndex
     from retrieval.gpu_index import GpuIndex, check_device
     from retrieval.library import Library
-    from retrieval.library import Limits as LibraryLimits
+    from retrieval.limits import Limits as LibraryLimits
 
     is_on_gpu = settings.index_device == "gpu"
     if is_on_gpu:

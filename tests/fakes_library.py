@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retrieval.errors import DocumentNotReady, UnknownDocument
-from retrieval.library import LibraryStats
+from retrieval.library_stats import LibraryStats
 from retrieval.passage import (
     Cutting,
     Document,

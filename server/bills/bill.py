@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from model.engine.stats import EngineStats
 
 if TYPE_CHECKING:
-    from retrieval.library import LibraryStats
+    from retrieval.library_stats import LibraryStats
 
 # Of a session without state there are only the tokens, which are read again when it goes on.
 TIERS = ("resident", "host", "saved", "tokens")

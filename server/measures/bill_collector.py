@@ -16,7 +16,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from retrieval.library import LibraryStats
+    from retrieval.library_stats import LibraryStats
 
 
 class BillCollector(Collector):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from retrieval.embedder import HashEmbedder
-from retrieval.library import Library, Limits
+from retrieval.library import Library
+from retrieval.limits import Limits
 from retrieval.passage import Document
 
 TENANT = "acme"

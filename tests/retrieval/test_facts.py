@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from retrieval.errors import DocumentNotReady, FactNotPinned, UnknownDocument, UnknownFact
 from retrieval.fact_book import within_budget
-from retrieval.library import Limits
+from retrieval.limits import Limits
 from retrieval.passage import Fact, FactKind, Span
 
 from .conftest import TENANT

@@ -12,7 +12,8 @@ from reportlab.pdfgen.canvas import Canvas
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import DataDirectoryInUse, DocumentNotReady, UnknownDocument
 from retrieval.ingestion import EMBEDDING_BATCH
-from retrieval.library import Library, Limits
+from retrieval.library import Library
+from retrieval.limits import Limits
 from retrieval.passage import DocumentStatus
 
 TENANT = "acme"

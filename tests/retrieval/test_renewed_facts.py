@@ -3,7 +3,7 @@
 import sqlite3
 
 from retrieval.embedder import HashEmbedder
-from retrieval.library import Limits
+from retrieval.limits import Limits
 from retrieval.passage import DocumentStatus, FactKind, Span
 from retrieval.recognisers import RECOGNISERS_REVISION
 from retrieval.surprises import Surprise, Surprises

@@ -7,7 +7,8 @@ from contextlib import closing
 import pytest
 
 from retrieval.embedder import HashEmbedder
-from retrieval.library import Library, Limits
+from retrieval.library import Library
+from retrieval.limits import Limits
 from retrieval.passage import DocumentStatus
 
 TENANT = "acme"

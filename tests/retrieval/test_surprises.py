@@ -7,7 +7,8 @@ import pytest
 
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import UnknownDocument
-from retrieval.library import Library, Limits
+from retrieval.library import Library
+from retrieval.limits import Limits
 from retrieval.passage import DocumentStatus, Span
 from retrieval.surprises import Surprise
 
