@@ -22,6 +22,7 @@ GENERIC = frozenset(
     """document documents doc docs file files text note notes upload untitled page pages scan copy final draft version
     pdf docx html txt md""".split()
 )
+_SILENT = STOP_WORDS | GENERIC
 _SEVERAL = (
     r"(?:documents|contracts|agreements|files|texts|papers|reports|leases|offers|policies|versions|sources|of them)"
 )
@@ -31,6 +32,7 @@ _COMPARES = re.compile(
     r"|(?:each|every) (?:document|contract|agreement|file|text|paper|report|lease|offer|policy|version|source))\b",
     re.IGNORECASE,
 )
+_JOINTS = re.compile(r"[-._/:@+#&'’]")
 _EXTENSION = re.compile(r"\.\w{1,5}$")
 # A letter or figure that stands for itself; "a" and "I" are words.
 _LETTERS = re.compile(r"(?<=[\w,;:] )([A-HJ-Z0-9])\b")
@@ -132,7 +134,9 @@ def _named(told_by: Mapping[str, tuple[int, int]], asked: Collection[str]) -> se
 
 def _telling(name: str) -> frozenset[str]:
     """The words of a name that tell it from others; a letter by itself as a capital, so that "a" is none."""
-    parts = [part for word in words(name) for part in re.split(r"[-._/:@+#&'’]", word) if part]
+    if not name:  # As the titles of most documents of a large store.
+        return frozenset()
+    parts = [part for word in words(name) for part in _JOINTS.split(word) if part]
     return frozenset(
-        part.upper() if len(part) == 1 else part for part in parts if len(part) == 1 or part not in STOP_WORDS | GENERIC
+        part.upper() if len(part) == 1 else part for part in parts if len(part) == 1 or part not in _SILENT
     )

@@ -144,9 +144,8 @@ def _norms(lengths: NDArray[np.uint32], document_of: NDArray[np.int32], num_chun
     """What BM25 adds to the count of a word, [fields, chunks]: longer than is usual in the document counts for less."""
     kinds, where = np.unique(lengths, return_inverse=True)
     rounded = np.array([rounded_length(int(kind)) for kind in kinds], np.float64)[where].reshape(lengths.shape)
-    sums = np.zeros((len(num_chunks), lengths.shape[1]))
-    np.add.at(sums, document_of, lengths)
-    means = (sums / np.maximum(num_chunks, 1)[:, np.newaxis])[document_of]
+    sums = [np.bincount(document_of, own, len(num_chunks)) for own in lengths.T]
+    means = (np.stack(sums, axis=-1) / np.maximum(num_chunks, 1)[:, np.newaxis])[document_of]
     norms = K1 * (1.0 - B + B * rounded / np.where(means > 0, means, 1.0))
     return np.ascontiguousarray(np.where(means > 0, norms, 0.0).T)
 
