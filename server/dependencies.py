@@ -45,7 +45,9 @@ StateDep = Annotated[AppState, Depends(app_state)]
 
 async def tenant(request: Request, state: StateDep) -> str:
     """The tenant whose key came with the request. Raises ``KeyRefused``."""
-    return state.tenants.tenant_of(request.headers.get("authorization"))
+    name = state.tenants.tenant_of(request.headers.get("authorization"))
+    request.scope["fano_tenant"] = name
+    return name
 
 
 TenantDep = Annotated[str, Depends(tenant)]

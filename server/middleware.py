@@ -31,8 +31,8 @@ DISCARD_SECONDS = 5.0
 class RequestScope:
     """Gives each request an id (the client's own, if it is plain), a log line and a place in ``num_requests``.
 
-    ``answered`` gets each one's method, the template of its route (None without one) and its status: 0 where nothing
-    was answered, because the client left.
+    The line names the tenant whose key came, where one was looked for. ``answered`` gets each one's method, the
+    template of its route (None without one) and its status: 0 where nothing was answered, because the client left.
     """
 
     def __init__(self, app: ASGIApp, readiness: Readiness, answered: Callable[[str, str | None, int], None]) -> None:
@@ -74,6 +74,7 @@ class RequestScope:
                 request_id=request_id,
                 method=scope["method"],
                 path=scope["path"],
+                tenant=scope.get("fano_tenant"),
                 status=status,
                 seconds=round(time.monotonic() - started, 4),
             )
@@ -112,8 +113,7 @@ class HeadOfGet:
 
         asked = {**scope, "method": "GET"}
         await self.app(asked, receive_until_sent, send_head)
-        if "route" in asked:
-            scope["route"] = asked["route"]
+        scope.update((key, asked[key]) for key in ("route", "fano_tenant") if key in asked)
 
 
 class LocalOnly:

@@ -250,7 +250,7 @@ class Answering:
             readings=(),
             evidence=(),
             bill=RetrievalBill(False, self._skipped(inquiry)),
-            searched="",
+            searched="There was no file to search." if inquiry.searches_nothing else "",
             conversation=conversation,
         )
 

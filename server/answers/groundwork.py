@@ -48,7 +48,9 @@ class Groundwork:
 
 def is_unanswerable(inquiry: Inquiry, found: Groundwork) -> bool:
     """Whether no model is asked, for documents were and have nothing, or there is nothing that could be quoted."""
-    return not found.sources and bool(inquiry.documents or inquiry.recall == "verbatim")
+    if found.sources or (inquiry.searches_nothing and found.is_long):
+        return False
+    return bool(inquiry.documents or inquiry.recall == "verbatim" or inquiry.searches_nothing)
 
 
 def sampling_params(inquiry: Inquiry, max_tokens: int, temperature: float) -> SamplingParams:

@@ -86,11 +86,11 @@ class Inquiry:
     ``decision`` is what it decided. Of a document that ``within`` names only the part is searched, and keys lead to
     facts of ``fact_kinds`` alone, if there are any. Passages that score less than ``min_score`` are left out;
     ``cuttings`` says of documents how these are cut, where not for the question alone.
-    ``constraint`` says of each reply which tokens may come, ``tools`` are the
-    functions that the model is told of. ``needs_search`` is a field of the request that means something only where
-    documents or a long prompt are searched. ``is_streamed`` is whether the reply is sent as it comes,
-    ``tells_progress`` whether how far the prompt is read is sent as well; None where the prompt is longer than the
-    window.
+    ``constraint`` says of each reply which tokens may come, ``tools`` are the functions that the model is told of.
+    ``searches_nothing``: documents are to be searched, and there are none, as in a vector store without files or where
+    none passes the filters. ``needs_search`` is a field of the request that means something only where documents or a
+    long prompt are searched. ``is_streamed`` is whether the reply is sent as it comes, ``tells_progress`` whether how
+    far the prompt is read is sent as well; None where the prompt is longer than the window.
     """
 
     request_id: str
@@ -113,6 +113,7 @@ class Inquiry:
     cuttings: Mapping[str, Sequence[Cutting | None]] = field(default_factory=dict)
     constraint: ConstraintMaker | None = None
     tools: tuple[Mapping[str, object], ...] = ()
+    searches_nothing: bool = False
     needs_search: str | None = None
     is_streamed: bool = True
     tells_progress: bool | None = None

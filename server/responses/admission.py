@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from model.errors import PromptTooLong
 from server.answers.gate import decide
+from server.answers.groundwork import is_unanswerable
 from server.answers.inquiry import Inquiry
 from server.answers.replies import Answer
 from server.chat.fields import FieldRefused
@@ -74,7 +75,9 @@ class Admission:
             constraint = await anyio.to_thread.run_sync(services.grammars.of_json, *form)
             inquiry = replace(inquiry, constraint=constraint)
         inquiry = await self._with_functions(inquiry, body, body.parallel_tool_calls is not False)
-        search = FileSearch(_query(body, whole, inquiry), asked.of_stores, asked.brought)
+        query = _query(body, whole, inquiry)
+        inquiry = _without_files(inquiry, query)
+        search = FileSearch(query, asked.of_stores, asked.brought)
         async with AsyncExitStack() as stack:
             claim: Claim | None = None
             if body.is_stored:
@@ -114,7 +117,8 @@ class Admission:
         self._check_model(body)
         before = await services.conversations.before(self._tenant, body.previous_response_id)
         whole = self._inquiry(body, before, await self._asked(body, before))
-        inquiry, history = await answering.begin(answering.decided(await self._with_functions(whole, body)))
+        inquiry = answering.decided(await self._with_functions(whole, body))
+        inquiry, history = await answering.begin(_without_files(inquiry, _query(body, whole, inquiry)))
         if before and before[-1].session is not None:
             with suppress(SessionError):
                 preview = await services.book.preview(self._tenant, before[-1].session, inquiry.policy)
@@ -124,7 +128,7 @@ class Admission:
         except PromptTooLong as refusal:
             refusal.param = "input"
             raise
-        return len(found.prompt.ids)
+        return 0 if is_unanswerable(inquiry, found) else len(found.prompt.ids)
 
     def _check_model(self, body: CountRequest | ResponseRequest) -> None:
         if body.model not in (None, self._services.model.name):
@@ -217,7 +221,16 @@ def _blaming(param: str) -> Iterator[None]:
         raise
 
 
-def _query(body: ResponseRequest, whole: Inquiry, decided: Inquiry) -> str | None:
+def _without_files(inquiry: Inquiry, query: str | None) -> Inquiry:
+    """The inquiry that knows whether there is nothing to search for ``query``: a model would only invent an answer.
+
+    What is to have a form is written all the same, and so is what may call functions.
+    """
+    has_form = inquiry.constraint is not None or bool(inquiry.tools)
+    return replace(inquiry, searches_nothing=query is not None and not inquiry.documents and not has_form)
+
+
+def _query(body: ResponseInput, whole: Inquiry, decided: Inquiry) -> str | None:
     """What the tool is asked, None where it is not used; a store without files is asked, too, and finds nothing."""
     if body.file_search is None:
         return None

@@ -2,9 +2,15 @@
 
 import gzip
 import json
+import logging
 
 import httpx
+import pytest
+from fakes_server import WorldMaker, open_client
 
+from server.logs import FIELDS
+
+KEY = "fano-0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -31,3 +37,14 @@ async def test_a_packed_body_is_refused_by_its_header(client: httpx.AsyncClient)
     reply = await client.post("/v1/documents", files={"file": ("a.txt", b"x")}, headers={"Content-Encoding": "br"})
     assert reply.status_code == 415
     assert "Content-Encoding is 'br'" in reply.json()["error"]["message"]
+
+
+async def test_the_log_names_the_tenant(new_world: WorldMaker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "server.middleware")
+    async with open_client(new_world(api_key=KEY)) as client:
+        for method in ("GET", "HEAD"):
+            for key, tenant in ((KEY, "default"), ("wrong", None)):
+                caplog.clear()
+                await client.request(method, "/v1/models", headers={"Authorization": f"Bearer {key}"})
+                (line,) = (record for record in caplog.records if record.getMessage() == "request")
+                assert (fields := getattr(line, FIELDS))["tenant"] == tenant and fields["path"] == "/v1/models"

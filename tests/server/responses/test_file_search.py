@@ -193,7 +193,13 @@ def test_what_scores_too_little_is_left_out(client: openai.OpenAI, world: World,
 def test_a_store_without_files_and_one_that_is_none(client: openai.OpenAI, world: World) -> None:
     store = client.vector_stores.create().id
     response = client.responses.create(model=MODEL, input=WHO, tools=tool(store), include=["file_search_call.results"])
-    assert response.output[0].results == [] and response.output_text == "ok"  # type: ignore[union-attr]
+    assert response.output[0].results == []  # type: ignore[union-attr]
+    assert response.output_text == "Nothing about this was found. There was no file to search."
+    asked = {"model": MODEL, "input": WHO, "tools": tool(store)}
+    assert client.responses.input_tokens.count(**asked).input_tokens == 0 and world.engine.requests == []
+    # What asks nothing of files is answered, and so is what is to have a form.
+    for more in ({"input": "Thank you!"}, {"text": {"format": {"type": "json_object"}}}):
+        assert client.responses.create(**asked | more).output_text == "ok"
     for stream in (False, True):
         with pytest.raises(openai.NotFoundError) as unknown:
             client.responses.create(model=MODEL, input=WHO, tools=tool("vs_none"), stream=stream)
