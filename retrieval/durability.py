@@ -15,11 +15,17 @@ from pathlib import Path
 TEMPORARY_SUFFIX = ".part"
 
 
-def is_full(error: OSError | sqlite3.OperationalError) -> bool:
-    """Whether the disk has no room, as the operating system or SQLite tells it."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the disk has no room, as the operating system, SQLite or tantivy tells it."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        return error.errno in NO_ROOM
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    # tantivy raises what the system said as a ValueError, in the words of Rust.
+    return isinstance(error, ValueError) and any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def sync_directory(directory: Path) -> None:

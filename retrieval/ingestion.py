@@ -81,7 +81,7 @@ class Ingestion:
             self._fail(document_id, DocumentError("out_of_memory", "the document did not fit in memory"))
         except Exception as error:
             logger.exception("%s could not be read", document_id)
-            if isinstance(error, OSError | sqlite3.OperationalError) and is_full(error):
+            if is_full(error):
                 self._fail(document_id, DocumentError("storage_full", "the disk is full; make room and send it again"))
                 return
             message = f"an unexpected error stopped the reading: {type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """From error class to HTTP: one table, one envelope (that of OpenAI), every refusal through it."""
 
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -26,6 +27,7 @@ from model.errors import (
     PromptTooLong,
     QueueFull,
 )
+from retrieval.durability import is_full
 from retrieval.errors import (
     DocumentNotReady,
     FactNotPinned,
@@ -257,6 +259,11 @@ def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
         body = _inner(_FRAMEWORK_WORDS.get(error.status_code, str(error.detail)), INVALID, None, code)
         return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
 
+    async def of_the_disk(request: Request, error: Exception) -> JSONResponse:
+        if not is_full(error):
+            raise error
+        return await known(request, StorageFull())
+
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         count(UNEXPECTED.code)
         # This reply is made outside all middleware, which therefore cannot add the id.
@@ -265,6 +272,8 @@ def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
 
     for cls in TABLE:
         app.add_exception_handler(cls, known)
+    for disk_error in (OSError, sqlite3.OperationalError):
+        app.add_exception_handler(disk_error, of_the_disk)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(Exception, unexpected)

@@ -108,7 +108,7 @@ class StorageFull(Exception):
     """The disk has no room for what was sent."""
 
     def __init__(self) -> None:
-        super().__init__("the server's disk is full; nothing of the document was kept")
+        super().__init__("the server's disk is full; nothing of what was sent was kept")
 
 
 class DeletionUnfinished(StorageFull):

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval.durability import make_directory, sync_directory
+from retrieval.durability import is_full, make_directory, sync_directory
 from retrieval.errors import StoreInvalid
 from server.database import Schema, connect, transaction
 
@@ -152,6 +152,8 @@ def unreadable_by_name(path: Path) -> Iterator[None]:
     except StoreInvalid as error:
         raise KeysUnreadable(str(error)) from error
     except sqlite3.DatabaseError as error:
+        if is_full(error):
+            raise KeysError(f"the disk of {path} is full, and nothing was changed; make room on it") from error
         raise KeysUnreadable(
             f"the keys in {path} cannot be read ({error}); restore the file from a backup, or move it away and make "
             "new keys with `fano keys add`"

@@ -17,6 +17,10 @@ def no_room(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def no_room_in_rust(*_):
+    raise ValueError("An IO error occurred: 'No space left on device (os error 28) at path \"lexical/.tmp\"'")
+
+
 @contextmanager
 def files_no_longer_than(num_bytes):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -168,10 +172,11 @@ def test_rows_are_deleted_in_pieces_where_the_journal_has_no_room_for_all(librar
 
 def test_a_document_that_filled_the_disk_says_so_and_can_be_sent_again(library, add_text, monkeypatch):
     text = "The porter hides the spare key in a globe."
-    with monkeypatch.context() as patch:
-        patch.setattr(library._store, "write_text", no_room)
-        failed = add_text(library, text)
-    assert (failed.status.value, failed.error.code) == ("failed", "storage_full")
+    for told in (no_room, no_room_in_rust):
+        with monkeypatch.context() as patch:
+            patch.setattr(library._store, "write_text", told)
+            failed = add_text(library, text)
+        assert (failed.status.value, failed.error.code) == ("failed", "storage_full")
     assert "send it again" in failed.error.message
     again = add_text(library, text)
     assert (again.id, again.status.value) == (failed.id, "ready")

@@ -1,6 +1,9 @@
 """One envelope for every refusal, whoever makes it; keys; ids; and nothing a client sends is a 500."""
 
+import errno
 import inspect
+import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -81,13 +84,31 @@ async def test_every_reply_has_an_id_and_a_plain_one_is_kept(client: httpx.Async
     assert forged.headers["x-request-id"].startswith("req_")
 
 
+async def test_a_disk_without_room_is_told_wherever_it_is_met(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_sqlite = sqlite3.OperationalError("database or disk is full")
+    of_sqlite.sqlite_errorcode = sqlite3.SQLITE_FULL
+    for error in (of_sqlite, OSError(errno.ENOSPC, "No space left on device")):
+        monkeypatch.setattr(world.library, "get", raising(error))
+        reply = await client.get("/v1/documents/doc_1")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (507, "storage_full")
+    monkeypatch.setattr(world.library, "get", raising(PermissionError("secret")))
+    reply = await client.get("/v1/documents/doc_1")
+    assert reply.status_code == 500 and "secret" not in reply.text
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def broken(*_: Any) -> None:
+        raise error
+
+    return broken
+
+
 async def test_a_defect_is_a_500_with_the_id_and_without_its_words(
     client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> None:
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr(world.library, "get", broken)
+    monkeypatch.setattr(world.library, "get", raising(RuntimeError("secret")))
     reply = await client.get("/v1/documents/doc_1", headers={"x-request-id": "mine-2"})
     assert reply.status_code == 500 and reply.headers["x-request-id"] == "mine-2"
     assert reply.json()["error"]["code"] == "internal_error" and "secret" not in reply.text

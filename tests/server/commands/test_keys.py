@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from server.app import create_app
 from server.commands.cli import app
 from server.errors import KeyRefused, KeysUnknown
-from server.keys import Keys, KeysError, KeysUnreadable
+from server.keys import Keys, KeysError, KeysUnreadable, unreadable_by_name
 from server.settings import Settings, SettingsInvalid
 from server.tenants import Tenants, open_tenants
 
@@ -211,6 +211,13 @@ async def test_keys_that_cannot_be_read_open_nothing(new_world: WorldMaker, data
     with pytest.raises(KeysUnreadable, match="restore the file from a backup"):
         Tenants(None, data_dir)
     assert run(data_dir, "list").exit_code == 1
+
+
+def test_a_full_disk_is_no_damage(data_dir: Path) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    with pytest.raises(KeysError, match="make room on it"), unreadable_by_name(data_dir / "keys.sqlite3"):
+        raise full
 
 
 def test_a_later_version_is_refused(data_dir: Path) -> None:
