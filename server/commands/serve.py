@@ -16,6 +16,7 @@ import uvicorn
 from typing_extensions import override
 
 from server.app import create_app
+from server.commands.allocator import limit_arenas
 from server.dependencies import AppState
 from server.logs import log_event
 from server.readiness import Stage
@@ -35,6 +36,7 @@ class AddressUnavailable(Exception):
 
 def serve(settings: Settings) -> int:
     """Serve until a signal comes; the exit status. Raises ``AddressUnavailable`` and what ``create_app`` raises."""
+    limit_arenas()
     app = create_app(settings)
     listener = bind(settings.host, settings.port)
     config = uvicorn.Config(
