@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import tempfile
+import weakref
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -91,6 +92,8 @@ class KvArchive:
         shape = (layers, 2, BLOCK_TOKENS, heads, width)
         self._memory = _reserve(self.num_in_memory * self.bytes_per_block)
         self._disk, self._descriptor = _reserve_file(num_on_disk * self.bytes_per_block, directory)
+        if self._disk is not None:
+            weakref.finalize(self, os.close, self._descriptor)
         self.keys_values = (
             _tensor(self._memory, (self.num_in_memory, *shape), held),
             _tensor(self._disk, (num_on_disk, *shape), held),
@@ -269,7 +272,7 @@ def _reserve(num_bytes: int) -> mmap.mmap | None:
 
 
 def _reserve_file(num_bytes: int, directory: Path | None) -> tuple[mmap.mmap | None, int]:
-    """A mapping of a file without a name, and its descriptor, which is open as long as the process lives."""
+    """A mapping of a file without a name, and its descriptor; with both of them the file goes."""
     if not num_bytes:
         return None, -1
     if directory is not None:

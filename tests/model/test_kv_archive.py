@@ -1,6 +1,5 @@
 """The attention archive: memory, then a file; blocks that are there as long as somebody refers to them."""
 
-import gc
 import os
 import random
 from array import array
@@ -44,8 +43,18 @@ def content(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def present_bytes(tensor: torch.Tensor) -> int:
+    """Memory behind the whole pages of ``tensor``, as the kernel tells page by page (proc_pid_pagemap(5))."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    first, end = -(-tensor.data_ptr() // page), (tensor.data_ptr() + tensor.nbytes) // page
+    with Path("/proc/self/pagemap").open("rb") as pages:
+        pages.seek(8 * first)
+        entries = torch.frombuffer(bytearray(pages.read(8 * (end - first))), dtype=torch.int64)
+    return int((entries < 0).sum()) * page  # bit 63: present
+
+
+def disk_bytes(archive: KvArchive) -> int:
+    return os.fstat(archive._descriptor).st_blocks * 512
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,19 +107,32 @@ def test_memory_and_disk_are_given_back(tmp_path: Path) -> None:
     block, _ = config.archive_bytes_per_block(Dtype.FLOAT32)
     archive = KvArchive(config, Dtype.FLOAT32, 300 * block, 60 * block, tmp_path)
     assert not list(tmp_path.iterdir()), "the file has no name, so that it is gone with the process"
-    gc.collect()
-    before, free = resident_bytes(), os.statvfs(tmp_path).f_bfree
+    near = archive.keys_values[0]
+    assert present_bytes(near) == disk_bytes(archive) == 0
     blocks = archive.allocate(archive.num_blocks)
     for each in blocks:
         each.keys.fill_(1)
         each.values.fill_(1)
     assert archive.disk_bytes == 60 * block and archive.num_free == 0
-    assert resident_bytes() - before > 290 * block
+    assert present_bytes(near) == archive.num_in_memory * block > 200 * block
+    assert 60 * block <= disk_bytes(archive) < 61 * block
     del blocks, each
     assert archive.num_free == archive.num_blocks and archive.disk_bytes == 0
     archive.rest()
-    assert resident_bytes() - before < 30 * block
-    assert abs(os.statvfs(tmp_path).f_bfree - free) * os.statvfs(tmp_path).f_frsize < 1 << 30
+    assert present_bytes(near) == disk_bytes(archive) == 0
+
+
+def test_the_file_goes_with_the_archive(tmp_path: Path) -> None:
+    archive = KvArchive(CONFIG, Dtype.FLOAT32, 0, 5 * BLOCK, tmp_path)
+    (block,) = archive.allocate(1)
+    block.keys.fill_(1)
+    held = Path(f"/proc/self/fd/{archive._descriptor}")
+    name = held.readlink()
+    assert name.is_relative_to(tmp_path)
+    del archive
+    assert held.readlink() == name, "the block holds it"
+    del block
+    assert not held.is_symlink() or held.readlink() != name
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
