@@ -16,6 +16,6 @@ async def collect(events: EventStream) -> list[TokenEvent]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.002)

@@ -124,7 +124,7 @@ def test_a_client_that_leaves_stops_the_work(server: Server, client: openai.Open
         lines = response.iter_lines()  # kept: an iterator that is dropped closes the connection
         next(lines)
         assert server.metric("fano_requests") == 1
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while server.metric("fano_requests") > 0:
         assert time.monotonic() < deadline, "the abandoned request still runs"
         time.sleep(0.1)

@@ -2,7 +2,6 @@
 
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import tokenizers
 from bench import llama
 from bench.checkpoints import TOKENIZER, words_of_one_token
 from bench.llama import LlamaBuild, LlamaServer, render
-from bench.peers import Answer, Child, Message, Saved, ServerFailed, Spent
+from bench.peers import Answer, Child, Message, Saved, ServerFailed, Spent, servers
 from bench.restore import CHANGED, CONTINUED, LIVE, READ, Talk, compare, medians, parse_options, table, user
 
 SERVER = """
@@ -119,7 +118,7 @@ def test_a_prompt_that_goes_on_keeps_the_ids_that_were_drawn(tmp_path: Path) -> 
         going_on = [*user("bread and"), {"role": "assistant", "content": answer.text}, *user("salt")]
         prompt_ids = server.ids_of(render(user("bread and")))
         assert (answer.text, answer.num_prompt_tokens) == (" hunger", len(prompt_ids))
-        assert answer.num_read_tokens == len(prompt_ids) - 2 and 0 < answer.first_token.seconds < 10
+        assert answer.num_read_tokens == len(prompt_ids) - 2 and answer.first_token.seconds > 0
         assert 0 <= answer.first_token.cpu_seconds < 1
         assert server.ids_of(render(going_on))[: len(prompt_ids) + 2] == [*prompt_ids, 900, 901]
         assert server.ids_of(render(user("bread or")))[-1] == prompt_ids[-1]
@@ -139,12 +138,11 @@ def test_what_a_server_refuses_is_an_error(tmp_path: Path) -> None:
         server.kill()
 
 
-def test_a_server_that_ends_shows_its_log(tmp_path: Path) -> None:
+def test_a_server_that_ends_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "READY_SECONDS", float("inf"))  # it is not time that ends the waiting
     child = Child(tmp_path / "log")
-    started = time.perf_counter()
     with pytest.raises(ServerFailed, match="out of luck"):
         child.start([sys.executable, "-c", "raise SystemExit('out of luck')"], "/")
-    assert time.perf_counter() - started < 2
 
 
 def test_cpu_time_counts_threads_that_have_ended(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fakes_bridge import until
 from fakes_server import MODEL, World, WorldMaker, serving
 
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
@@ -32,7 +33,7 @@ def metric(url: str, sample: str) -> float:
 
 
 def wait_for(url: str, sample: str, value: float) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (seen := metric(url, sample)) != value:
         assert time.monotonic() < deadline, f"{sample} is {seen}"
         time.sleep(0.01)
@@ -43,12 +44,14 @@ ABORTED = 'fano_requests_finished_total{reason="abort"}'
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_ends_the_work(url: str, world: World, stream: bool) -> None:
+async def test_a_client_that_leaves_ends_the_work(url: str, world: World, stream: bool) -> None:
     world.engine.stall()
-    with httpx.Client(timeout=httpx.Timeout(30, read=0.3)) as client, pytest.raises(httpx.ReadTimeout):
-        with client.stream("POST", f"{url}/v1/chat/completions", json={**HELLO, "stream": stream}) as response:
-            for _ in response.iter_lines():
-                assert metric(url, RUNNING) == 1
+    async with httpx.AsyncClient(timeout=60) as client:
+        asking = asyncio.create_task(client.post(f"{url}/v1/chat/completions", json={**HELLO, "stream": stream}))
+        await until(lambda: bool(world.engine.requests))
+        wait_for(url, RUNNING, 1)
+        asking.cancel()
+        await asyncio.wait({asking})
     wait_for(url, RUNNING, 0)
     assert metric(url, ABORTED) == 1 and len(world.engine.aborted) == 1
     assert metric(url, 'fano_state_slots{status="used"}') == 0
@@ -84,7 +87,7 @@ def received(connection: socket.socket) -> str:
 
 
 def wait_until_paused(world: World) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not world.engine.paused:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -154,7 +157,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(url: str, world: World) -> Non
         )
         time.sleep(0.2)
     spool = world.settings.data_dir / "uploads"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not spool.is_dir() or list(spool.iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -219,7 +222,7 @@ class Process:
 
 
 def wait_for_status(url: str, status: int) -> httpx.Response:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (reply := httpx.get(f"{url}/readyz")).status_code != status:
         assert time.monotonic() < deadline
         time.sleep(0.02)

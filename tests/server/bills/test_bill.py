@@ -277,7 +277,7 @@ async def test_all_bills_tell_the_same_bytes(client: httpx.AsyncClient, engine: 
 
     total = bill["device"]["held_bytes"] + host["bytes"] + bill["unaccounted_bytes"]
     assert total == bill["resident_set_bytes"] and bill["device_is_host"]
-    assert 0 < bill["unaccounted_bytes"] < 2 << 30
+    assert bill["unaccounted_bytes"] > 0
 
 
 async def test_metrics_tell_of_prefixes_and_contexts(client: httpx.AsyncClient) -> None:

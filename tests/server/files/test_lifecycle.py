@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes_bridge import until
 from fakes_server import World, WorldMaker, open_client
 
 from retrieval.embedder import HashEmbedder
@@ -240,10 +242,12 @@ async def test_a_crash_between_two_steps_loses_nothing(
 ) -> None:
     owner, name, is_after = POINTS[point]
     real = getattr(owner, name)
+    crashed = threading.Event()
 
     def crash(self: Any, *arguments: Any) -> None:
         if is_after:
             real(self, *arguments)
+        crashed.set()
         raise Crash
 
     async with open_world() as (client, _):
@@ -253,7 +257,7 @@ async def test_a_crash_between_two_steps_loses_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, crash)
             store = await new_store(client, file, other)
-            await asyncio.sleep(0.3)
+            await until(crashed.is_set)
     async with open_world() as (client, world):
         assert [await status(client, store, each) for each in (file, other)] == ["completed"] * 2
         assert (await found(client, store))[0] == file

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.engine.stats import StepRecord
 from model.errors import QueueFull
-from server.bills.bill import resident_set_bytes
+from server.bills import bill
 
 TEXT = "The vault opens at noon. Invoice QX-7741-B was paid by Margarethe Oldenkamp."
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
@@ -29,14 +29,15 @@ async def test_pools_are_the_engines_and_the_librarys_own_numbers(client: httpx.
     assert samples['fano_state_slots{status="free"}'] == 8 and samples['fano_state_slots{status="used"}'] == 0
 
 
-async def test_all_pools_and_the_unaccounted_are_the_process(client: httpx.AsyncClient) -> None:
-    before = resident_set_bytes()
+async def test_all_pools_and_the_unaccounted_are_the_process(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bill, "resident_set_bytes", lambda: 123_456_789)
     samples = await scrape(client)
-    after = resident_set_bytes()
     # On a CPU the device's pools lie in the same memory.
     pools = ("fano_host_memory_bytes{", "fano_device_memory_bytes{")
     total = sum(value for name, value in samples.items() if name.startswith(pools))
-    assert min(before, after) <= total <= max(before, after)
+    assert total == 123_456_789
 
 
 async def test_a_request_is_counted_where_it_happens(client: httpx.AsyncClient, world: World) -> None:
@@ -80,7 +81,10 @@ async def test_choices_share_one_prompt_in_the_counts(client: httpx.AsyncClient,
     assert samples["fano_inter_token_seconds_count"] == 3
 
 
-async def test_what_the_scheduler_does_shows(client: httpx.AsyncClient, world: World) -> None:
+async def test_what_the_scheduler_does_shows(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bill, "resident_set_bytes", lambda: 123_456_789)
     world.engine.tell(num_waiting=5, num_saved=2, num_preemptions=3, num_blocks_shared=4, saved_bytes=7000)
     reply = await client.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(reply.text)}
@@ -92,7 +96,7 @@ async def test_what_the_scheduler_does_shows(client: httpx.AsyncClient, world: W
     host = {sample.labels["pool"]: sample.value for sample in families["fano_host_memory_bytes"].samples}
     assert host["sessions"] == 7000
     device = sum(sample.value for sample in families["fano_device_memory_bytes"].samples)
-    assert sum(host.values()) + device == pytest.approx(resident_set_bytes(), rel=0.05)
+    assert sum(host.values()) + device == 123_456_789
     assert (await scrape(client))["vllm:num_requests_waiting"] == 5
 
 

@@ -13,7 +13,7 @@ from server.engine_thread.bridge import EngineThread
 from server.engine_thread.mailbox import HIGH_WATER_TOKENS
 from server.errors import ReaderStalled
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 async def test_a_slow_reader_is_paused_at_the_mark_and_gets_everything(
