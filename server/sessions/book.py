@@ -132,10 +132,12 @@ class Book:
         """
         async with self._register.taken(tenant, name):
             session = self._known(tenant, name)
-            if not session.manifest.checkpoints:
+            if session.manifest.saved_version is None:
                 raise SessionNotSaved(name)
             fingerprint = await self._states.check_fingerprint(session)
             history = await self._states.history(session)
+            if not session.manifest.checkpoints:  # too short for a state: its tokens are all there is to it
+                return await self._view(session)
             snapshots = await self._states.load(session)
             saved = history if session.manifest.is_saved else history.until(session.saved_tokens)
             await self._states.admit(session, saved, snapshots)

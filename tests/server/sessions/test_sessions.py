@@ -281,6 +281,16 @@ async def test_a_session_that_was_not_saved_cannot_be_restored(client: httpx.Asy
     assert error_of(reply) == (409, "session_not_saved") and "/v1/sessions/talk/save" in reply.text
 
 
+async def test_what_is_too_short_for_a_state_is_restored_as_it_stands(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.engine.checkpoints, "keep", lambda *_: None)
+    await say(client, HELLO)
+    saved = await act(client, "talk/save")
+    assert (saved["status"], saved["state_tokens"], saved["saved_version"]) == ("tokens", 0, 2)
+    assert await act(client, "talk/restore") == saved
+
+
 async def test_a_fork_goes_on_by_itself(client: httpx.AsyncClient, world: World, tokenizer: Tokenizer) -> None:
     scripted(world, tokenizer, "clause twelve")
     await say(client, HELLO)
