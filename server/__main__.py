@@ -1,11 +1,17 @@
 """The console script ``fano``, also as ``python -m server``."""
 
-from server.commands.cli import app
+import sys
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        # Loading takes a second or two; an interrupt meanwhile ends the command like one that comes later.
+        from server.commands.cli import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)  # cli.INTERRUPTED, which may not be there yet
 
 
 if __name__ == "__main__":

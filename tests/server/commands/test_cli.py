@@ -18,6 +18,7 @@ from model.errors import CheckpointNotFound
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 from retrieval.passage import DocumentError
+from server.__main__ import main
 from server.answers.inquiry import ServedModel
 from server.bills.forecast import Forecaster
 from server.commands.cli import app
@@ -140,6 +141,16 @@ def test_errors_are_one_line_and_status_1(fakes: tuple[FakeEngine, FakeLibrary],
 @pytest.mark.parametrize("arguments", [[], ["only a question?"], ["a.txt", " "], ["a", "b", "--recall", "free"]])
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert runner.invoke(app, ["ask", *arguments]).exit_code == 2
+
+
+def test_an_interrupt_at_any_time_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.commands.cli.app", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
 
 
 def test_a_file_is_no_question(book: Path) -> None:
