@@ -309,10 +309,13 @@ class EngineConfig:
     num_threads: int = 1
     kernels: str | None = None
 
-    @property
-    def has_archive(self) -> bool:
-        """Whether requests may read under policy ``archive``: on the CPU, where what left the window is at hand."""
-        return self.device == "cpu"
+    def num_fetched_blocks(self, model: ModelConfig) -> int:
+        """Blocks of the archive that a device has room for beside those of the windows: what every sequence selects for
+        a token. None on the CPU, where they are read in place."""
+        budgets = self.archive_bytes, self.archive_disk_bytes
+        if self.device == "cpu" or not any(model.num_archive_blocks(self.dtype, *budgets)):
+            return 0
+        return self.num_slots * self.policy_for(model).select
 
     def policy_for(self, model: ModelConfig) -> AttentionPolicy:
         """The attention policy requests run under unless they choose their own."""

@@ -2,8 +2,9 @@
 
 A recording fits steps of at most so many sequences that see at most so many blocks each. Rows that are left over are
 padding: they have no slot and no row in the pool, so they write nothing that anybody reads. What does not fit, and what
-is not a plain decode step, is read as ever. This was not run on a device yet; ``verified`` replays nothing that it has
-not seen to agree.
+is not a plain decode step, is read as ever; so is a step in which a token selects or a block leaves for the archive,
+for the host has its part in each layer of it. This was not run on a device yet; ``verified`` replays nothing that it
+has not seen to agree.
 """
 
 import logging
@@ -20,6 +21,7 @@ from model.cache.state_pool import StatePool
 from model.hybrid import HybridLM, Reading
 from model.kernels.triton.tables import num_visible_blocks
 from model.layers.feed_forward import GatedFeedForward
+from model.layers.fetching import is_fetching
 from model.policy import AttentionPolicy
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ class DecodeGraphs:
         count = batch.num_decodes
         if not 0 < count == batch.num_tokens == batch.logits_rows.shape[0] <= self.row_counts[-1]:
             return None
-        if batch.next_ids is not None:
+        if batch.next_ids is not None or is_fetching(batch):
             return None
         visible = max(map(num_visible_blocks, batch.first_positions, batch.policies))
         width = max(LEAST_WIDTH, 1 << (visible - 1).bit_length())

@@ -17,6 +17,7 @@ from model.kernels import Kernels
 from model.kernels.selection import ArchivedLayer
 from model.layers.attention import SparseAttention
 from model.layers.feed_forward import ExpertFeedForward, GatedFeedForward
+from model.layers.fetching import FetchingStep
 from model.layers.mamba import MambaMixer
 from model.layers.matrix import Matrix
 from model.layers.parameters import Parameterised
@@ -147,6 +148,8 @@ class HybridLM(Parameterised):
 
     def _through_layers(self, batch: Batch, states: StatePool, blocks: BlockPool) -> Reading:
         x = self.embedding.rows(batch.input_ids)
+        archive = blocks.archive if batch.archived else None
+        fetching = FetchingStep(batch, blocks.fetched) if archive is not None and blocks.fetched is not None else None
         num_mamba = num_attention = 0
         for layer in self.layers:
             if isinstance(layer.mixer, MambaMixer):
@@ -155,10 +158,14 @@ class HybridLM(Parameterised):
             else:
                 memory = (blocks.keys[num_attention], blocks.values[num_attention])
                 num_attention += 1
-            x = layer(x, memory, batch, blocks.archive if batch.archived else None)
+            x = layer(x, memory, batch, archive, fetching)
         rows = self.final_norm(x[batch.logits_rows])
         surprisal = None if batch.next_ids is None else self._surprisals(x, batch.next_ids)
-        return Reading(self.logits(rows), rows, surprisal)
+        reading = Reading(self.logits(rows), rows, surprisal)
+        if fetching is not None:
+            # The device has been told everything: what left the windows arrives while it is still at it.
+            fetching.end()
+        return reading
 
     def _surprisals(self, x: Tensor, next_ids: Tensor) -> Tensor:
         """Bits [T] float64 of ``next_ids`` [T] after the rows ``x`` [T, D]; a tile of logits at a time."""
@@ -185,10 +192,15 @@ class HybridLayer(Parameterised):
         self.ffn = (ExpertFeedForward if config.has_experts(index) else GatedFeedForward)(config, kernels, dtype)
 
     def __call__(
-        self, x: Tensor, memory: tuple[Tensor, Tensor], batch: Batch, archive: KvArchive | None = None
+        self,
+        x: Tensor,
+        memory: tuple[Tensor, Tensor],
+        batch: Batch,
+        archive: KvArchive | None = None,
+        fetching: FetchingStep | None = None,
     ) -> Tensor:
         """[T, D] float32 -> the same ``x``, mutated. ``memory`` is this layer's part of the state or block pool;
-        ``archive`` is there where somebody reads under that policy."""
+        ``archive`` is there where somebody reads under that policy, ``fetching`` where that is on a device."""
         normed = self.mixer_norm(x)
         if isinstance(self.mixer, MambaMixer) or archive is None:
             x += self.mixer(normed, *memory, batch)
@@ -196,6 +208,6 @@ class HybridLayer(Parameterised):
             layer = ArchivedLayer(
                 *archive.keys_values, archive.summaries, self.mixer.index, batch.archived, batch.select_from
             )
-            x += self.mixer(normed, *memory, batch, layer)
+            x += self.mixer(normed, *memory, batch, layer, fetching)
         x += self.ffn(self.ffn_norm(x))
         return x

@@ -51,6 +51,11 @@ def summary_shape(width: int, item_bytes: int) -> tuple[int, int, int]:
 # Most blocks that a token may select, so that the lists of a tile of tokens stay small: 64K tokens of them.
 MOST_SELECTED = 1024
 
+# Tokens that attend at once to what was fetched for them: see layers/fetching.py. The blocks that a token sees are
+# split among at most so many programs on a device.
+LISTED_TOKENS = 64
+MAX_SPLITS = 32
+
 # Outputs of a matrix that lie together for the native kernels: see kernels/native/product.h.
 STRIP_ROWS = 16
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from model.cache.archive_table import ArchiveTable
+from model.cache.fetched_blocks import FetchedBlocks
 from model.cache.host_copies import HostCopies
 from model.cache.kv_archive import ArchivedBlock, KvArchive
 from model.cache.snapshot import BlockContent
@@ -38,8 +39,11 @@ class BlockPool:
         dtype: Dtype,
         device: str = "cpu",
         archive: KvArchive | None = None,
+        fetched: FetchedBlocks | None = None,
     ) -> None:
-        """``archive`` is where blocks go that leave the windows; without it nobody may read under that policy."""
+        """``archive`` is where blocks go that leave the windows; without it nobody may read under that policy.
+        ``fetched`` is what comes back of it, where attention is not on the host."""
+        assert fetched is None or fetched.archive is archive, "what is fetched comes from another archive"
         shape = (config.num_attention_layers, num_blocks, BLOCK_TOKENS, config.num_kv_heads, config.head_width)
         # Zeros, not uninitialised memory: the unused tail of a block must not hold NaN. Written and not only promised:
         # pages that are touched later could be refused later.
@@ -57,6 +61,7 @@ class BlockPool:
         self._copies = weakref.WeakValueDictionary[int, BlockContent]()
         self._host = HostCopies.of(device)
         self.archive = KvArchive(config, dtype) if archive is None else archive
+        self.fetched = fetched
         # What a full block is in the archive, as long as somebody has it there: it is copied once, too.
         self._archived = weakref.WeakValueDictionary[int, ArchivedBlock]()
 
@@ -72,8 +77,13 @@ class BlockPool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held."""
+        """Bytes of all blocks."""
         return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of all tensors held on the device: the blocks, and what was fetched of the archive."""
+        return self.nbytes + (0 if self.fetched is None else self.fetched.nbytes)
 
     @property
     def bytes_per_block(self) -> int:

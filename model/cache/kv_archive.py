@@ -73,7 +73,8 @@ class KvArchive:
 
     ``keys_values`` are [blocks, layers, 2, P, G, E] in memory and likewise in the file; ``summaries`` [layers, G,
     blocks, *summary_shape], of all blocks, in memory. ``num_used`` blocks are those of sequences; the ``num_cached``
-    are referred to by checkpoints and snapshots alone.
+    are referred to by checkpoints and snapshots alone. ``serials`` [blocks] tell what had a number before from what has
+    it now: no two blocks that were ever allocated share one.
     """
 
     def __init__(
@@ -104,9 +105,11 @@ class KvArchive:
         self.returned: deque[int] = deque()
         self._free: list[int] = []
         self._num_begun = 0
+        self._num_given = 0
         self._num_disk_live = 0
         self._backed: set[int] = set()
         self._num_steps = 0
+        self.serials = np.zeros(self.num_blocks, dtype=np.int64)
         # How many sequences hold each block.
         self._uses = np.zeros(self.num_blocks, dtype=np.int32)
         self._num_used = 0
@@ -159,6 +162,8 @@ class KvArchive:
             number = heappop(self._free) if self._free else self._num_begun
             self._num_begun = max(self._num_begun, number + 1)
             self._num_disk_live += number >= self.num_in_memory
+            self._num_given += 1
+            self.serials[number] = self._num_given
             taken.append(ArchivedBlock(self, number))
         return taken
 

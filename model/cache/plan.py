@@ -9,6 +9,8 @@ from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import (
     ATTENTION_TILE_TOKENS,
     DECODE_GAP_FLOATS,
+    LISTED_TOKENS,
+    MAX_SPLITS,
     MOST_SELECTED,
     PROMPT_LOGPROB_ROWS,
     QUERY_TILE_TOKENS,
@@ -32,7 +34,8 @@ class MemoryPlan:
     ``bytes_per_sequence`` is what one sequence holds at the full context under the engine's policy. A token that left
     the window of policy ``archive`` takes ``archive_bytes_per_token`` and ``summary_bytes_per_token`` of the host;
     there is room for ``num_archive_blocks`` blocks of such tokens in ``archive_bytes`` of memory and
-    ``archive_disk_bytes`` of disk.
+    ``archive_disk_bytes`` of disk. On a device ``num_fetched_blocks`` of them are in ``fetched_bytes`` of its pool
+    ``kv``, beside the ``kv_bytes`` of the windows.
     """
 
     num_slots: int
@@ -48,6 +51,8 @@ class MemoryPlan:
     bytes_per_sequence: int
     archive_bytes: int
     archive_disk_bytes: int
+    num_fetched_blocks: int
+    fetched_bytes: int
     num_archive_blocks: int
     bytes_per_archived_block: int
     archive_bytes_per_token: float
@@ -78,8 +83,10 @@ class MemoryPlan:
             bytes_per_sequence=model.state_bytes + per_sequence * block_bytes,
             archive_bytes=engine.archive_bytes,
             archive_disk_bytes=engine.archive_disk_bytes,
+            num_fetched_blocks=engine.num_fetched_blocks(model),
+            fetched_bytes=engine.num_fetched_blocks(model) * block_bytes,
             bytes_per_archived_block=archived_bytes + summary_bytes,
-            num_archive_blocks=sum(model.num_archive_blocks(engine.dtype, *archive)) if engine.has_archive else 0,
+            num_archive_blocks=sum(model.num_archive_blocks(engine.dtype, *archive)),
             archive_bytes_per_token=archived_bytes / BLOCK_TOKENS,
             summary_bytes_per_token=summary_bytes / BLOCK_TOKENS,
         )
@@ -96,7 +103,7 @@ class MemoryPlan:
             "weights": self.weight_bytes,
             "ssm_state": self.ssm_state_bytes,
             "conv_state": self.conv_state_bytes,
-            "kv": self.kv_bytes,
+            "kv": self.kv_bytes + self.fetched_bytes,
             "workspace": self.workspace_bytes,
         }
 
@@ -148,7 +155,7 @@ def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     if model.num_mamba_layers:
         parts.append(_mamba_bytes(model, num_tokens, cast))
     if model.num_attention_layers:
-        parts.append(_attention_bytes(model, engine, num_tokens))
+        parts.append(_attention_bytes(model, engine, num_tokens) + _fetching_bytes(model, engine, num_tokens))
     if model.num_expert_layers:
         parts.append(_expert_bytes(model, num_tokens))
     return max(stream + max(*parts, logits), logits + _step_bytes(model, engine, num_tokens))
@@ -164,10 +171,9 @@ def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> in
     head = -(-model.head_width // STRIP_ROWS) * STRIP_ROWS
     tile = ATTENTION_TILE_TOKENS * model.num_heads // model.num_kv_heads
     attention = tile * (2 * head + BLOCK_TOKENS + 2) + 2 * head * BLOCK_TOKENS
-    if engine.has_archive:
-        # A request may choose policy archive: what its tokens choose, marks of blocks, rows that go together.
-        places = -(-engine.max_context_tokens // BLOCK_TOKENS)
-        attention += ATTENTION_TILE_TOKENS * 2 * min(places, MOST_SELECTED) + places + tile * (2 * head + 2)
+    # A request may choose policy archive: what its tokens choose, marks of blocks, rows that go together.
+    places = -(-engine.max_context_tokens // BLOCK_TOKENS)
+    attention += ATTENTION_TILE_TOKENS * 2 * min(places, MOST_SELECTED) + places + tile * (2 * head + 2)
     few = min(num_tokens, SHARED_TOKENS) * narrow
     own = max(width, ffn) + 2 * model.num_heads + attention + few + 32 * DECODE_GAP_FLOATS
     return FLOAT32_BYTES * (num_tokens * (wide + narrow) + engine.num_threads * own)
@@ -214,3 +220,17 @@ def _attention_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) 
         carried = rows * ((model.head_width + 2) * 3 * FLOAT32_BYTES + 2 * model.head_width * cast)
         worst = max(worst, scores + gathered + carried)
     return projected + worst
+
+
+def _fetching_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> int:
+    """On a device, what tokens take that select: queries on their way to the host and beside what others get, the
+    splits of those that attend at once, their lists; and of all layers the blocks that are leaving, twice."""
+    if not engine.num_fetched_blocks(model):
+        return 0
+    cast, count = engine.dtype.kept.num_bytes, min(num_tokens, LISTED_TOKENS)
+    queries = num_tokens * (4 * model.query_size * cast + 8)
+    splits = count * MAX_SPLITS * model.num_heads * (model.head_width + 2) * FLOAT32_BYTES
+    lists = count * model.num_kv_heads * (-(-engine.max_context_tokens // BLOCK_TOKENS) + 16) * 4
+    num_leaving = engine.prefill_chunk_tokens // BLOCK_TOKENS + 2 * engine.num_slots
+    leaving = 2 * num_leaving * BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype)
+    return queries + splits + lists + leaving

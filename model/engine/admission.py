@@ -23,7 +23,8 @@ MOST_SURPRISALS = 1 << 16
 
 class Admission:
     """The limits of one engine. ``max_slots``, ``max_blocks`` and ``max_archive_blocks`` are all there are,
-    ``max_context_tokens`` prompt and answer together."""
+    ``max_context_tokens`` prompt and answer together. A token may select ``max_fetched_blocks``, where they are fetched
+    to a device."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Admission:
         chunk_tokens: int,
         max_archive_blocks: int = 0,
         archive_block_bytes: int = 0,
+        max_fetched_blocks: int = 0,
     ) -> None:
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
@@ -42,6 +44,7 @@ class Admission:
         self._chunk_tokens = chunk_tokens
         self._max_archive_blocks = max_archive_blocks
         self._archive_block_bytes = archive_block_bytes
+        self._max_fetched_blocks = max_fetched_blocks
 
     def check(self, request: GenerationRequest, policy: AttentionPolicy) -> None:
         """Raise ``InvalidRequest`` naming the field at fault, ``PromptTooLong`` with both numbers, or ``NeverFits``
@@ -97,10 +100,15 @@ class Admission:
         if policy.name is not PolicyName.ARCHIVE:
             return
         if not self._max_archive_blocks:
-            expected = "full or window: this server has no archive, see FANO_ARCHIVE_BYTES and its device"
+            expected = "full or window: this server has no archive, see FANO_ARCHIVE_BYTES"
             raise InvalidRequest("policy.name", policy.name.value, expected)
         if policy.select > MOST_SELECTED:
             raise InvalidRequest("policy.select", policy.select, f"at most {MOST_SELECTED} blocks")
+        if policy.select > (most := self._max_fetched_blocks) > 0:
+            expected = (
+                f"at most {most} blocks, the FANO_SELECT of all FANO_MAX_SEQUENCES, which the device has room for"
+            )
+            raise InvalidRequest("policy.select", policy.select, expected)
         num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         shared, whole = (policy.num_archived(each) for each in (num_prompt_tokens, num_prompt_tokens + max_tokens))
         needed = shared + request.num_choices * (whole - shared)

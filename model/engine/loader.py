@@ -11,6 +11,7 @@ import torch
 
 from model.cache.available import available_bytes
 from model.cache.block_pool import BlockPool
+from model.cache.fetched_blocks import FetchedBlocks
 from model.cache.kv_archive import KvArchive
 from model.cache.plan import MemoryPlan
 from model.cache.state_pool import StatePool
@@ -26,7 +27,7 @@ from model.errors import ConfigInvalid, ModelError
 from model.fingerprint import weights_digest
 from model.hybrid import HybridLM
 from model.kernels import Kernels, choose, forced
-from model.policy import AttentionPolicy, PolicyName
+from model.policy import AttentionPolicy
 from model.tiles import MOST_SELECTED
 from model.tokenizer import Tokenizer
 from model.weights import load_weights, resolve_checkpoint
@@ -82,7 +83,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     model_config = ModelConfig.from_pretrained(directory)
     policy = config.policy_for(model_config)
     _require_device(config.device)
-    _require_archive(config, policy)
+    _require_select(policy)
     torch.set_num_threads(1)
     kernels, kernels_reason = _kernels(config, model_config)
     _require_products(config, kernels, kernels_reason)
@@ -99,12 +100,15 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     load_weights(model, directory)
     if kernels.product is not None:
         model.pack()
-    budgets = (config.archive_bytes, config.archive_disk_bytes) if config.has_archive else (0, 0)
+    budgets = config.archive_bytes, config.archive_disk_bytes
     archive = KvArchive(model_config, config.dtype, *budgets, config.archive_directory)
+    fetched = None
+    if plan.num_fetched_blocks:
+        fetched = FetchedBlocks(model_config, config.dtype, plan.num_fetched_blocks, archive, config.device)
     runner = ModelRunner(
         model,
         StatePool(model_config, plan.num_states, config.device),
-        BlockPool(model_config, plan.num_blocks, config.dtype, config.device, archive),
+        BlockPool(model_config, plan.num_blocks, config.dtype, config.device, archive, fetched),
         config.device,
         num_slots=plan.num_slots,
         checkpoint_bytes=config.session_bytes,
@@ -129,6 +133,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
         config.prefill_chunk_tokens,
         plan.num_archive_blocks,
         plan.bytes_per_archived_block,
+        plan.num_fetched_blocks,
     )
     vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
     weights = weights_digest(directory)
@@ -212,11 +217,7 @@ def _require_products(config: EngineConfig, kernels: Kernels, reason: str) -> No
     raise ConfigInvalid("dtype", config.dtype.value, expected, remedy)
 
 
-def _require_archive(config: EngineConfig, policy: AttentionPolicy) -> None:
-    if policy.name is PolicyName.ARCHIVE and not config.has_archive:
-        expected = f"full or window on device {config.device!r}"
-        remedy = "what left the window lies in host memory and is read there, which only the kernels of a CPU can do"
-        raise ConfigInvalid("policy", policy.name.value, expected, f"set FANO_POLICY=window, for {remedy}")
+def _require_select(policy: AttentionPolicy) -> None:
     if policy.select > MOST_SELECTED:
         raise ConfigInvalid("policy.select", policy.select, f"at most {MOST_SELECTED} blocks", "lower FANO_SELECT")
 

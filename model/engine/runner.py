@@ -109,7 +109,7 @@ class ModelRunner:
             "weights": self._model.nbytes,
             "ssm_state": self._states.ssm_bytes,
             "conv_state": self._states.conv_bytes,
-            "kv": self._blocks.nbytes,
+            "kv": self._blocks.device_bytes,
             "workspace": self._model.workspace_bytes,
         }
 

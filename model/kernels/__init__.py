@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.kernels import reference
+from model.kernels import reference, selection
 from model.kernels.arguments import NativeModel, NativeStep
+from model.kernels.listed import ListedTokens
 from model.kernels.selection import ArchivedLayer
 from model.policy import AttentionPolicy
 
@@ -26,6 +27,8 @@ SelectiveScan = Callable[
 StoreKV = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 Product = Callable[[Tensor, Tensor, int], Tensor]
 Step = Callable[[NativeModel, NativeStep, int, Tensor], Tensor]
+Choose = Callable[[Tensor, Tensor, Sequence[int], Sequence[AttentionPolicy], ArchivedLayer], Tensor]
+AttendListed = Callable[[Tensor, Tensor, Tensor, Tensor, ListedTokens, Tensor], None]
 
 
 class Attend(Protocol):
@@ -51,8 +54,9 @@ class Kernels:
 
     ``product`` multiplies by a matrix in strips; ``step`` runs a step of any tokens through the whole model, on as many
     threads as it is told, at most ``num_threads``, in the workspace it is given, or a larger one where that is too
-    small; it returns the one it used. Without them torch and the layers do. ``frame`` makes the tables of a decode step
-    that can be recorded and replayed; without it every step is launched anew.
+    small; it returns the one it used. Without them torch and the layers do. ``choose`` always runs on the host, where
+    the archive is; ``attend_listed`` is for devices, to which what was chosen has to be brought. ``frame`` makes the
+    tables of a decode step that can be recorded and replayed; without it every step is launched anew.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Kernels:
     step: Step | None = None
     num_threads: int = 1
     store_kv: StoreKV = reference.store_kv
+    attend_listed: AttendListed = reference.attend_listed
+    choose: Choose = selection.chosen_places
     frame: "Callable[[int, int], DecodeFrame] | None" = None
 
 

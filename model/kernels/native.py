@@ -32,7 +32,7 @@ from model.kernels.selection import ArchivedLayer
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import padded_shape
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -40,6 +40,7 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     "fano_best_isa": (),
     "fano_attend": (POINTER, POINTER, INT, INT),
     "fano_attend_workspace": (POINTER, INT),
+    "fano_choose": (POINTER, POINTER, INT64, POINTER, INT, INT),
     "fano_step": (POINTER, POINTER, INT, INT),
     "fano_step_workspace": (POINTER, POINTER, INT),
     "fano_product": (POINTER, POINTER, INT, INT),
@@ -84,7 +85,9 @@ def load_native(num_threads: int, instruction_set: InstructionSet | None = None)
     native = NativeKernels(library, chosen, num_threads)
     name = f"native-{chosen.name.lower()}"
     recurrence = native.causal_conv, native.selective_scan
-    kernels = Kernels(name, *recurrence, native.attend, native.product, native.step, num_threads)
+    kernels = Kernels(
+        name, *recurrence, native.attend, native.product, native.step, num_threads, choose=native.chosen_places
+    )
     return kernels, f"{name}: the widest this CPU has" if chosen is best else f"{name}: as asked"
 
 
@@ -223,6 +226,46 @@ class NativeKernels:
         )
         assert not refused, f"sequences {query_start.tolist()} from {first_positions} do not fit {queries.shape}"
         return out.to(queries.dtype)
+
+    def chosen_places(
+        self,
+        queries: Tensor,
+        query_start: Tensor,
+        first_positions: Sequence[int],
+        policies: Sequence[AttentionPolicy],
+        archive: ArchivedLayer,
+    ) -> Tensor:
+        """See :func:`model.kernels.selection.chosen_places`. Chosen is what ``attend`` sees."""
+        num_tokens, num_heads, width = queries.shape
+        num_kv_heads, most = archive.summaries.shape[1], max(policy.select for policy in policies)
+        wide = queries.float()
+        places = torch.empty((num_tokens, num_kv_heads, most), dtype=torch.int32)
+        kept = native_archive(archive.memory, archive.file, archive.summaries, array("q"))
+        archived = [as_array(table) for table in archive.tables]
+        # What lies on the device is not looked at.
+        spans = array_of(AttendedSpan, len(policies))(
+            *map(native_span, [array("q")] * len(policies), first_positions, policies, archived, archive.select_from)
+        )
+        asked = Attended(
+            queries=_whole(wide, num_tokens, num_heads, width),
+            query_start=_whole(query_start, len(policies) + 1, dtype=torch.int64),
+            spans=ctypes.addressof(spans),
+            is_bf16=archive.summaries.dtype == torch.bfloat16,
+            query_stride=wide.stride(0),
+            num_sequences=len(policies),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_width=width,
+            archive=ctypes.addressof(kept),
+            layer=archive.layer,
+        )
+        workspace = torch.empty(self.library.fano_attend_workspace(ctypes.addressof(asked), self.num_threads))
+        refused = int(query_start[-1]) != num_tokens or self.library.fano_choose(
+            ctypes.addressof(asked), places.data_ptr(), most, workspace.data_ptr(), self.num_threads,
+            self.instruction_set,
+        )  # fmt: skip
+        assert not refused, f"sequences {query_start.tolist()} from {first_positions} choose what is not in the archive"
+        return places
 
     def product(self, x: Tensor, matrix: Tensor, num_rows: int) -> Tensor:
         """[T, in] float32, of any row stride, by a matrix in strips of ``num_rows`` outputs -> [T, out] float32.

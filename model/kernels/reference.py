@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.listed import ListedTokens
 from model.kernels.selection import ArchivedLayer, candidates, choose
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tiles import QUERY_TILE_TOKENS, RUN_BLOCKS, SCAN_TILE_TOKENS, key_tile_blocks
@@ -148,6 +149,35 @@ def attend(
                 continue
             _attend_tile(queries[tile:stop], keys, values, first + tile - start, table, policy, out[tile:stop])
     return out
+
+
+def attend_listed(
+    queries: Tensor, keys: Tensor, values: Tensor, fetched: Tensor, tokens: ListedTokens, out: Tensor
+) -> None:
+    """Softmax attention of single tokens over the blocks that each of them lists, scaled by ``E ** -0.5``.
+
+    Takes queries [T, H, E] (any row stride), one layer's paged pool as in :func:`attend`, and ``fetched``
+    [slots, 2, P, E]: keys and values of one key head of a block each, in the dtype of the pool. Writes the rows of
+    ``tokens`` in ``out`` [T, H, E] and no others. What a token gets depends on its own list alone.
+    """
+    num_heads, width = queries.shape[1:]
+    num_groups = keys.shape[2]
+    per_group = num_heads // num_groups
+    for row, lists, count, offset in zip(
+        tokens.rows.tolist(), tokens.entries, tokens.num_entries.tolist(), tokens.offsets.tolist(), strict=True
+    ):
+        for group in range(num_groups):
+            pairs = [
+                (keys[entry, :, group], values[entry, :, group]) if entry >= 0 else fetched[-1 - entry].unbind()
+                for entry in lists[group, :count].tolist()
+            ]
+            length = (count - 1) * keys.shape[1] + offset + 1
+            seen_keys, seen_values = (torch.cat(each)[:length] for each in zip(*pairs, strict=True))
+            heads = slice(group * per_group, (group + 1) * per_group)
+            scores = (queries[row, heads] * width**-0.5 @ seen_keys.t()).float()
+            weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+            mixed = (weights.to(values.dtype) @ seen_values).float()
+            out[row, heads] = mixed.div_(weights.sum(-1, keepdim=True)).to(out.dtype)
 
 
 def _ragged(query_start: Tensor, state_slots: Tensor) -> Iterator[tuple[int, int, int]]:

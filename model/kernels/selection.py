@@ -78,6 +78,11 @@ def candidates(policy: AttentionPolicy, position: int, select_from: int) -> rang
     return range(first, max(first, policy.window_start(position) // BLOCK_TOKENS))
 
 
+def first_selecting(policy: AttentionPolicy, select_from: int) -> int:
+    """The first position whose token has a choice; only under policy ``archive``."""
+    return max(select_from, policy.sinks + BLOCK_TOKENS + policy.window - 1)
+
+
 def choose(
     queries: Tensor, archive: ArchivedLayer, index: int, first: int, policy: AttentionPolicy, num_places: int
 ) -> Tensor:
@@ -101,3 +106,30 @@ def choose(
         for group in range(num_groups):
             chosen[group, token, order[group, : policy.select] + last.start] = True
     return chosen
+
+
+def chosen_places(
+    queries: Tensor,
+    query_start: Tensor,
+    first_positions: Sequence[int],
+    policies: Sequence[AttentionPolicy],
+    archive: ArchivedLayer,
+) -> Tensor:
+    """Which blocks the tokens of some sequences select: their places [T, G, most] int32, rising, -1 behind them.
+
+    ``queries`` are [T, H, E] in host memory, in the dtype of the keys; the rows of sequence ``s`` are those from
+    ``query_start[s]`` on, its tokens stand from ``first_positions[s]`` on, and all read under policy ``archive``.
+    ``most`` is the largest ``select``.
+    """
+    most = max(policy.select for policy in policies)
+    places = torch.full((len(queries), archive.summaries.shape[1], most), -1, dtype=torch.int32)
+    bounds = query_start.tolist()
+    for index, (first, policy) in enumerate(zip(first_positions, policies, strict=True)):
+        start, end = bounds[index], bounds[index + 1]
+        num_places = policy.window_start(first + end - start - 1) // BLOCK_TOKENS
+        chosen = choose(queries[start:end], archive, index, first, policy, num_places).transpose(0, 1)
+        # The count of those before it is where a block stands in the list.
+        order = chosen.cumsum(-1) - 1
+        rows, groups, found = chosen.nonzero(as_tuple=True)
+        places[start + rows, groups, order[rows, groups, found]] = found.int()
+    return places

@@ -1,4 +1,4 @@
-"""The Triton kernels under the tests of `triton_parity`: interpreted here, compiled where there is a GPU.
+"""The Triton kernels under the tests of `triton_parity` and `triton_listed`: interpreted here, compiled on a GPU.
 
 Triton decides between the two when it is imported, so each runs in a process of its own.
 """
@@ -15,14 +15,14 @@ import torch
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 ROOT = Path(__file__).parents[2]
-SUITE = Path(__file__).with_name("triton_parity.py")
+SUITES = [str(Path(__file__).with_name(name)) for name in ("triton_parity.py", "triton_listed.py")]
 
 
 def run_suite(**environment):
     # Triton 3.9 warns unless it is told whether to contract multiplications and additions, as it always has.
     environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
     # Without the fixtures of this folder, which take transformers a while to make.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", str(SUITE)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *SUITES]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
@@ -43,13 +43,24 @@ def test_compiled():
 
 
 # Triton's names for what the kernels of a bfloat16 pool are given.
-INDICES = ["bounds", "slots", "tile_sequence", "tile_row", "tile_token", "first_tile", "spans", "entries", "decodes"]
+INDICES = [
+    "bounds",
+    "slots",
+    "tile_sequence",
+    "tile_row",
+    "tile_token",
+    "first_tile",
+    "spans",
+    "entries",
+    "decodes",
+    "offsets",
+]
 NUMBERS = ["inner", "num_states", "width", "table_width", "num_splits"]
-POOLED = ["queries", "keys", "values", "out"]
+POOLED = ["queries", "keys", "values", "fetched", "out"]
 
 
 def types_of(kernel, constants, pooled):
-    types = dict.fromkeys([*INDICES, "lengths"], "*i32") | {"rows": "*i64", "scale": "fp32"}
+    types = dict.fromkeys([*INDICES, "lengths", "offsets"], "*i32") | {"rows": "*i64", "scale": "fp32"}
     types |= dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(POOLED, f"*{pooled}")
     names = [parameter.name for parameter in kernel.params if parameter.name not in constants]
     return {name: "i32" if name.endswith("_stride") else types.get(name, "*fp32") for name in names}
@@ -67,7 +78,7 @@ def test_every_kernel_compiles_for_hopper(pooled, monkeypatch, tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from model.kernels.triton import attention, convolution, decoding, scan, store, tables
+    from model.kernels.triton import attention, convolution, decoding, listing, scan, store, tables
 
     tile, states = {"TILE": tables.TILE_TOKENS}, {"BLOCK": scan.BLOCK, "STATES": 16}
     unrolled, gated = {"UNROLLED": scan.UNROLLED}, {"GATED": True}
@@ -85,6 +96,7 @@ def test_every_kernel_compiles_for_hopper(pooled, monkeypatch, tmp_path):
         (convolution._step, taps | {"BLOCK": convolution.STEP_BLOCK, "BIASED": True}, convolution.STEP_WARPS),
         (attention._tiles, paged | {"PER_GROUP": 4, "TOKENS": rows // 4, "ROWS": rows}, attention.WARPS),
         (decoding._splits, paged | {"ROWS": attention.LEAST_ROWS}, decoding.WARPS),
+        (listing._splits, paged | {"ROWS": attention.LEAST_ROWS}, listing.WARPS),
         (decoding._together, heads | {"SPLITS": tables.MAX_SPLITS}, decoding.WARPS),
         (store._store, {"BLOCK": store.BLOCK}, store.WARPS),
     ]

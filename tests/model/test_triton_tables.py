@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from model.kernels.triton import tables
 from model.kernels.triton.tables import (
     LEAST_SPLIT_BLOCKS,
-    MAX_SPLITS,
     SPAN_COLUMNS,
     Latest,
     Tables,
@@ -22,6 +21,7 @@ from model.kernels.triton.tables import (
     span,
 )
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import MAX_SPLITS
 
 policies = st.one_of(
     st.just(AttentionPolicy()),

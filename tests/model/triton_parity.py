@@ -2,14 +2,22 @@
 their own: interpreted, where tiles are made small because the interpreter is slow, or compiled on a GPU.
 """
 
-import functools
 import itertools
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 from fakes_attention import Attention, Wide
+from fakes_parity import (
+    BF16_TOLERANCE,
+    DEVICE,
+    INTERPRETED,
+    TILE,
+    TOLERANCE,
+    assert_close,
+    small_tiles,
+    triton_kernels,
+)
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool
@@ -21,41 +29,13 @@ from model.kernels import REFERENCE, reference
 from model.kernels.triton import attention, loading, parity, tables
 from model.policy import AttentionPolicy, PolicyName
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-TILE = 8 if INTERPRETED else tables.TILE_TOKENS
-# Of the largest value of the float64 result.
-TOLERANCE = 1e-5
-BF16_TOLERANCE = 2.0**-6  # Triton's interpreter cuts off where a GPU rounds to nearest.
+__all__ = ["small_tiles"]
+
 FULL = AttentionPolicy()
 
 
 def window(sinks, size):
     return AttentionPolicy(PolicyName.WINDOW, sinks, size)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_tiles():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "TILE_TOKENS", TILE)
-        if INTERPRETED:
-            # Registers are no matter there, and few programs are quicker than many.
-            patch.setattr(attention, "TILE_ROWS", {2: 64, 4: 64})
-            patch.setattr(parity, "SPANS", [(0, 1), (330, 1), (63, 3), (380, 5)])
-        yield
-
-
-@functools.cache
-def triton_kernels():
-    kernels, reason = loading.load_triton(DEVICE, 1)
-    assert kernels is not None, reason
-    assert kernels.name == "triton-interpreted" or kernels.name.startswith("triton-sm")
-    return kernels
-
-
-def assert_close(found, expected, tolerance=TOLERANCE):
-    scale = max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=tolerance * scale)
 
 
 class Problem:
@@ -237,14 +217,14 @@ def test_keys_and_values_are_stored_where_they_belong(dtype):
         assert_close(found, expected, 0 if dtype == torch.float32 else BF16_TOLERANCE)
 
 
-@pytest.mark.parametrize("wrong", ["causal_conv", "selective_scan", "attend", "store_kv"])
+@pytest.mark.parametrize("wrong", ["causal_conv", "selective_scan", "attend", "attend_listed", "store_kv"])
 def test_the_check_at_the_start_names_a_kernel_that_differs(wrong):
     kernels = REFERENCE if INTERPRETED else triton_kernels()
 
     def slightly_wrong(*arguments):
         result = getattr(reference, wrong)(*arguments)
         if result is None:
-            arguments[2].mul_(1.01)
+            arguments[-1 if wrong == "attend_listed" else 2].mul_(1.02)
             return None
         return result * 1.02
 

@@ -258,6 +258,41 @@ FANO_TARGET static void attend_from(const Attend& a, int64_t first, int64_t* nex
   }
 }
 
+// Places of the blocks that the tokens of all sequences chose, [T, key heads, most], each token's in rising order with -1
+// behind them. A unit is a tile of tokens with one key head, handed out as above.
+template <class Weight>
+FANO_TARGET static void list_chosen(const Attend& a, int64_t* next, int64_t most, int32_t* places, const AttendSpace& w) {
+  int64_t unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED), before = 0;
+  for (int64_t i = 0; i < a.num_sequences; i++) {
+    const Span& s = a.spans[i];
+    const int64_t count = a.query_start[i + 1] - a.query_start[i];
+    const int64_t num_units = (count + TILE_TOKENS - 1) / TILE_TOKENS * a.num_kv_heads;
+    for (; unit < before + num_units; unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) {
+      const int64_t begin = (unit - before) / a.num_kv_heads * TILE_TOKENS, group = (unit - before) % a.num_kv_heads;
+      const int64_t left = count - begin, num_tokens = left < TILE_TOKENS ? left : TILE_TOKENS;
+      const int64_t start = a.query_start[i] + begin;
+      const int64_t beyond = s.select ? mark_chosen<Weight>(a, s, group, start, num_tokens, s.first_position + begin, w) : 0;
+      for (int64_t t = 0; t < num_tokens; t++) {
+        int32_t* to = places + ((start + t) * a.num_kv_heads + group) * most;
+        int64_t size = 0;
+        for (int64_t place = first_place(s); place < beyond && size < most; place++) {
+          if (w.marks[place] >> t & 1) to[size++] = (int32_t)place;
+        }
+        while (size < most) to[size++] = -1;
+      }
+    }
+    before += num_units;
+  }
+}
+
+FANO_TARGET static void choose(const Attend& a, int64_t* next, int64_t most, int32_t* places, const AttendSpace& w) {
+  if (a.is_bf16) {
+    list_chosen<bf16>(a, next, most, places, w);
+  } else {
+    list_chosen<float>(a, next, most, places, w);
+  }
+}
+
 FANO_TARGET static void attend(const Attend& a, int64_t* next, const AttendSpace& w) {
   if (a.is_bf16) {
     attend_from<bf16>(a, 0, next, w);

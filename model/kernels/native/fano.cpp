@@ -13,7 +13,7 @@
 #include "arguments.h"
 #include "fit.h"
 
-#define FANO_ABI_VERSION 6
+#define FANO_ABI_VERSION 7
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -110,6 +110,7 @@ typedef int32_t lanes __attribute__((vector_size(16)));
 constexpr int64_t THREAD_WORK = 1 << 20;
 constexpr int64_t THREAD_WEIGHTS = 4 << 20;
 constexpr int64_t ATTEND_WORK = 4 << 10;    // elements of queries
+constexpr int64_t CHOOSE_WORK = 4 << 10;    // query heads by places
 constexpr int64_t PRODUCT_WORK = 32 << 20;  // multiplications
 constexpr int MAX_THREADS = 64;
 
@@ -177,6 +178,23 @@ static void* run_attend(void* pointer) {
   const int64_t part = __atomic_fetch_add(&work->num_parts, 1, __ATOMIC_RELAXED);
   lay_out(*work->args, work->workspace + part * lay_out(*work->args, nullptr, &w), &w);
   FANO_DISPATCH(work->isa, attend(*work->args, &work->next, w));
+  return nullptr;
+}
+
+struct ChooseWork {
+  const Attend* args;
+  int32_t* places;
+  float* workspace;
+  int64_t most, next, num_parts;
+  int isa;
+};
+
+static void* run_choose(void* pointer) {
+  auto* work = static_cast<ChooseWork*>(pointer);
+  AttendSpace w;
+  const int64_t part = __atomic_fetch_add(&work->num_parts, 1, __ATOMIC_RELAXED);
+  lay_out(*work->args, work->workspace + part * lay_out(*work->args, nullptr, &w), &w);
+  FANO_DISPATCH(work->isa, choose(*work->args, &work->next, work->most, work->places, w));
   return nullptr;
 }
 
@@ -292,6 +310,31 @@ int fano_attend(const Attend* args, float* workspace, int num_threads, int isa) 
     if (pthread_create(&threads[num_started], nullptr, run_attend, &work)) break;
   }
   run_attend(&work);
+  for (int64_t part = 1; part < num_started; part++) pthread_join(threads[part], nullptr);
+  return 0;
+}
+
+// Which blocks of the archive the tokens choose: `places` [T, key heads, most], rising, -1 behind them. Of `args` neither
+// keys and values nor the tables of blocks are read; the workspace is that of fano_attend. Returns 0, or 1 where what may
+// be chosen is not in the archive; nothing was touched then.
+int fano_choose(const Attend* args, int32_t* places, int64_t most, float* workspace, int num_threads, int isa) {
+  Attend a = *args;
+  a.padded_width = (a.head_width + PADDING - 1) / PADDING * PADDING;
+  measure(a.spans, a.num_sequences, &a);
+  if (!can_choose(a, most)) return 1;
+  ChooseWork work{&a, places, workspace, most, 0, 0, isa};
+  const int64_t num_tokens = a.query_start[a.num_sequences];
+  int64_t num_parts = num_tokens * a.num_heads * a.num_places / CHOOSE_WORK;
+  const int64_t num_units = (num_tokens / TILE_TOKENS + a.num_sequences) * a.num_kv_heads;
+  if (num_parts > num_units) num_parts = num_units;
+  if (num_parts > num_threads) num_parts = num_threads;
+  if (num_parts > MAX_THREADS) num_parts = MAX_THREADS;
+  pthread_t threads[MAX_THREADS];
+  int64_t num_started = 1;
+  for (; num_started < num_parts; num_started++) {
+    if (pthread_create(&threads[num_started], nullptr, run_choose, &work)) break;
+  }
+  run_choose(&work);
   for (int64_t part = 1; part < num_started; part++) pthread_join(threads[part], nullptr);
   return 0;
 }

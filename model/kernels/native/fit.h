@@ -150,6 +150,19 @@ static bool are_valid(const Attend& a) {
   return are_valid(a.spans, a.query_start, a.num_sequences, a.num_blocks, a.archive);
 }
 
+// Whether what the spans may choose is in the archive, and lists of `most` hold it.
+static bool can_choose(const Attend& a, int64_t most) {
+  if (a.query_start[0] != 0 || a.num_heads % a.num_kv_heads || !a.archive) return false;
+  for (int64_t i = 0; i < a.num_sequences; i++) {
+    const Span& s = a.spans[i];
+    const int64_t end = s.first_position + a.query_start[i + 1] - a.query_start[i];
+    if (a.query_start[i] > a.query_start[i + 1] || s.first_position < 0 || s.select > most) return false;
+    if (s.is_full || s.sinks % BLOCK_TOKENS || s.window % BLOCK_TOKENS || s.sinks < 0 || s.window < 1) return false;
+    if (!is_archived(s, end, a.archive)) return false;
+  }
+  return true;
+}
+
 static bool are_valid(const Model& m, const Step& s) {
   if (!are_valid(s.query_start, s.state_slots, s.num_sequences, s.num_tokens, s.num_slots)) return false;
   if (s.num_decodes > s.num_sequences) return false;

@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from model.kernels.triton.attention import LEAST_ROWS, LOG2_E, LOWEST_PEAK, weigh
-from model.kernels.triton.tables import MAX_SPLITS, SPAN_COLUMNS, Tables
+from model.kernels.triton.tables import SPAN_COLUMNS, Tables
 from model.policy import BLOCK_TOKENS
+from model.tiles import MAX_SPLITS
 
 WARPS, STAGES = 4, 2
 COLUMNS = tl.constexpr(len(SPAN_COLUMNS))
@@ -104,7 +105,15 @@ def attend_decodes(queries: Tensor, keys: Tensor, values: Tensor, tables: Tables
         HEADS=num_heads, GROUPS=num_groups, WIDTH=width, PADDED=padded, BLOCK=BLOCK_TOKENS,
         ROWS=max(LEAST_ROWS, triton.next_power_of_2(num_heads // num_groups)), num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
+    bring_together(peaks, totals, mixed, parts["spans"], parts["decodes"], out)
+
+
+def bring_together(peaks: Tensor, totals: Tensor, parts: Tensor, spans: Tensor, decodes: Tensor, out: Tensor) -> None:
+    """What splits of the ``decodes`` saw, peaks and totals [D, splits, H] and parts [D, splits, H, E], into their rows
+    of ``out`` [T, H, E]."""
+    num_decodes, num_splits, num_heads, width = parts.shape
     _together[num_decodes, num_heads](
-        peaks, totals, mixed, out, parts["spans"], parts["decodes"], num_splits,
-        HEADS=num_heads, WIDTH=width, PADDED=padded, SPLITS=MAX_SPLITS, num_warps=WARPS,
+        peaks, totals, parts, out, spans, decodes, num_splits,
+        HEADS=num_heads, WIDTH=width, PADDED=max(LEAST_ROWS, triton.next_power_of_2(width)), SPLITS=MAX_SPLITS,
+        num_warps=WARPS,
     )  # fmt: skip

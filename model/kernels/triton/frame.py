@@ -9,7 +9,6 @@ import torch
 from model.batch import Batch
 from model.kernels.triton.tables import (
     LEAST_SPLIT_BLOCKS,
-    MAX_SPLITS,
     SPAN_COLUMNS,
     Integers,
     Latest,
@@ -19,6 +18,7 @@ from model.kernels.triton.tables import (
     recurrence_pieces,
 )
 from model.policy import AttentionPolicy
+from model.tiles import MAX_SPLITS
 
 # Of a row that is nobody's: no slot, no row of the pool, nothing to see. It writes nothing but its own activations.
 NOBODY = -1

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.kernels.listed import ListedTokens
 from model.kernels.selection import ArchivedLayer
 from model.kernels.triton.attention import attend_prompts, tile_tokens
 from model.kernels.triton.convolution import causal_conv
 from model.kernels.triton.decoding import attend_decodes
 from model.kernels.triton.frame import DecodeFrame
+from model.kernels.triton.listing import attend_listed
 from model.kernels.triton.scan import selective_scan
 from model.kernels.triton.store import store_kv
 from model.kernels.triton.tables import Latest, Tables, paging_pieces, paging_tables, recurrence_tables
@@ -78,8 +80,8 @@ class TritonKernels:
         policies: Sequence[AttentionPolicy],
         archive: ArchivedLayer | None = None,
     ) -> Tensor:
-        """See :func:`model.kernels.reference.attend`. Nobody selects: what left the window stays on the host."""
-        assert archive is None, "policy archive was let through to a device"
+        """See :func:`model.kernels.reference.attend`. Nobody selects: those who do bring lists of what they see."""
+        assert archive is None, "what left the windows lies on the host"
         _, num_heads, width = queries.shape
         num_blocks, block_tokens, num_groups, _ = keys.shape
         assert block_tokens == BLOCK_TOKENS and queries.stride()[1:] == (width, 1), f"{keys.shape} {queries.stride()}"
@@ -98,6 +100,20 @@ class TritonKernels:
         if tables.sizes["num_tiles"]:
             attend_prompts(queries, keys, values, tables, out)
         return out
+
+    def attend_listed(
+        self, queries: Tensor, keys: Tensor, values: Tensor, fetched: Tensor, tokens: ListedTokens, out: Tensor
+    ) -> None:
+        """See :func:`model.kernels.reference.attend_listed`."""
+        width = queries.shape[2]
+        num_blocks, block_tokens, num_groups, _ = keys.shape
+        assert block_tokens == BLOCK_TOKENS and queries.stride()[1:] == (width, 1), f"{keys.shape} {queries.stride()}"
+        for pool in (keys, values):
+            _require_whole(pool, (num_blocks, block_tokens, num_groups, width), queries.dtype)
+        _require_whole(fetched, (len(fetched), 2, block_tokens, width), queries.dtype)
+        _require_whole(out, tuple(queries.shape), queries.dtype)
+        assert tokens.entries.shape[1] == num_groups, f"lists {tokens.entries.shape} for {num_groups} key heads"
+        attend_listed(queries, keys, values, fetched, tokens, out)
 
     def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, kv_rows: Tensor) -> None:
         """See :func:`model.kernels.reference.store_kv`. A token whose row is -1 is stored nowhere."""

@@ -7,6 +7,8 @@ import torch
 
 from model.config import ModelConfig
 from model.kernels import Kernels
+from model.kernels.native import load_native
+from model.kernels.selection import chosen_places
 
 
 def load_triton(device: str, num_threads: int, model: ModelConfig | None = None) -> tuple[Kernels | None, str]:
@@ -35,7 +37,18 @@ def load_triton(device: str, num_threads: int, model: ModelConfig | None = None)
         return None, f"triton cannot be used: {type(error).__name__}: {error}"
     made = TritonKernels(device)
     recurrence = made.causal_conv, made.selective_scan
-    kernels = Kernels(name, *recurrence, made.attend, num_threads=num_threads, store_kv=made.store_kv, frame=made.frame)
+    # The host chooses among what left the windows, with its own kernels.
+    native, _ = load_native(num_threads)
+    kernels = Kernels(
+        name,
+        *recurrence,
+        made.attend,
+        num_threads=num_threads,
+        store_kv=made.store_kv,
+        attend_listed=made.attend_listed,
+        choose=chosen_places if native is None else native.choose,
+        frame=made.frame,
+    )
     try:
         if device != "cpu":
             # Triton launches on the current device, whatever the tensors say.

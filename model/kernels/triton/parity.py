@@ -6,11 +6,13 @@ A compiler for a new device, or a new compiler, may be wrong where an older one 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.kernels import REFERENCE, Kernels
+from model.kernels.listed import ListedTokens
 from model.kernels.triton import tables
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
@@ -128,6 +130,7 @@ def _attention(
         policies = [policy] * len(SPANS)
         found, expected = (each.attend(queries, keys, values, *step, policies) for each in (kernels, REFERENCE))
         yield f"attend in {dtype}, policy {policy}", found, expected
+    yield from _listed(kernels, dtype, queries, keys, values, normal)
     rows = [block * BLOCK_TOKENS + offset for offset, block in enumerate(block_tables[-1][: sum(lengths)])]
     chosen = slice(0, len(rows))
     k, v = wide[chosen, heads * width :].chunk(2, dim=1)
@@ -136,3 +139,23 @@ def _attention(
         each.store_kv(k, v, *pool, torch.tensor(rows, device=keys.device))
     for name, found, expected in zip(("keys", "values"), *pools, strict=True):
         yield f"store_kv in {dtype}, {name}", found, expected
+
+
+def _listed(
+    kernels: Kernels,
+    dtype: torch.dtype,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    normal: Callable[..., Tensor],
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Two tokens, of blocks of the pool and fetched ones in turn, other ones for each key head."""
+    groups, width = keys.shape[2:]
+    fetched = normal(3, 2, BLOCK_TOKENS, width).to(dtype)
+    lists = [[[group % len(keys), -1 - (group + row) % 3, 1, -2 + row] for group in range(groups)] for row in range(2)]
+    numbers = [np.array(each, np.int32) for each in ([0, len(queries) - 1], lists, [3, 4], [BLOCK_TOKENS - 1, 5])]
+    tokens = ListedTokens(*numbers)
+    found, expected = torch.zeros((2, *queries.shape), dtype=dtype, device=queries.device)
+    for each, out in ((kernels, found), (REFERENCE, expected)):
+        each.attend_listed(queries, keys, values, fetched, tokens, out)
+    yield f"attend_listed in {dtype}", found, expected

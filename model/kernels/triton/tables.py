@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.kernels.arguments import as_array
+from model.kernels.listed import ListedTokens
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
+from model.tiles import MAX_SPLITS
 
 Integers = NDArray[np.int32]
 Made = TypeVar("Made")
@@ -26,9 +28,8 @@ ALIGNED = 4  # int32 of 16 bytes
 # Tokens of a sequence that one program of the scan and the convolution walks through.
 TILE_TOKENS = 64
 
-# A decoding sequence's keys are split among at most so many programs, of at least so many blocks each. The split is the
-# sequence's own, so that its sums have one order whoever decodes beside it.
-MAX_SPLITS = 32
+# A decoding sequence's keys are split among at most MAX_SPLITS programs, of at least so many blocks each. The split is
+# the sequence's own, so that its sums have one order whoever decodes beside it.
 LEAST_SPLIT_BLOCKS = 2
 
 # Columns of a span: what attention knows of a sequence.
@@ -148,7 +149,7 @@ def span(
         "the block table is too short"
     )
     assert entries.min(initial=0) >= 0, "a block that is read was given back"
-    split_blocks = max(LEAST_SPLIT_BLOCKS, -(-entries.size // MAX_SPLITS))
+    split_blocks = int(_split_blocks(np.asarray(entries.size)))
     skipped = window_block - sink_blocks
     sinks, window = (0, ENDLESS) if is_full else (policy.sinks, policy.window)
     return [first, entries.size, sink_blocks, skipped, sinks, window, split_blocks, row], entries
@@ -201,6 +202,20 @@ def paging_tables(pieces: Mapping[str, Integers], device: str, num_splits: int |
         "width": pieces["entries"].shape[1],
     }
     return Tables.sent(pieces, sizes, device)
+
+
+def listed_pieces(tokens: ListedTokens) -> dict[str, Integers]:
+    """``spans``, of whose columns those are filled in that splitting needs, and ``entries`` by token and key head."""
+    spans = np.zeros((len(tokens.rows), len(SPAN_COLUMNS)), np.int32)
+    columns = {"num_entries": tokens.num_entries, "split_blocks": _split_blocks(tokens.num_entries), "row": tokens.rows}
+    for name, column in columns.items():
+        spans[:, SPAN_COLUMNS.index(name)] = column
+    decodes = np.arange(len(tokens.rows), dtype=np.int32)
+    return {"spans": spans, "entries": tokens.entries, "decodes": decodes, "offsets": tokens.offsets}
+
+
+def _split_blocks(num_entries: Integers) -> Integers:
+    return np.maximum(LEAST_SPLIT_BLOCKS, -(-num_entries // MAX_SPLITS))
 
 
 def _whole(pieces: Mapping[str, Integers], device: str) -> Tensor:
