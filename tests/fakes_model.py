@@ -1,6 +1,7 @@
 """Small random checkpoints and a way to read tokens through a model without an engine."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,17 +12,19 @@ from transformers import JambaConfig, JambaForCausalLM
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool, BlockTable
+from model.cache.fetched_blocks import FetchedBlocks
 from model.cache.kv_archive import KvArchive
 from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.hybrid import HybridLM
-from model.kernels import REFERENCE, Kernels
+from model.kernels import REFERENCE, Choose, Kernels
 from model.kernels.native import InstructionSet, load_native
 from model.policy import AttentionPolicy
 from model.weights import load_weights
 
 VOCAB_SIZE = 97
 ARCHIVE_BYTES = 1 << 22
+FETCHING = "fetching"
 
 # Every kind of checkpoint the layout allows for, as what it has beyond the common geometry.
 CHECKPOINT_KINDS: dict[str, dict[str, object]] = {
@@ -85,9 +88,9 @@ def make_checkpoint(kind: str, directory: Path, seed: int = 0, dtype: torch.dtyp
     return reference
 
 
-def load(directory: Path, dtype: Dtype = Dtype.FLOAT32, kernels: Kernels = REFERENCE) -> HybridLM:
+def load(directory: Path, dtype: Dtype = Dtype.FLOAT32, kernels: Kernels = REFERENCE, device: str = "cpu") -> HybridLM:
     """The checkpoint in ``directory`` as our model."""
-    model = HybridLM(ModelConfig.from_pretrained(directory), kernels, dtype)
+    model = HybridLM(ModelConfig.from_pretrained(directory), kernels, dtype, device)
     load_weights(model, directory)
     return model
 
@@ -97,14 +100,26 @@ def random_ids(num_tokens: int, seed: int) -> list[int]:
     return torch.randint(0, VOCAB_SIZE, (num_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-class Reader:
-    """Pools beside a model, and sequences in them that are read chunk by chunk."""
+def fetching(choose: Choose = REFERENCE.choose) -> Kernels:
+    """The reference twins as a device would run them: what is selected is fetched, although the host attends."""
+    return replace(REFERENCE, name=FETCHING, choose=choose)
 
-    def __init__(self, model: HybridLM, num_slots: int = 4, num_blocks: int = 32) -> None:
+
+class Reader:
+    """Pools beside a model, on its device, and sequences in them that are read chunk by chunk.
+
+    Where what is selected has to be fetched, there is room for ``num_fetched`` blocks of it.
+    """
+
+    def __init__(self, model: HybridLM, num_slots: int = 4, num_blocks: int = 32, num_fetched: int = 16) -> None:
         self.model = model
-        self.states = StatePool(model.config, num_slots)
+        self.device = str(model.embedding.weight.device)
+        self.states = StatePool(model.config, num_slots, self.device)
         self.archive = KvArchive(model.config, model.dtype, ARCHIVE_BYTES)
-        self.blocks = BlockPool(model.config, num_blocks, model.dtype, archive=self.archive)
+        self.fetched: FetchedBlocks | None = None
+        if self.device != "cpu" or model.kernels.name == FETCHING:
+            self.fetched = FetchedBlocks(model.config, model.dtype, num_fetched, self.archive, self.device)
+        self.blocks = BlockPool(model.config, num_blocks, model.dtype, self.device, self.archive, self.fetched)
 
     def open(self, policy: AttentionPolicy | None = None, select_from: int = 0) -> "OpenSequence":
         """A fresh sequence under ``policy``, the checkpoint's own where it is None."""
@@ -114,7 +129,7 @@ class Reader:
         """One step over the next tokens of several sequences; the logits of all their tokens, per sequence."""
         decodes = all(len(ids) == 1 for _, ids in parts)
         chunks = [sequence.chunk(ids, decodes) for sequence, ids in parts]
-        logits = self.model(Batch.pack(chunks), self.states, self.blocks)
+        logits = self.model(Batch.pack(chunks, self.device), self.states, self.blocks)
         return list(logits.split([len(ids) for _, ids in parts]))
 
 

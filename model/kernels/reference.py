@@ -161,23 +161,23 @@ def attend_listed(
     ``tokens`` in ``out`` [T, H, E] and no others. What a token gets depends on its own list alone.
     """
     num_heads, width = queries.shape[1:]
-    num_groups = keys.shape[2]
-    per_group = num_heads // num_groups
+    num_groups, device = keys.shape[2], keys.device
+    groups = torch.arange(num_groups, device=device)[:, None]
     for row, lists, count, offset in zip(
         tokens.rows.tolist(), tokens.entries, tokens.num_entries.tolist(), tokens.offsets.tolist(), strict=True
     ):
-        for group in range(num_groups):
-            pairs = [
-                (keys[entry, :, group], values[entry, :, group]) if entry >= 0 else fetched[-1 - entry].unbind()
-                for entry in lists[group, :count].tolist()
-            ]
-            length = (count - 1) * keys.shape[1] + offset + 1
-            seen_keys, seen_values = (torch.cat(each)[:length] for each in zip(*pairs, strict=True))
-            heads = slice(group * per_group, (group + 1) * per_group)
-            scores = (queries[row, heads] * width**-0.5 @ seen_keys.t()).float()
-            weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-            mixed = (weights.to(values.dtype) @ seen_values).float()
-            out[row, heads] = mixed.div_(weights.sum(-1, keepdim=True)).to(out.dtype)
+        entries = torch.from_numpy(lists[:, :count]).long().to(device)
+        is_near = (entries >= 0)[..., None, None]
+        strips = fetched[(-1 - entries).clamp_min_(0)]
+        blocks = entries.clamp_min(0)
+        length = (count - 1) * keys.shape[1] + offset + 1
+        seen_keys, seen_values = (
+            torch.where(is_near, pool[blocks, :, groups], strips[:, :, part]).flatten(1, 2)[:, :length]
+            for part, pool in enumerate((keys, values))
+        )
+        scores = _scores(queries[row].view(num_groups, -1, width) * width**-0.5, seen_keys).float()
+        _, total, mixed = _softmax_step(scores, seen_values, None)
+        out[row] = mixed.div_(total).view(num_heads, width).to(out.dtype)
 
 
 def _ragged(query_start: Tensor, state_slots: Tensor) -> Iterator[tuple[int, int, int]]:

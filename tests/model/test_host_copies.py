@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from fakes_late import LATE, LateLink
 from fakes_model import Reader, load, random_ids
 
 from model.cache import host_copies
@@ -11,25 +12,6 @@ from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
 from model.cache.host_copies import HostCopies, verified_link
 from model.cache.place import Place
-
-LATE = 77.0
-
-
-class LateLink:
-    """Takes aside what is sent and delivers it when it is waited for, as a stream may."""
-
-    def __init__(self):
-        self.sent = []
-
-    def send(self, source):
-        arriving = torch.full(source.shape, LATE).to(source.dtype)
-        self.sent.append((arriving, source.clone()))
-        return arriving
-
-    def wait(self):
-        for arriving, content in self.sent:
-            arriving.copy_(content)
-        self.sent.clear()
 
 
 def test_a_copy_is_that_of_the_moment_it_was_begun():
