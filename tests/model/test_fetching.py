@@ -3,6 +3,7 @@
 The host itself stands for the device, through a device that is late.
 """
 
+import gc
 from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fakes_late import LateDevice, LateLink
+from fakes_live import LiveBytes
 from fakes_model import TINY_CONFIG, Reader, fetching, kernels_at, load, random_ids, relative_difference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,8 @@ from model.cache.device_copies import DirectLift, lift_to, verified_lift
 from model.cache.fetched_blocks import FetchedBlocks
 from model.cache.host_copies import HostCopies
 from model.cache.kv_archive import KvArchive
-from model.config import Dtype, ModelConfig
+from model.cache.plan import MemoryPlan
+from model.config import Dtype, EngineConfig, ModelConfig
 from model.decode_graphs import DecodeGraphs
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE
@@ -256,6 +259,28 @@ def test_a_device_gives_what_the_host_gives(models: dict[str, HybridLM], drawn: 
             for block, same in zip(one.table.archive.blocks, other.table.archive.blocks, strict=True):
                 torch.testing.assert_close(block.keys, same.keys, rtol=0, atol=1e-4)
                 assert torch.equal(device.archive.summaries[:, :, same.number], summary(same.keys))
+
+
+def test_the_temporaries_of_a_step_that_selects_are_in_the_plan(models: dict[str, HybridLM]) -> None:
+    """Those of the host count, too, where it stands for the device."""
+    model = models["device"]
+    policy = replace(POLICY, select=8)
+    engine = EngineConfig(num_slots=2, max_context_tokens=4096, policy=policy, prefill_chunk_tokens=128, device="cuda")
+    plan = MemoryPlan.of(model.config, engine)
+    reader = Reader(model, num_fetched=plan.num_fetched_blocks)
+    sequence, fetched = reader.open(policy, 1150), reader.fetched
+    held = [*model.parameters(), reader.states.ssm, reader.states.conv, reader.blocks.keys, reader.blocks.values]
+    held += [fetched.strips, fetched._room, *reader.archive.keys_values, reader.archive.summaries]
+    sequence.read(random_ids(1152, 1), splits=range(128, 1152, 128))
+    peaks = []
+    for count in (40, 1):
+        batch = Batch.pack([replace(sequence.chunk([1] * count), num_logits=1)])
+        gc.collect()
+        with LiveBytes(held) as counter:
+            model(batch, reader.states, reader.blocks)
+        peaks.append(counter.peak)
+    assert fetched.num_fetched > 0 and max(peaks) <= plan.workspace_bytes
+    assert MemoryPlan.of(model.config, replace(engine, device="cpu")).workspace_bytes < plan.workspace_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -17,12 +17,11 @@ from model.cache.archive_table import ArchiveTable
 from model.cache.block_pool import BlockPool
 from model.cache.kv_archive import KvArchive
 from model.cache.state_pool import StatePool
-from model.config import Dtype, EngineConfig, ModelConfig
+from model.config import Dtype, ModelConfig
 from model.engine.engine import Engine
-from model.engine.loader import load_engine
 from model.engine.runner import ModelRunner
 from model.engine.token_trie import TokenTrie
-from model.errors import ArchiveFull, ConfigInvalid, InvalidRequest, NeverFits
+from model.errors import ArchiveFull, InvalidRequest, NeverFits
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE
 from model.kernels.native import InstructionSet
@@ -353,10 +352,3 @@ def test_queries_are_rounded_to_the_dtype_of_the_keys_before_they_choose() -> No
         for number in range(2):
             layer.put(number, keys[number].expand(64, 1, 2), keys[number].expand(64, 1, 2))
         assert choose(query, layer, 0, 191, policy, 3)[0, 0].tolist() == expected
-
-
-def test_a_device_without_it_refuses_the_policy_by_name(monkeypatch: pytest.MonkeyPatch, checkpoints) -> None:
-    monkeypatch.setattr("model.engine.loader._require_device", lambda _: None)
-    config = EngineConfig(device="cuda", policy=POLICY)
-    with pytest.raises(ConfigInvalid, match=r"policy is 'archive'.*cuda.*FANO_POLICY=window"):
-        load_engine(checkpoints["dense"].directory, config)

@@ -11,6 +11,7 @@ from fakes_triton import CallingRecorder, TabledReference
 from safetensors.torch import save_file
 
 from model.cache.block_pool import BlockPool
+from model.cache.fetched_blocks import FetchedBlocks
 from model.cache.plan import MemoryPlan
 from model.cache.state_pool import StatePool
 from model.config import Dtype, EngineConfig, ModelConfig
@@ -19,7 +20,7 @@ from model.engine import loader
 from model.engine.engine import Engine
 from model.engine.loader import load_engine
 from model.engine.request import FinishReason, GenerationRequest, SamplingParams
-from model.errors import CheckpointNotFound, ConfigInvalid
+from model.errors import CheckpointNotFound, ConfigInvalid, InvalidRequest
 from model.hybrid import HybridLM
 from model.kernels.build import build
 from model.policy import AttentionPolicy, PolicyName
@@ -131,6 +132,74 @@ def test_an_engine_replays_its_decode_steps_where_that_was_verified(
     assert replayed == expected
     assert engine.stats().build.kernels == "tabled"
     assert made[0].num_replayed >= 8
+
+
+SELECTING = EngineConfig(
+    num_slots=3,
+    max_context_tokens=900,
+    kernels="reference",
+    prefill_chunk_tokens=128,
+    policy=AttentionPolicy(PolicyName.ARCHIVE, 64, 64, 2),
+)
+
+
+def told_by(engine: Engine) -> dict[str, list[int]]:
+    """What requests are answered, two of them with the same beginning, that select among what left their windows."""
+    prompts = [[5 + (7 * place) % (590 - seed) for place in range(length)] for seed, length in ((0, 500), (9, 400))]
+    prompts.append(prompts[0][:330])
+    tokens: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
+    for name, prompt in zip(tokens, prompts, strict=True):
+        sampling = SamplingParams(max_tokens=12, temperature=0.0)
+        engine.submit(GenerationRequest(name, prompt, sampling, select_from=200))
+    while engine.has_work():
+        for event in engine.step():
+            tokens[event.request_id] += event.token_ids
+    engine.check()
+    return tokens
+
+
+def test_an_engine_that_fetches_says_what_one_on_the_host_says(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device, whose part the host has here; its bill counts what was fetched (law 9)."""
+    expected = told_by(load_engine(checkpoint, SELECTING)[0])
+    planned = EngineConfig.num_fetched_blocks
+    # Whatever the device is, it is none that reads the archive in place.
+    monkeypatch.setattr(
+        EngineConfig, "num_fetched_blocks", lambda self, model: planned(replace(self, device="cuda"), model)
+    )
+    made: list[FetchedBlocks] = []
+
+    def fetched_blocks(*given: object) -> FetchedBlocks:
+        made.append(FetchedBlocks(*given))
+        return made[0]
+
+    monkeypatch.setattr(loader, "FetchedBlocks", fetched_blocks)
+    engine, report = load_engine(checkpoint, SELECTING)
+    assert told_by(engine) == expected
+    (fetched,) = made
+    assert fetched.num_fetched > 0 and fetched.num_found > fetched.num_fetched
+    plan, stats = report.plan, engine.stats()
+    assert plan.num_fetched_blocks == 6 and plan.fetched_bytes == fetched.strips.nbytes == 6 * plan.bytes_per_block
+    assert plan.pool_bytes["kv"] == stats.pool_bytes["kv"] == plan.kv_bytes + plan.fetched_bytes
+    many = replace(SELECTING.policy, select=7)
+    with pytest.raises(InvalidRequest, match=r"policy.select is 7.*at most 6 blocks.*FANO_SELECT.*FANO_MAX_SEQUENCES"):
+        engine.submit(GenerationRequest("b", [5], SamplingParams(max_tokens=1), policy=many))
+
+
+def test_room_for_what_is_fetched_is_taken_where_there_is_an_archive_and_it_is_not_in_place() -> None:
+    model = ModelConfig.from_dict(CONFIG)
+    on_device = replace(SELECTING, device="cuda", policy=None)
+    assert on_device.num_fetched_blocks(model) == 3 * 16
+    assert SELECTING.num_fetched_blocks(model) == 0
+    assert replace(on_device, archive_bytes=0, archive_disk_bytes=0).num_fetched_blocks(model) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_engine_on_a_device_selects_what_one_on_the_cpu_selects(checkpoint: Path) -> None:
+    expected = told_by(load_engine(checkpoint, SELECTING)[0])
+    assert told_by(load_engine(checkpoint, replace(SELECTING, device="cuda", kernels=None))[0]) == expected
 
 
 @pytest.mark.gpu

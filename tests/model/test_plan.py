@@ -1,15 +1,13 @@
 """The bill is right (law 9): what is planned from the configurations is what is allocated, to the byte."""
 
 import gc
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
-import torch
+from fakes_live import LiveBytes
 from fakes_model import CHECKPOINT_KINDS, TINY_CONFIG
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool, BlockTable
@@ -161,33 +159,3 @@ def test_the_workspace_is_an_upper_bound_and_no_fantasy(
     # The plan counts with full attention, which a request may choose whatever the engine's own policy is.
     if policy.name is PolicyName.FULL:
         assert plan.workspace_bytes <= 4 * max(peaks)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations return and somebody still holds, but for those of ``held``."""
-
-    def __init__(self, held: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._seen = {tensor.untyped_storage()._cdata for tensor in held}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, Sequence) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor)
-        return result
-
-    def _count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, num_bytes: int) -> None:
-        self._seen.discard(key)
-        self.live -= num_bytes
