@@ -6,8 +6,9 @@
 
 Before anything is timed, the kernels were tried beside their twins, and logits must be those of transformers' Jamba on
 the same device. Limits are measured there in the same run: the bytes that a decode step must move over the rate of a
-large copy, the products of a prompt's chunk over the rate of a large one in bfloat16. Every number is predicted before
-it is taken, from the targets. A sequence of a length is made by filling pools with random numbers: what a step costs
+large copy, the products of a prompt's chunk over the rate of a large one in bfloat16; under policy archive, whose steps
+are not replayed, the summaries that the host reads over its own rate come on top. Every number is predicted before it
+is taken, from the targets. A sequence of a length is made by filling pools with random numbers: what a step costs
 depends on how much is there and not on what. Prints a table, then one JSON line.
 """
 
@@ -27,7 +28,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.gpu_limits import GEOMETRIES, Case, Rates, Row, cases, limit_seconds, predicted, values_of
+from bench.gpu_archive import NARROW, fetched_of
+from bench.gpu_limits import (
+    ARCHIVE,
+    GEOMETRIES,
+    Case,
+    Rates,
+    Row,
+    archive_cases,
+    cases,
+    limit_seconds,
+    num_archived,
+    predicted,
+    values_of,
+)
 from bench.sides import TINY, make_checkpoint
 from model.batch import Batch, SequenceChunk
 from model.cache.block_pool import BlockPool
@@ -55,15 +69,16 @@ def main() -> None:
         sys.exit(2)
     device = "cpu" if options.short else "cuda"
     config = ModelConfig.from_dict(values_of(options.geometry))
-    kernels, reason = kernels_for(device, config)
+    kernels, reason = kernels_for(device, config, options.num_threads)
     print(f"kernels {kernels.name} ({reason})")
     differences = compare(device)
     for name, difference in differences.items():
         print(f"logits of {name}: {difference:.1e} standard deviations from transformers")
-    rates = measure_rates(device, 64 if options.short else 8192)
+    rates = measure_rates(device, 64 if options.short else 8192, options.num_threads)
     print(
         f"copies {rates.copied_bytes_per_second / 1e9:.1f} GB/s, "
-        f"multiplies {rates.multiplied_flops_per_second / 1e12:.2f} TFLOP/s in bfloat16"
+        f"multiplies {rates.multiplied_flops_per_second / 1e12:.2f} TFLOP/s in bfloat16, "
+        f"the host reads {rates.host_bytes_per_second / 1e9:.1f} GB/s"
     )
     rows = measure(config, kernels, device, rates, options)
     if options.beside_transformers:
@@ -75,12 +90,12 @@ def main() -> None:
     print(json.dumps(result | {"differences": differences, "rates": asdict(rates), "rows": rounded}))
 
 
-def kernels_for(device: str, config: ModelConfig) -> tuple[Kernels, str]:
+def kernels_for(device: str, config: ModelConfig, num_threads: int = 1) -> tuple[Kernels, str]:
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         kernels, reason = load_triton(device, 1, config)
         assert kernels is not None, reason
         return kernels, reason
-    return choose(device, 1, config)
+    return choose(device, num_threads, config)
 
 
 def parse_options() -> argparse.Namespace:
@@ -90,6 +105,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=None)
     parser.add_argument("--batches", type=int, nargs="+", default=None)
     parser.add_argument("--chunk-tokens", type=int, default=None)
+    parser.add_argument("--num-threads", type=int, default=1, help="of the host, which chooses among what it holds")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--no-transformers", dest="beside_transformers", action="store_false")
     options = parser.parse_args()
@@ -109,12 +125,15 @@ class World:
         self.model, self.case, self.device = model, case, device
         first, end = case.first_position, case.length
         window_block = case.policy.window_start(first) // BLOCK_TOKENS
-        sink_blocks = case.policy.sinks // BLOCK_TOKENS if case.policy.name is PolicyName.WINDOW else 0
+        sink_blocks = case.policy.sinks // BLOCK_TOKENS if case.policy.name is not PolicyName.FULL else 0
         self.places = [
             place for place in range(-(-end // BLOCK_TOKENS)) if place < sink_blocks or place >= window_block
         ]
         self.states = StatePool(model.config, case.batch, device)
-        self.blocks = BlockPool(model.config, case.batch * len(self.places), model.dtype, device)
+        self.fetched, self.held = fetched_of(model, case, device)
+        archive = None if self.fetched is None else self.fetched.archive
+        num_blocks = case.batch * len(self.places)
+        self.blocks = BlockPool(model.config, num_blocks, model.dtype, device, archive, self.fetched)
         for pool in (self.states.ssm, self.states.conv, self.blocks.keys, self.blocks.values):
             pool.normal_(std=0.1)
         chunks = []
@@ -124,7 +143,10 @@ class World:
                 table[place] = block
             ids = [SEED] * case.num_tokens
             slot = self.states.allocate()
-            chunks.append(SequenceChunk(ids, first, slot, table, case.policy, is_decode=case.phase == "decode"))
+            chunk = SequenceChunk(ids, first, slot, table, case.policy, is_decode=case.phase == "decode")
+            # Those before the window, of which all sequences have the same: what is read is as much.
+            archived = array("q", [-1] * sink_blocks + [*range(num_archived(case))])
+            chunks.append(chunk if self.fetched is None else replace(chunk, archived=archived))
         self.batch = Batch.pack(chunks, device)
 
     @staticmethod
@@ -142,7 +164,8 @@ def measure(config: ModelConfig, kernels: Kernels, device: str, rates: Rates, op
     model = random_model(config, kernels, Dtype.BFLOAT16, device)
     rows = []
     print(f"\n{'side':20} {'phase':8} {'policy':30} {'batch':>5} {'length':>8} {'predicted':>13}   measured")
-    for case in cases(options.lengths, options.batches, options.chunk_tokens):
+    selecting = archive_cases(options.lengths, options.batches, ARCHIVE if not options.short else NARROW)
+    for case in cases(options.lengths, options.batches, options.chunk_tokens) + selecting:
         limit = limit_seconds(config, model.dtype, case, rates)
         row = row_of("fano", case, limit)
         rows.append(row)
@@ -155,7 +178,10 @@ def measure(config: ModelConfig, kernels: Kernels, device: str, rates: Rates, op
         world = World(model, case, device)
         row.seconds = median_seconds(world.step, device, options.rounds if case.phase == "decode" else 3)
         print(row.cell, flush=True)
-        if case.phase == "decode":
+        if world.fetched is not None:
+            # Queries change from step to step, as states do.
+            print(f"  strips fetched {world.fetched.num_fetched}, found {world.fetched.num_found}", file=sys.stderr)
+        elif case.phase == "decode":
             rows += replayed(row, world, options.rounds)
         del world
     return rows
@@ -249,13 +275,16 @@ def compare(device: str) -> dict[str, float]:
     return differences
 
 
-def measure_rates(device: str, size: int) -> Rates:
+def measure_rates(device: str, size: int, num_threads: int) -> Rates:
     source = torch.empty(size * size * 8, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = median_seconds(lambda: target.copy_(source), device, 10)
     one, other = torch.randn(2, size, size, dtype=torch.bfloat16, device=device)
     product = median_seconds(lambda: one @ other, device, 10)
-    return Rates(2 * source.nbytes / copy, 2 * size**3 / product)
+    memory = torch.ones(size * size, dtype=torch.int64)
+    torch.set_num_threads(num_threads)
+    read = median_seconds(memory.sum, "cpu", 5)
+    return Rates(2 * source.nbytes / copy, 2 * size**3 / product, memory.nbytes / read)
 
 
 def median_seconds(run: Callable[[], object], device: str, rounds: int) -> float:

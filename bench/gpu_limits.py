@@ -23,6 +23,7 @@ GEOMETRIES = {"tiny": TINY, "28M": SMALL, "3B": LARGE}
 # part of the matrix rate prefill reaches.
 DECODE_OVER_FLOOR, PREFILL_OF_RATE = 1.25, 0.5
 WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 2048)
+ARCHIVE = AttentionPolicy(PolicyName.ARCHIVE, 64, 2048, 16)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Rates:
 
     copied_bytes_per_second: float
     multiplied_flops_per_second: float
+    # What the host reads of its own memory in the threads that choose.
+    host_bytes_per_second: float = float("inf")
 
 
 @dataclass
@@ -77,10 +80,16 @@ def values_of(geometry: str) -> dict[str, object]:
     return fixed | {"rms_norm_eps": 1e-6, "tie_word_embeddings": True} | GEOMETRIES[geometry]
 
 
+def num_archived(case: Case) -> int:
+    """Blocks of the archive among which the case's tokens select."""
+    return case.policy.num_archived(case.length - 1)
+
+
 def step_bytes(config: ModelConfig, dtype: Dtype, case: Case) -> int:
-    """Bytes that a decode step must move: the weights, each sequence's states there and back, and what it sees."""
-    visible = num_visible_blocks(case.length - 1, case.policy) * BLOCK_TOKENS
-    per_sequence = 2 * config.state_bytes + visible * config.kv_bytes_per_token(dtype)
+    """Bytes that a decode step must move on the device: the weights, each sequence's states there and back, and what it
+    sees, which includes what it selects."""
+    visible = num_visible_blocks(case.length - 1, case.policy) + min(case.policy.select, num_archived(case))
+    per_sequence = 2 * config.state_bytes + visible * BLOCK_TOKENS * config.kv_bytes_per_token(dtype)
     return config.weight_bytes(dtype) + case.batch * per_sequence
 
 
@@ -99,10 +108,16 @@ def chunk_flops(config: ModelConfig, case: Case) -> int:
     return 2 * (num_tokens * every + case.batch * head) + attention
 
 
+def scanned_bytes(config: ModelConfig, dtype: Dtype, case: Case) -> int:
+    """Bytes of summaries that the host must read in a decode step, for which each sequence is asked alone."""
+    return case.batch * num_archived(case) * config.archive_bytes_per_block(dtype)[1]
+
+
 def limit_seconds(config: ModelConfig, dtype: Dtype, case: Case, rates: Rates) -> float:
     """Seconds below which the step cannot come on this device."""
     if case.phase == "decode":
-        return step_bytes(config, dtype, case) / rates.copied_bytes_per_second
+        scanned = scanned_bytes(config, dtype, case) / rates.host_bytes_per_second
+        return step_bytes(config, dtype, case) / rates.copied_bytes_per_second + scanned
     return chunk_flops(config, case) / rates.multiplied_flops_per_second
 
 
@@ -119,3 +134,9 @@ def cases(lengths: list[int], batches: list[int], chunk_tokens: int) -> list[Cas
             made += [Case("decode", policy, batch, length) for batch in batches]
             made += [Case("prefill", policy, batch, length, min(length, chunk_tokens // batch)) for batch in batches]
     return [case for case in made if case.num_tokens]
+
+
+def archive_cases(lengths: list[int], batches: list[int], policy: AttentionPolicy) -> list[Case]:
+    """Decode under policy ``archive``, where there is something to select."""
+    made = [Case("decode", policy, batch, length) for length in lengths for batch in batches]
+    return [case for case in made if num_archived(case)]

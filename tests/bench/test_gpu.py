@@ -17,7 +17,9 @@ from bench.gpu_limits import (
     cases,
     chunk_flops,
     limit_seconds,
+    num_archived,
     predicted,
+    scanned_bytes,
     step_bytes,
     values_of,
 )
@@ -27,6 +29,7 @@ from model.policy import AttentionPolicy, PolicyName
 
 CONFIG = ModelConfig.from_dict(values_of("tiny"))
 NARROW = AttentionPolicy(PolicyName.WINDOW, 64, 128)
+SELECTING = AttentionPolicy(PolicyName.ARCHIVE, 64, 64, 2)
 
 
 @pytest.mark.parametrize("policy", [AttentionPolicy(), NARROW], ids=str)
@@ -40,6 +43,26 @@ def test_a_decode_step_moves_the_bytes_that_are_held(policy: AttentionPolicy, dt
     assert step_bytes(CONFIG, dtype, case) == held
     assert World.num_bytes(CONFIG, dtype, case) >= world.states.nbytes + world.blocks.nbytes
     assert world.step().isfinite().all()
+
+
+def test_a_step_that_selects_moves_what_is_held_and_fetched_and_scans_every_summary() -> None:
+    case = Case("decode", SELECTING, 3, 700)
+    world = World(random_model(CONFIG, REFERENCE, Dtype.FLOAT32, "cpu"), case, "cpu")
+    # Of eleven blocks one is the sinks, and two are seen of the window; the others are in the archive.
+    archive = world.fetched.archive
+    assert num_archived(case) == archive.num_blocks == archive.num_live == 11 - 1 - 2
+    fetched = world.fetched.nbytes
+    assert fetched == 3 * 2 * 64 * CONFIG.kv_bytes_per_token(Dtype.FLOAT32)
+    held = world.model.nbytes + 2 * world.states.nbytes + world.blocks.nbytes + fetched
+    assert step_bytes(CONFIG, Dtype.FLOAT32, case) == held
+    assert scanned_bytes(CONFIG, Dtype.FLOAT32, case) == 3 * archive.summaries.nbytes
+    rates = Rates(1e9, 1e12, 1e6)
+    assert limit_seconds(CONFIG, Dtype.FLOAT32, case, rates) == held / 1e9 + 3 * archive.summaries.nbytes / 1e6
+    for _ in range(2):
+        assert world.step().isfinite().all()
+    # Each layer's key heads select two blocks a sequence.
+    strips = 3 * 2 * CONFIG.num_kv_heads * CONFIG.num_attention_layers
+    assert 0 < world.fetched.num_fetched <= world.fetched.num_fetched + world.fetched.num_found <= 2 * strips
 
 
 def test_a_chunk_takes_the_products_that_torch_counts() -> None:
@@ -96,11 +119,13 @@ def test_without_a_device_it_says_so() -> None:
 
 
 def test_the_short_form_predicts_every_number_that_it_takes() -> None:
-    command = [sys.executable, "-m", "bench.gpu", "--short", "--lengths", "100", "--batches", "2"]
+    command = [sys.executable, "-m", "bench.gpu", "--short", "--lengths", "100", "300", "--batches", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert len(result["rows"]) == 6
+    # Both phases under two policies at two lengths, one that selects, and those of the other side.
+    assert len(result["rows"]) == 8 + 1 + 2
+    assert [row["length"] for row in result["rows"] if "archive" in row["policy"]] == [300]
     assert all(row["predicted_seconds"] > 0 and row["seconds"] > 0 for row in result["rows"])
     assert {row["side"] for row in result["rows"]} == {"fano", "transformers"}
     assert result["differences"]["float32"] < 1e-3
