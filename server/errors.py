@@ -58,6 +58,7 @@ class EvidenceTooLong(Exception):
 
     def __init__(self, num_tokens: int, max_tokens: int, limit_tokens: int) -> None:
         self.num_tokens, self.max_tokens, self.limit_tokens = num_tokens, max_tokens, limit_tokens
+        self.param: str | None = None
         super().__init__(
             f"question and best passage have {num_tokens} tokens and {max_tokens} more were asked for, but evidence, "
             f"question and answer share {limit_tokens} tokens; shorten the question or lower max_tokens"

@@ -15,6 +15,7 @@ from server.schemas import (
     PrefixView,
     ProgressView,
     PromptTokensDetails,
+    ReadingUsage,
     ResidentBytes,
     RetrievalUsage,
     SessionBytes,
@@ -138,13 +139,15 @@ def progress_view(progress: AnswerProgress) -> dict[str, int | float]:
 def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
     """Tokens and the bill. Where no model was asked, nothing was held."""
     usage, retrieval = done.usage, done.retrieval
-    prompt_tokens = usage.num_prompt_tokens if usage else 0
+    beside = done.beside
+    prompt_tokens = (usage.num_prompt_tokens if usage else 0) + (beside.num_tokens if beside else 0)
+    cached_tokens = (usage.num_cached_tokens if usage else 0) + (beside.num_cached if beside else 0)
     completion_tokens = usage.num_completion_tokens if usage else 0
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.num_cached_tokens if usage else 0),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
         fano=FanoUsage(
             policy=policy_view(usage.policy if usage else model.policy),
             dtype=usage.dtype if usage else model.dtype,
@@ -162,8 +165,12 @@ def usage_view(done: AnswerDone, model: ServedModel) -> Usage:
             start=retrieval.start.value,
             state_capacity_bits=usage.state_capacity_bits if usage else 0,
             state_recall_bits=model.state_recall_bits,
-            context_information_bits=usage.information_bits if usage else None,
+            # Of what is read beside the answer it is not known yet.
+            context_information_bits=usage.information_bits if usage and not beside else None,
             prefix=PrefixView(result=usage.prefix.result, reason=usage.prefix.reason) if usage else None,
+            reading=ReadingUsage(total=beside.num_tokens, cached=beside.num_cached, processed=beside.num_processed)
+            if beside
+            else None,
             retrieval=RetrievalUsage(
                 used=retrieval.used,
                 reason=retrieval.reason.value,

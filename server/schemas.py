@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 Start = Literal["fresh", "document"]
+ChatStart = Literal["fresh", "document", "prompt"]
 Place = Literal["after", "both"]
 MAX_DOCUMENTS = 64
 MAX_QUESTION_CHARACTERS = 20_000
@@ -270,12 +271,22 @@ class PrefixView(BaseModel):
     reason: str
 
 
+class ReadingUsage(BaseModel):
+    """A prompt longer than the window that is read beside its answer: tokens before the question, those of them that
+    were read before the request came, and those that were when its answer ended."""
+
+    total: int
+    cached: int
+    processed: int
+
+
 class FanoUsage(BaseModel):
     """The request's bill.
 
-    ``start`` is whether it began with the memory of its document. ``state_capacity_bits`` is the size of all memory
-    held, ``state_recall_bits`` what of it the model's state alone recalled when that was measured,
-    ``context_information_bits`` the surprisal of the prompt.
+    ``start`` is what the answer began with: no memory, that of its document, or that of the whole prompt. ``reading``
+    is what is read beside it, else null: its tokens are in ``prompt_tokens``, what it holds meanwhile is not in
+    ``resident_bytes``. ``state_capacity_bits`` is the size of all memory held, ``state_recall_bits`` what of it the
+    model's state alone recalled when that was measured, ``context_information_bits`` the surprisal of the prompt.
     """
 
     policy: dict[str, str | int]
@@ -287,6 +298,7 @@ class FanoUsage(BaseModel):
     state_recall_bits: float | None = None
     context_information_bits: float | None = None
     prefix: PrefixView | None = None
+    reading: ReadingUsage | None = None
     retrieval: RetrievalUsage
     ttft_seconds: float | None
 

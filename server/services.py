@@ -34,6 +34,7 @@ from server.files.files import Files
 from server.logs import log_event
 from server.long_prompts.long_prompt import LongPrompts
 from server.long_prompts.pace import ReadingPace
+from server.long_prompts.reading_beside import PromptReadings
 from server.long_prompts.stream_rule import StreamRule
 from server.measures.bill_collector import BillCollector
 from server.metrics import Metrics
@@ -121,7 +122,8 @@ class Services:
         )
         self.reads_documents = settings.read_documents
         self.ingestor = Ingestor(library, self._document_done)
-        self.long_prompts = LongPrompts(self.prompts, tokenizer, model, limits, metrics)
+        self.long_prompts = LongPrompts(self.prompts, tokenizer, model, limits, metrics, settings.read_prompts)
+        self.prompt_readings = PromptReadings(self.bridge, model.policy, settings.information)
         self.stream_rule = StreamRule(self.bridge, self.pace, model.policy, limits.max_whole_prompt_tokens)
         self.answering = Answering(
             library,
@@ -135,6 +137,7 @@ class Services:
             self.traces,
             self.long_prompts,
             self.stream_rule,
+            self.prompt_readings,
         )
         self.conversations = Conversations(ResponseStore(settings.data_dir / "responses.sqlite3"), self.book)
         self.background = Background()
@@ -172,6 +175,7 @@ class Services:
         """End the reader and both threads and close the library. Waits for a step of each."""
         await self.background.stop()
         await self.reader.stop()
+        await self.prompt_readings.stop()
         await self.files.stop()
         await anyio.to_thread.run_sync(self._stop)
 

@@ -14,7 +14,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from model.policy import BLOCK_TOKENS
 from model.tiles import MOST_SELECTED
-from server.answers.form import BEST_FORM
+from server.answers.form import BEST_FORM, AnswerStart
 
 PREFIX = "FANO_"
 # Where containers find their secrets: a file of a setting's name, FANO_API_KEY in any case, holds its value.
@@ -97,9 +97,16 @@ class Settings(BaseSettings):
 
     chat_max_tokens: int = Field(1024, ge=1, description="Most tokens of a chat reply that names no limit.")
     answer_max_tokens: int = Field(128, ge=1, description="Most tokens of an answer from documents that names none.")
+    read_prompts: bool = Field(
+        True, description="Read prompts longer than the window to their end where an answer does not start from it."
+    )
     answer_start: Literal["fresh", "document"] = Field(
-        BEST_FORM.start.value,
+        AnswerStart.FRESH.value,
         description="Answers start with no memory, or with that of the one document asked, once it was read.",
+    )
+    prompt_start: Literal["fresh", "prompt"] = Field(
+        AnswerStart.FRESH.value,
+        description="Answers about prompts longer than the window start with no memory, or with all that was read.",
     )
     question_place: Literal["after", "both"] = Field(
         BEST_FORM.place.value, description="Where the question stands: after the passages, or before and after them."

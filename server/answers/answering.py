@@ -1,38 +1,34 @@
 """The use case of a question: search, prompt, generate, cite. Everything refusable happens before the first event."""
 
 import secrets
-import time
-from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from model.config import ReadingUnit
 from model.engine.request import GenerationRequest, Keep
 from model.errors import PromptTooLong
-from model.policy import PolicyName
-from server.answers.certainty import values_of
-from server.answers.citations import Source
+from server.answers.document_search import DocumentSearch, Looked
 from server.answers.doubt import Doubt
 from server.answers.form import AnswerStart
 from server.answers.gate import Decision, Reason, decide, reason_to_search
-from server.answers.given import fact_passages
-from server.answers.groundwork import Groundwork, is_unanswerable, nearest_reading, quotable, sampling_params, searched
+from server.answers.groundwork import Groundwork, is_unanswerable, sampling_params
 from server.answers.inquiry import Inquiry, Limits, RetrievalBill, ServedModel
-from server.answers.prompt import Budget, ChatTokenizer, Prompt, build_chat, build_prompt, worthwhile
+from server.answers.prompt import ChatTokenizer, Prompt, build_chat, worthwhile
 from server.answers.recording import Recording
 from server.answers.replies import Answer, Generated, LookedUp, NothingFound
-from server.answers.within import scope_of, told_parts
 from server.chat.conversation import Conversation, History
 from server.documents.reading import reading_policy
 from server.engine_thread.bridge import EngineThread
-from server.errors import EvidenceTooLong, FactsTooLong
-from server.long_prompts.long_prompt import LongPrompts, PromptTurns, check_seen_whole
+from server.long_prompts.asking import recent_asked
+from server.long_prompts.long_prompt import LongPrompts, check_seen_whole
 from server.long_prompts.progress import told_progress
+from server.long_prompts.reading_beside import PromptReading, PromptReadings
 from server.long_prompts.stream_rule import StreamRule
+from server.long_prompts.texts import PromptTexts
 from server.metrics import Metrics
 from server.sessions.book import Book, SessionPreview, SessionTurn
 from server.sessions.readings import Readings
@@ -63,13 +59,16 @@ class Answering:
         traces: Traces,
         long_prompts: LongPrompts,
         stream_rule: StreamRule,
+        prompt_readings: PromptReadings,
     ) -> None:
+        self._prompt_readings = prompt_readings
         self._book = book
         self._long = long_prompts
         self._stream_rule = stream_rule
         self._readings = readings
         self._traces = traces
         self._library = library
+        self._documents = DocumentSearch(library, tokenizer, model, limits, metrics)
         self._bridge = bridge
         self._tokenizer = tokenizer
         self._doubt = Doubt(bridge, tokenizer)
@@ -91,7 +90,7 @@ class Answering:
             found = await self.groundwork(inquiry, history=history)
             documents = found.documents(inquiry.documents)
             recording = Recording(turn, found.conversation, self._tokenizer, documents, found.is_long)
-            texts = PromptTurns(inquiry.turns) if found.is_long else self._library
+            texts = PromptTexts(inquiry.turns, self._library) if found.is_long else self._library
             if is_unanswerable(inquiry, found):
                 yield NothingFound(found, recording)
                 return
@@ -102,8 +101,10 @@ class Answering:
             if inquiry.documents:
                 await self._traces.note(self._trace(inquiry, found.prompt))
             async with self._bridge.generate(request) as events:
-                progress = told_progress(self._bridge, inquiry, request, found.is_long)
-                yield Generated(inquiry, found, events, texts, self._metrics, recording, progress)
+                beside = await self._beside(inquiry, found)
+                progress = told_progress(self._bridge, inquiry, request, found.is_long, beside)
+                told = None if beside is None else partial(self._prompt_readings.told, beside, inquiry.started)
+                yield Generated(inquiry, found, events, texts, self._metrics, recording, progress, told)
 
     async def groundwork(self, inquiry: Inquiry, is_asked: bool = True, history: History | None = None) -> Groundwork:
         """What stands before the model is asked: documents are searched. Raises as ``answer``.
@@ -111,8 +112,15 @@ class Answering:
         One that is not really asked is not counted among the questions, and may be longer than the context.
         ``history`` is that of the inquiry's session.
         """
+        look: Callable[[str], Looked] | None = None
         if inquiry.documents:
-            return await anyio.to_thread.run_sync(self._search, inquiry, is_asked, history, limiter=self._searches)
+            if not await anyio.to_thread.run_sync(self._long.brings_text, inquiry, limiter=self._searches):
+                check_seen_whole(inquiry, self._model)
+                search = self._documents.groundwork
+                return await anyio.to_thread.run_sync(search, inquiry, is_asked, history, limiter=self._searches)
+            look = partial(self._documents.look, inquiry)
+            if inquiry.form.start is AnswerStart.DOCUMENT:
+                history = None  # It is the document's, which is not all that is asked.
         conversation = await anyio.to_thread.run_sync(
             build_chat, self._tokenizer, inquiry.turns, history, inquiry.tools
         )
@@ -125,9 +133,9 @@ class Answering:
             asked = inquiry.tenant, inquiry.policy, ids, information
             places = self._long.select_from(inquiry, conversation)
             await self._stream_rule.check(inquiry.is_streamed, *asked, places)
-        if self._long.covers(inquiry, len(ids)):
+        if look is not None or self._long.covers(inquiry, len(ids)):
             return await anyio.to_thread.run_sync(
-                self._long.groundwork, inquiry, conversation, is_asked, limiter=self._searches
+                self._long.groundwork, inquiry, conversation, is_asked, look, limiter=self._searches
             )
         check_seen_whole(inquiry, self._model)
         if is_asked:
@@ -141,11 +149,10 @@ class Answering:
         """
         if not inquiry.documents or inquiry.decision is not None:
             return inquiry
-        decision = decide(inquiry.turns)
+        turns = recent_asked(self._tokenizer, inquiry.turns)
+        decision = decide(turns)
         if decision.is_searched or not inquiry.may_skip or self.limits.always_retrieve:
-            return replace(
-                inquiry, decision=replace(decision, is_searched=True, reason=reason_to_search(inquiry.turns))
-            )
+            return replace(inquiry, decision=replace(decision, is_searched=True, reason=reason_to_search(turns)))
         return self._skipping(inquiry, decision)
 
     def is_in_doubt(self, inquiry: Inquiry) -> bool:
@@ -159,7 +166,7 @@ class Answering:
         """An inquiry in doubt once the model was asked; as it is where the model cannot say or a key of it leads into
         the documents. Raises what the search raises."""
         assert inquiry.decision is not None and self.limits.certain_from is not None, "it is not in doubt"
-        if await anyio.to_thread.run_sync(self._has_key, inquiry, limiter=self._searches):
+        if await anyio.to_thread.run_sync(self._documents.has_key, inquiry, limiter=self._searches):
             return inquiry
         certainty = await self._doubt.certainty(inquiry)
         if certainty is None:
@@ -167,16 +174,6 @@ class Answering:
         if certainty < self.limits.certain_from:
             return replace(inquiry, decision=replace(inquiry.decision, reason=Reason.UNCERTAIN))
         return self._skipping(inquiry, replace(inquiry.decision, is_searched=False, reason=Reason.CERTAIN))
-
-    def _has_key(self, inquiry: Inquiry) -> bool:
-        assert inquiry.decision is not None, "it was decided"
-        documents = self._library.get_all(inquiry.tenant, inquiry.documents)
-        scope = scope_of(self._library, inquiry, documents)
-        query = inquiry.decision.query
-        found = self._library.search(
-            inquiry.tenant, query, inquiry.documents, inquiry.max_passages, scope, inquiry.cuttings
-        )
-        return any(passage.evidence is not None for passage in found.passages)
 
     def _skipping(self, inquiry: Inquiry, decision: Decision) -> Inquiry:
         """The inquiry without its documents."""
@@ -228,6 +225,20 @@ class Answering:
             keep=Keep(worthwhile(found.prompt), tail=inquiry.session is not None and found.bill.num_passages == 0),
         )
 
+    async def _beside(self, inquiry: Inquiry, found: Groundwork) -> PromptReading | None:
+        """The reading of a long prompt beside its answer, or none, where the answer is what reads it."""
+        if found.to_read is None:
+            if found.is_long:
+                self._prompt_readings.make_way(inquiry.tenant, inquiry.policy, found.prompt)
+            return None
+        num_cached = await self.num_cached(inquiry, found.to_read)
+        return self._prompt_readings.begin(inquiry.tenant, inquiry.policy, found.to_read, num_cached)
+
+    async def num_cached(self, inquiry: Inquiry, prompt: Prompt) -> int:
+        """How many tokens of the prompt the engine would not read again."""
+        asked = inquiry.tenant, inquiry.policy, prompt.ids, self.limits.measure_information
+        return await self._stream_rule.num_cached(*asked, prompt.select_from)
+
     def _turn(self, inquiry: Inquiry) -> AbstractAsyncContextManager[SessionTurn | None]:
         if inquiry.session is None:
             return nullcontext()
@@ -253,98 +264,3 @@ class Answering:
             searched="There was no file to search." if inquiry.searches_nothing else "",
             conversation=conversation,
         )
-
-    def _search(self, inquiry: Inquiry, is_asked: bool, history: History | None) -> Groundwork:
-        """The groundwork of a document question: passages, numbered sources, prompt, evidence, bill."""
-        begun = time.monotonic()
-        documents = self._library.get_all(inquiry.tenant, inquiry.documents)
-        question = inquiry.turns[-1].content
-        chosen = inquiry.decision or decide(inquiry.turns)
-        scope = scope_of(self._library, inquiry, documents)
-        result = self._library.search(
-            inquiry.tenant, chosen.query, inquiry.documents, inquiry.max_passages, scope, inquiry.cuttings
-        )
-        seconds = time.monotonic() - begun
-        given = fact_passages(self._library, inquiry.tenant, inquiry.documents, inquiry.facts, chosen.query, scope)
-        found = tuple(each for each in result.passages if each.score >= inquiry.min_score) if result.found else ()
-        passages = (*given, *found)
-        decision = "retrieved" if passages else "nothing"
-        has_key = any(passage.evidence is not None for passage in passages)
-        reason = Reason.KEY_HIT if has_key else chosen.reason
-        query = None if chosen.query == question else chosen.query
-        if is_asked:
-            self._metrics.retrieved(decision, reason, {**result.seconds, "total": seconds}, len(result.passages))
-        stats = self._library.stats()
-        text_bytes = sum(document.num_bytes for document in documents)
-        index_bytes = sum(stats.host_bytes.values())
-        told = searched(documents, result.num_chunks_searched, told_parts(inquiry.within, documents))
-        conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
-        if decision == "nothing":
-            bill = RetrievalBill(
-                True,
-                reason,
-                0,
-                result.num_facts,
-                seconds,
-                text_bytes,
-                index_bytes,
-                note=result.reason,
-                query=query,
-                scope=scope,
-            )
-            sampling = sampling_params(inquiry, 1, 0.0)
-            return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
-        max_tokens = inquiry.sampling.max_tokens or self.limits.answer_max_tokens
-        policy = inquiry.policy or self._model.policy
-        sources = tuple(Source(number, passage) for number, passage in enumerate(passages, start=1))
-        if inquiry.recall == "verbatim" and (values := values_of(sources, chosen.query)).is_certain:
-            note = "; ".join(filter(None, (result.reason, values.note)))
-            bill = RetrievalBill(
-                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query, scope=scope
-            )
-            return Groundwork(
-                Prompt(array("i"), 0),
-                sampling_params(inquiry, max_tokens, 0.0),
-                sources,
-                (),
-                values.pieces,
-                bill,
-                told,
-                conversation,
-                is_whole=True,
-                is_certain=True,
-            )
-        readings = sources
-        if self._model.reads is ReadingUnit.SENTENCE:
-            searched_for = sources[len(given) :]
-            readings = (*sources[: len(given)], *([nearest_reading(searched_for)] if searched_for else []))
-        window = None if policy.name is PolicyName.FULL else policy.window
-        try:
-            prompt = build_prompt(
-                self._tokenizer,
-                inquiry.turns[:-1],
-                question,
-                [source.passage.text for source in readings],
-                Budget(max_tokens, self._model.max_context_tokens, window),
-                history,
-                inquiry.form.place,
-                max(1, len(given)),
-            )
-        except EvidenceTooLong as error:
-            if not given:
-                raise
-            param = inquiry.facts[0].param.rpartition(".")[0]
-            raise FactsTooLong(param, error.num_tokens, error.max_tokens, error.limit_tokens) from error
-        note = result.reason
-        if dropped := len(readings) - prompt.num_passages:
-            note = f"{note}; {dropped} of {len(readings)} passages left out to fit"
-            sources = readings = readings[: prompt.num_passages]
-        if inquiry.recall == "verbatim" and (told_of := values_of(sources, chosen.query).note):
-            note = f"{note}; {told_of}"
-        start = inquiry.form.start
-        bill = RetrievalBill(
-            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query, scope
-        )
-        evidence, is_whole = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ((), False)
-        sampling = sampling_params(inquiry, max_tokens, 0.0)
-        return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation, is_whole)

@@ -11,6 +11,7 @@ from server.answers.given import is_given
 from server.answers.inquiry import Inquiry, RetrievalBill
 from server.answers.prompt import Prompt
 from server.chat.conversation import Conversation
+from server.long_prompts.asking import is_message
 
 # Documents that are named where nothing was found.
 MOST_NAMED = 3
@@ -23,7 +24,8 @@ class Groundwork:
     ``sources`` is what was found; ``readings`` is what of it stands in the prompt, so only that is quoted (law 8).
     ``is_whole``: a quote is a whole piece of ``evidence``. ``is_certain``: all the pieces are the answer, and no model
     is asked. ``conversation`` is what a session will remember, without passages; None where nobody will ask for it.
-    ``is_long``: what was searched is the prompt itself, for it is longer than the window.
+    ``is_long``: the prompt itself was searched, for it is longer than the window. ``to_read``: what of it is read
+    beside the answer, which does not start from it.
     """
 
     prompt: Prompt
@@ -37,12 +39,11 @@ class Groundwork:
     is_whole: bool = False
     is_certain: bool = False
     is_long: bool = False
+    to_read: Prompt | None = None
 
     def documents(self, asked: Sequence[str]) -> tuple[str, ...]:
         """Of the documents that were asked those that the answer may say anything of: by a source, or by its name."""
-        if self.is_long:
-            return ()
-        of_sources = [source.passage.document_id for source in self.sources]
+        of_sources = [each for source in self.sources if not is_message(each := source.passage.document_id)]
         return tuple(dict.fromkeys([*of_sources, *asked[:MOST_NAMED]]))
 
 

@@ -89,8 +89,10 @@ class Inquiry:
     ``constraint`` says of each reply which tokens may come, ``tools`` are the functions that the model is told of.
     ``searches_nothing``: documents are to be searched, and there are none, as in a vector store without files or where
     none passes the filters. ``needs_search`` is a field of the request that means something only where documents or a
-    long prompt are searched. ``is_streamed`` is whether the reply is sent as it comes, ``tells_progress`` whether how
-    far the prompt is read is sent as well; None where the prompt is longer than the window.
+    long prompt are searched, ``needs_long`` one that does only where the prompt is long. ``question_param`` is the
+    field that is the question and brings no text along; None where messages may.
+    ``is_streamed`` is whether the reply is sent as it comes, ``tells_progress`` whether how far the prompt is read is
+    sent as well; None where the prompt is longer than the window.
     """
 
     request_id: str
@@ -115,6 +117,8 @@ class Inquiry:
     tools: tuple[Mapping[str, object], ...] = ()
     searches_nothing: bool = False
     needs_search: str | None = None
+    needs_long: str | None = None
+    question_param: str | None = None
     is_streamed: bool = True
     tells_progress: bool | None = None
 
@@ -172,7 +176,8 @@ class ChoiceDone:
 
 @dataclass(frozen=True, slots=True)
 class AnswerDone:
-    """The whole answer; ``choices`` by index. ``usage`` is None when no model was asked."""
+    """The whole answer; ``choices`` by index. ``usage`` is None when no model was asked. ``beside`` is how far a prompt
+    is by now that is read beside the answer, and not for it."""
 
     choices: tuple[ChoiceDone, ...]
     found: bool
@@ -181,6 +186,7 @@ class AnswerDone:
     retrieval: RetrievalBill
     ttft_seconds: float | None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    beside: AnswerProgress | None = None
 
     @property
     def text(self) -> str:

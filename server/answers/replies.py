@@ -1,7 +1,7 @@
 """Answers under way: what the model writes with its citations, and what needs no model: look-ups, and nothing found."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -99,7 +99,7 @@ class LookedUp:
 
 class Generated:
     """An answer that the model writes, freely or from spans of the evidence. With ``progress`` it is also told how far
-    the prompt is read."""
+    the prompt is read; ``beside`` tells it of a prompt that is read beside the answer."""
 
     def __init__(
         self,
@@ -110,7 +110,9 @@ class Generated:
         metrics: Metrics,
         recording: Recording,
         progress: ReadingProgress | None = None,
+        beside: Callable[[], Awaitable[AnswerProgress]] | None = None,
     ) -> None:
+        self._beside = beside
         self._recording = recording
         self._progress = progress
         self.sources = groundwork.sources
@@ -172,7 +174,14 @@ class Generated:
         archive_bytes += last.usage.kv_archive_bytes + last.usage.kv_summary_bytes
         self._metrics.finished(choices[0].finish_reason.value, last.usage, seconds, archive_bytes)
         yield AnswerDone(
-            choices, found, tuple(citations), last.usage, self._groundwork.bill, self._first_text, self._prompt_logprobs
+            choices,
+            found,
+            tuple(citations),
+            last.usage,
+            self._groundwork.bill,
+            self._first_text,
+            self._prompt_logprobs,
+            None if self._beside is None else await self._beside(),
         )
 
     async def _arrivals(self) -> AsyncIterator[TokenEvent | AnswerProgress]:

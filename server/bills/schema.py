@@ -94,6 +94,14 @@ class ReadingForecast:
     is_streamed_only: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PromptBeside:
+    """The tokens of a prompt that would be read beside its answer, and of them those that are remembered."""
+
+    num_tokens: int = 0
+    num_cached: int = 0
+
+
 class UnitsView(BaseModel):
     """Units of a pool by status; ``free + used + cached == total``."""
 
@@ -208,14 +216,16 @@ def forecast_view(
     max_context_tokens: int,
     cached_tokens: int | None,
     reading: ReadingForecast,
+    tokens_beside: int = 0,
 ) -> ForecastView:
-    """The forecast for a client; None is a request for which no model would be asked."""
+    """The forecast for a client; None is a request for which no model would be asked. ``tokens_beside`` are read beside
+    the answer."""
     refusal = forecast.refusal if forecast else None
     return ForecastView(
         model=model.name,
         policy=policy_view(forecast.policy if forecast else model.policy),
         dtype=model.dtype,
-        prompt_tokens=forecast.num_prompt_tokens if forecast else 0,
+        prompt_tokens=forecast.num_prompt_tokens + tokens_beside if forecast else 0,
         cached_tokens=cached_tokens,
         max_tokens=forecast.max_tokens if forecast else 0,
         n=forecast.num_choices if forecast else 1,

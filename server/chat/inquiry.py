@@ -7,15 +7,11 @@ from server.answers.inquiry import GivenFact, Inquiry, ServedModel
 from server.answers.prompt import Turn
 from server.answers.within import asked_parts, whole_start
 from server.chat.schema import ChatMessage, ChatRequest
+from server.chat.searched_fields import check_without_documents, needs_long, needs_search
 from server.errors import RequestInvalid
 from server.files.nouns import StoreDocument
 from server.schemas import MAX_DOCUMENTS, Recall
 from server.settings import Settings
-
-# What means something only where documents are searched, and of it what also does where a long prompt is.
-OF_DOCUMENTS = ("max_passages", "start", "question_place", "facts", "within", "fact_kinds")
-
-OF_ANY_SEARCH = ("recall", "max_passages", "question_place")
 
 
 def chat_inquiry(
@@ -56,16 +52,11 @@ def chat_inquiry(
         ),
         within=asked_parts(body.fano.within, "fano.within"),
         fact_kinds=tuple(body.fano.fact_kinds or ()),
-        needs_search=None if documents else _needs_search(body),
+        needs_search=None if documents else needs_search(body.fano),
+        needs_long=needs_long(body.fano),
         is_streamed=body.stream is True,
         tells_progress=body.return_progress,
     )
-
-
-def _needs_search(body: ChatRequest) -> str | None:
-    """The first field that means nothing where nothing is searched."""
-    named = (key for key in OF_ANY_SEARCH if getattr(body.fano, key) not in (None, "free"))
-    return next((f"fano.{key}" for key in named), None)
 
 
 def _turn(message: ChatMessage) -> Turn:
@@ -86,9 +77,7 @@ def _recall(body: ChatRequest, documents: Sequence[str]) -> Recall:
             f"the question is about {len(documents)} documents, of {MAX_DOCUMENTS} at most", "messages"
         )
     if not documents:
-        for key in OF_DOCUMENTS:
-            if key not in OF_ANY_SEARCH and getattr(body.fano, key) is not None:
-                raise RequestInvalid(f"fano.{key} needs fano.documents", f"fano.{key}")
+        check_without_documents(body.fano, "fano.documents")
         return recall
     if body.response_format is not None and body.response_format.schema_asked is not None:
         raise RequestInvalid(

@@ -17,11 +17,11 @@ from server.schemas import (
     MAX_DOCUMENTS,
     MAX_PASSAGES,
     SESSION_NAME,
+    ChatStart,
     DocumentId,
     Facts,
     Place,
     Recall,
-    Start,
     Text,
     WireModel,
     carried_by_utf8,
@@ -129,7 +129,7 @@ class FanoOptions(WireModel):
 
     documents: Annotated[list[DocumentId], Field(max_length=MAX_DOCUMENTS)] = Field(default_factory=list)
     recall: Recall | None = None
-    start: Start | None = None
+    start: ChatStart | None = None
     question_place: Place | None = None
     facts: Facts | None = None
     within: Within | None = None

@@ -128,7 +128,9 @@ class Admission:
         except PromptTooLong as refusal:
             refusal.param = "input"
             raise
-        return 0 if is_unanswerable(inquiry, found) else len(found.prompt.ids)
+        if is_unanswerable(inquiry, found):
+            return 0
+        return len(found.prompt.ids) + (len(found.to_read.ids) if found.to_read else 0)
 
     def _check_model(self, body: CountRequest | ResponseRequest) -> None:
         if body.model not in (None, self._services.model.name):

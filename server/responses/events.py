@@ -8,10 +8,11 @@ from typing import Any
 
 from model.engine.request import FinishReason
 from server.answers.citations import Citation
-from server.answers.inquiry import AnswerDone, AnswerText
+from server.answers.inquiry import AnswerDone, AnswerProgress, AnswerText
 from server.answers.prompt import ChatTokenizer
 from server.answers.replies import Answer
 from server.error_table import envelope, row_of
+from server.rendering import progress_view
 from server.responses.errors import ResponseNotStored
 from server.responses.output import Output, Told
 from server.responses.shape import FileSearch, ResponseShape, included
@@ -72,6 +73,11 @@ class ResponseEvents:
         async for each in self._answer.events():
             told: Iterable[Told] = ()
             match each:
+                case AnswerProgress():
+                    # OpenAI has no event for it, and its clients keep fields that they do not know.
+                    yield self._event(
+                        "response.in_progress", response=self.opening(), prompt_progress=progress_view(each)
+                    )
                 case AnswerText():
                     told = self._written.add(each)
                 case Citation():

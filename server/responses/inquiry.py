@@ -8,7 +8,7 @@ from server.answers.form import answer_form
 from server.answers.inquiry import GivenFact, Inquiry, Sampling, ServedModel
 from server.answers.prompt import ChatTokenizer, Turn, build_chat
 from server.answers.within import asked_parts, whole_start
-from server.chat.inquiry import OF_DOCUMENTS
+from server.chat.searched_fields import check_without_documents, needs_long, needs_search
 from server.errors import RequestInvalid
 from server.files.files import cuttings_of
 from server.files.nouns import StoreDocument
@@ -82,7 +82,8 @@ def response_inquiry(
         fact_kinds=tuple(fano.fact_kinds or ()),
         # Nobody waits for what is made in the background.
         is_streamed=isinstance(body, ResponseRequest) and bool(body.stream or body.background),
-        tells_progress=False,
+        needs_search=None if documents or body.file_search else needs_search(fano),
+        needs_long=needs_long(fano),
         min_score=body.file_search.score_threshold if body.file_search else 0.0,
         cuttings=cuttings_of(asked.of_stores),
     )
@@ -125,15 +126,11 @@ def _recall(body: ResponseInput, documents: Sequence[str]) -> Recall:
     """The recall mode, where it goes together with the rest. Raises ``RequestInvalid``."""
     recall = body.fano.recall or ("grounded" if documents else "free")
     if not documents:
+        check_without_documents(body.fano, "file_search, a file or fano.documents")
+        if recall == "verbatim":
+            _check_quoting(body)
         # A vector store may have no files yet: then there is nothing to search.
-        if recall != "free" and body.file_search is None:
-            raise RequestInvalid(
-                f"fano.recall is {recall!r}, which needs file_search, a file or fano.documents", "fano.recall"
-            )
-        for key in OF_DOCUMENTS:
-            if getattr(body.fano, key) is not None:
-                raise RequestInvalid(f"fano.{key} needs file_search, a file or fano.documents", f"fano.{key}")
-        return "free"
+        return "free" if body.file_search is not None else recall
     whole_start(body.fano.start, body.fano.within, "fano.start")
     if recall == "free":
         raise RequestInvalid("fano.recall is 'free', which uses no documents; leave out one of them", "fano.recall")
@@ -148,9 +145,20 @@ def _recall(body: ResponseInput, documents: Sequence[str]) -> Recall:
             "where nothing was found; ask for the form in a second request that goes on from the answer",
             "text.format",
         )
-    if recall == "verbatim" and isinstance(body, ResponseRequest) and body.num_logprobs is not None:
+    if recall == "verbatim":
+        _check_quoting(body)
+    return recall
+
+
+def _check_quoting(body: ResponseInput) -> None:
+    """Refuse what does not go together with quotations, by its name here. Raises ``RequestInvalid``."""
+    if body.form.schema_asked is not None:
         raise RequestInvalid(
-            "logprobs cannot be included with fano.recall 'verbatim': the reply is the document's text, not tokens",
+            "text.format cannot be used with fano.recall 'verbatim': an answer that is a quotation has no other form",
+            "text.format",
+        )
+    if isinstance(body, ResponseRequest) and body.num_logprobs is not None:
+        raise RequestInvalid(
+            "logprobs cannot be included with fano.recall 'verbatim': the reply is the text as it stands, not tokens",
             "include",
         )
-    return recall

@@ -141,6 +141,11 @@ class ResponseInput(WireModel):
         return any(part.type == "input_file" for item in self.input for part in item.content or ())
 
     @property
+    def num_characters(self) -> int:
+        """How much is said in the input."""
+        return sum(len(item.text) for item in self.input)
+
+    @property
     def must_search(self) -> bool:
         """Whether the documents are searched whatever the question."""
         return self.file_search is not None and self._is_required

@@ -98,6 +98,7 @@ def _inquiry(
         form=answer_form(body.start, body.question_place, settings),
         within=asked_parts(body.within, "within"),
         fact_kinds=tuple(body.fact_kinds or ()),
+        question_param="question",
     )
 
 

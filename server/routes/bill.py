@@ -9,7 +9,15 @@ from fastapi import APIRouter, Depends
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import EngineStopped
 from server.answers.groundwork import is_unanswerable
-from server.bills.schema import BillView, ForecastView, PlanRequest, ReadingForecast, bill_view, forecast_view
+from server.bills.schema import (
+    BillView,
+    ForecastView,
+    PlanRequest,
+    PromptBeside,
+    ReadingForecast,
+    bill_view,
+    forecast_view,
+)
 from server.chat.inquiry import chat_inquiry
 from server.chat.schema import ChatMessage, ChatRequest
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep, watcher
@@ -58,10 +66,13 @@ async def plan_request(
     pace = services.pace
     asked: GenerationRequest | None
     returning: tuple[int, ...]
+    beside = PromptBeside()
     if body.messages is None:
         asked, returning = _by_number(body, services, tenant, request_id), ()
     else:
-        asked, returning = await _asked(body, body.messages, services, tenant, state.settings, request_id, arrival)
+        asked, returning, beside = await _asked(
+            body, body.messages, services, tenant, state.settings, request_id, arrival
+        )
     stats = services.bridge.stats()
     forecast = None if asked is None else services.forecaster.forecast(asked, stats)
     cached_tokens = None if body.messages is None else 0
@@ -69,10 +80,12 @@ async def plan_request(
         held = await services.stream_rule.num_cached(
             tenant, asked.policy, asked.prompt_ids, asked.measure_information, asked.select_from
         )
-        cached_tokens = max((held, *returning))
-    num_unread = 0 if asked is None else len(asked.prompt_ids) - (cached_tokens or 0)
+        cached_tokens = max((held, *returning)) + beside.num_cached
+    num_unread = 0 if asked is None else len(asked.prompt_ids) + beside.num_tokens - (cached_tokens or 0)
     reading = ReadingForecast(pace.seconds(num_unread), services.stream_rule.is_needed(num_unread))
-    return forecast_view(forecast, services.model, services.forecaster.max_context_tokens, cached_tokens, reading)
+    return forecast_view(
+        forecast, services.model, services.forecaster.max_context_tokens, cached_tokens, reading, beside.num_tokens
+    )
 
 
 def _by_number(body: PlanRequest, services: Services, tenant: str, request_id: str) -> GenerationRequest:
@@ -94,9 +107,9 @@ async def _asked(
     settings: Settings,
     request_id: str,
     arrival: float,
-) -> tuple[GenerationRequest | None, tuple[int, ...]]:
-    """The request that the engine would get, None where no model would be asked; and the numbers of its tokens after
-    which there are states on the disk that would come back for it."""
+) -> tuple[GenerationRequest | None, tuple[int, ...], PromptBeside]:
+    """The request that the engine would get, None where no model would be asked; the numbers of its tokens after which
+    there are states on the disk that would come back for it; and what would be read beside it."""
     model, answering = services.model, services.answering
     chat = ChatRequest(model=model.name, messages=messages, max_tokens=body.max_tokens, n=body.n, fano=body.options)
     inquiry = answering.decided(chat_inquiry(chat, tenant, request_id, arrival, settings, model))
@@ -109,7 +122,10 @@ async def _asked(
         saved = preview.returning
     found = await answering.groundwork(inquiry, is_asked=False, history=history)
     if is_unanswerable(inquiry, found) or found.is_certain:
-        return None, ()
+        return None, (), PromptBeside()
+    beside = PromptBeside()
+    if found.to_read is not None:
+        beside = PromptBeside(len(found.to_read.ids), await answering.num_cached(inquiry, found.to_read))
     asked = answering.request(inquiry, found)
     num_kept = found.conversation.num_kept if found.conversation is not None else 0
     policy = asked.policy or model.policy
@@ -120,4 +136,4 @@ async def _asked(
         and each.selected_from == policy.selected_from(each.num_tokens, asked.select_from)
         and (each.information_bits is not None or not asked.measure_information)
     ]
-    return asked, tuple(each.num_tokens for each in told)
+    return asked, () if found.to_read else tuple(each.num_tokens for each in told), beside

@@ -24,15 +24,10 @@ from server.schemas import STREAMED, error_responses
 from server.services import Services
 from server.settings import Settings
 from server.streams.delivery import while_connected, whole_answer, with_error_event
-from server.streams.patience import patient_stream
+from server.streams.patience import patience_with, patient_stream, takes_long
 from server.streams.sse import DONE, EventStreamResponse, event
 
 router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses(400, 401, 404, 409, 413, 429, 503, 504))
-
-# To cut a text of this length into tokens and to search it takes a second at most.
-SOON_CHARACTERS = 400_000
-# Ten times what it takes alone to count the tokens of longer ones: too many are refused before anything is sent.
-COUNTED_A_SECOND = 400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +50,11 @@ async def admit_chat(
     """The reply to a conversation; its stream, where a file of it has to be read first, or so much of it searched, that
     this may take long."""
     admitted = _admitted(request, body, services, tenant, state.settings, request_id, arrival)
-    if not (body.stream and (body.file_parts or body.num_characters > SOON_CHARACTERS)):
+    if not (body.stream and (body.file_parts or takes_long(body.num_characters))):
         async with admitted as reply:
             yield reply
         return
-    patience = state.settings.keepalive_seconds + body.num_characters / COUNTED_A_SECOND
+    patience = patience_with(body.num_characters, state.settings.keepalive_seconds)
     async with patient_stream(admitted, lambda reply: _stream(reply, body), _refused, patience) as stream:
         yield stream
 

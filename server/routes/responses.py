@@ -22,7 +22,7 @@ from server.responses.schema import CountRequest, Include, ResponseRequest
 from server.responses.shape import included
 from server.schemas import STREAMED, error_responses
 from server.streams.delivery import while_connected
-from server.streams.patience import patient_stream
+from server.streams.patience import patience_with, patient_stream, takes_long
 from server.streams.sse import EventStreamResponse, event
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,14 @@ async def admit_response(
     tenant: TenantDep,
     state: StateDep,
 ) -> AsyncIterator[Admitted | AsyncGenerator[bytes]]:
-    """The response of the body; its stream, where a file of it has to be read first and that may take long."""
+    """The response of the body; its stream, where a file of it has to be read first, or so much of it searched, that
+    this may take long."""
     if body.background:
         events, running = await services.background.begin(tenant, admission.respond(body))
         yield Admitted(events, body.stream is True, running)
         return
-    if body.stream and body.brings_files:
-        patience = state.settings.keepalive_seconds
+    if body.stream and (body.brings_files or takes_long(body.num_characters)):
+        patience = patience_with(body.num_characters, state.settings.keepalive_seconds)
         async with patient_stream(admission.respond(body), _framed, _refused, patience) as stream:
             yield stream
         return
@@ -127,6 +128,9 @@ async def create_response(
 
     With `previous_response_id` the conversation of a stored response goes on: what of it is remembered is not read
     again. Any response may be gone on from more than once. Stored responses are kept for 30 days.
+
+    An input longer than the window is searched itself for what its last paragraph asks, and read whole; a stream tells
+    how far that is in more events `response.in_progress`, whose `prompt_progress` is as in chats.
 
     With `background` the reply says that the response is in progress, and it is made whether the client stays or not:
     retrieve it until its status is another, or follow its events.

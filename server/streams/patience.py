@@ -17,6 +17,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# To cut a text of this length into tokens and to search it takes a second at most.
+SOON_CHARACTERS = 400_000
+# Ten times what it takes alone to count the tokens of longer ones: too many are refused before anything is sent.
+COUNTED_A_SECOND = 400_000
+
+
+def takes_long(num_characters: int) -> bool:
+    """Whether a prompt of so many characters is one whose stream may be long in coming."""
+    return num_characters > SOON_CHARACTERS
+
+
+def patience_with(num_characters: int, keepalive_seconds: float) -> float:
+    """Seconds within which such a prompt is counted, or searched, before its stream begins with comments."""
+    return keepalive_seconds + num_characters / COUNTED_A_SECOND
+
 
 @asynccontextmanager
 async def patient_stream(

@@ -85,6 +85,25 @@ async def test_a_stream(client: Any, engine: FakeEngine) -> None:
     assert events[-1].response.output[0].content[0].text == "One two"
 
 
+@covers("responses.create", "responses.stream")
+async def test_a_stream_of_a_long_input_tells_how_far_it_is_read(client: Any, engine: FakeEngine) -> None:
+    text = "The harbour was closed in winter. Nobody came to the market. " * 300 + TEXT.decode()
+    asked = {"model": MODEL, "input": f"{text}\n\n{QUESTION}"}
+    engine.enqueue(ANSWER)
+    events = await listed(client.responses.create(**asked, stream=True))
+    told = [each for each in events if each.type == "response.in_progress"]
+    progress = told[-1].model_extra["prompt_progress"]
+    assert len(told) > 1 and 0 < progress["cached"] + progress["processed"] <= 2 * progress["total"]
+    assert progress["total"] == events[-1].response.usage.input_tokens
+    (cited,) = events[-1].response.output[0].content[0].annotations
+    assert text[cited.start_char : cited.end_char] == cited.quote == "Margarethe Oldenkamp"
+    engine.enqueue(ANSWER)
+    async with opened(client.responses.stream(**asked)) as stream:
+        numbers = [event.sequence_number for event in await listed(stream)]
+        final = await done(stream.get_final_response())
+    assert numbers == sorted(set(numbers)) and final.output_text == ANSWER
+
+
 @covers("responses.parse")
 async def test_a_form(client: Any, engine: FakeEngine) -> None:
     engine.enqueue('{"payer": "Margarethe"}')

@@ -210,7 +210,7 @@ async def test_a_model_that_cannot_say_leaves_the_turn_searched(
     assert await reason(*UNCLEAR) == ("unclear", 0)
     world.engine.enqueue("", token_ids=[1])  # nothing, and of that it is certain
     assert await reason(*UNCLEAR) == ("unclear", 1)
-    assert await reason("tea " * 1100, "Yes.", UNCLEAR[-1]) == ("unclear", 0)
+    assert await reason("Tea?", "tea " * 1100, UNCLEAR[-1]) == ("unclear", 0)
     monkeypatch.setattr(doubt, "MOST_SECONDS", 0.05)
     world.engine.stall()
     assert await reason(*UNCLEAR) == ("unclear", 1)  # the engine stands still: only the time makes an end

@@ -1,13 +1,13 @@
 """Prompts longer than the window: searched themselves, cited by message, told on the way, streamed where they must."""
 
 import json
-import random
 import threading
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from fakes_prompts import ASKED, CODE, PASTED, WINDOW, chat, progress_of, prompt_text, prose
 from fakes_server import MODEL, World, WorldMaker, chunks, open_client, scrape, serving
 
 from model.engine.request import GenerationRequest, SamplingParams
@@ -18,37 +18,10 @@ from retrieval.passage import SearchResult
 from server.long_prompts.pace import ReadingPace
 from server.long_prompts.progress import ReadingProgress
 
-WINDOW = AttentionPolicy(PolicyName.WINDOW, 64, 1024)
-WORDS = "harbour winter lantern ledger orchard captain river market garden signal copper meadow".split()
-CODE = "The maintenance code of the Halvorsen turbine is QX-7741-B."
-ASKED = "What is the maintenance code of the Halvorsen turbine?"
-
-
-def prose(num_sentences: int, seed: int = 0) -> str:
-    dice = random.Random(seed)
-    return " ".join(f"{' '.join(dice.choices(WORDS, k=9)).capitalize()}." for _ in range(num_sentences))
-
-
-PASTED = f"{prose(60)}\n\n{prose(20, 1)} {CODE} {prose(20, 2)}\n\n{prose(60, 3)}"
-
-
-def chat(*contents: str, **more: Any) -> dict[str, Any]:
-    roles = ("user", "assistant")
-    messages = [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]
-    return {"model": MODEL, "messages": messages, **more}
-
 
 @pytest.fixture
 def world(new_world: WorldMaker) -> World:
-    return new_world(policy=WINDOW)
-
-
-def prompt_text(world: World, tokenizer: Tokenizer) -> str:
-    """The newest request's prompt, as the engine read it."""
-    ids = world.engine.requests[-1].prompt_ids
-    return b"".join(
-        (tokenizer.control_token(each) or "").encode() or tokenizer.token_bytes(each) for each in ids
-    ).decode()
+    return new_world(policy=WINDOW, prompt_start="prompt")
 
 
 async def test_passages_stand_before_the_last_paragraph_and_citations_point_into_the_prompt(
@@ -173,7 +146,7 @@ async def test_over_the_hard_limit_both_numbers_are_told(client: httpx.AsyncClie
 
 
 async def test_what_takes_long_is_streamed_alone(new_world: WorldMaker, tokenizer: Tokenizer) -> None:
-    world = new_world(policy=WINDOW, max_whole_prompt_tokens=1000)
+    world = new_world(policy=WINDOW, prompt_start="prompt", max_whole_prompt_tokens=1000)
     services = world.app.state.fano
     async with open_client(world) as client:
         body = chat(f"{PASTED}\n\n{ASKED}")
@@ -208,10 +181,6 @@ async def test_the_pace_is_measured_where_nothing_was_read(new_world: WorldMaker
         assert refused.status_code == 400
         (trial,) = world.engine.requests
         assert trial.is_background and trial.keep.nothing and trial.sampling.max_tokens == 0
-
-
-def progress_of(received: list[Any]) -> list[Any]:
-    return [chunk["prompt_progress"] for chunk in received if "prompt_progress" in chunk]
 
 
 async def test_a_stream_tells_how_far_the_prompt_is_read(client: httpx.AsyncClient, world: World) -> None:
@@ -308,7 +277,7 @@ def test_the_pace_is_that_of_steps_that_only_read() -> None:
 
 
 async def test_where_no_passage_fits_a_sentence_may(new_world: WorldMaker, tokenizer: Tokenizer) -> None:
-    world = new_world(policy=AttentionPolicy(PolicyName.WINDOW, 64, 448))
+    world = new_world(policy=AttentionPolicy(PolicyName.WINDOW, 64, 448), prompt_start="prompt")
     async with open_client(world) as client:
         reply = await client.post("/v1/chat/completions", json=chat(f"{PASTED}\n\n{ASKED}"))
         assert reply.json()["usage"]["fano"]["retrieval"]["passages"] == 1
@@ -323,7 +292,7 @@ def test_while_a_long_prompt_is_searched_its_stream_is_kept_alive(
     new_world: WorldMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = new_world(policy=WINDOW, keepalive_seconds=0.1)
-    monkeypatch.setattr("server.routes.chat.SOON_CHARACTERS", 1000)
+    monkeypatch.setattr("server.streams.patience.SOON_CHARACTERS", 1000)
     may_search = threading.Event()
     search = OpenPrompt.search
 

@@ -42,9 +42,9 @@ def engine() -> Engine:
     return load_engine(embedded_checkpoint(), CONFIG)[0]
 
 
-def make_app(engine: Engine, data_dir: Path) -> FastAPI:
+def make_app(engine: Engine, data_dir: Path, **changes: Any) -> FastAPI:
     checkpoint = ModelConfig.from_pretrained(embedded_checkpoint())
-    settings, metrics = Settings(data_dir=data_dir, max_whole_prompt_tokens=12_000), Metrics()
+    settings, metrics = Settings(data_dir=data_dir, max_whole_prompt_tokens=12_000, **changes), Metrics()
     model = ServedModel("reader", 0, engine.policy, "float32", CONFIG.max_context_tokens, checkpoint.reads)
     forecaster, embedder = Forecaster(checkpoint, CONFIG), HashEmbedder(dimension=32)
     services = Services(settings, metrics, FakeLibrary(), engine, engine.tokenizer, model, forecaster, embedder)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def make_app(engine: Engine, data_dir: Path) -> FastAPI:
 
 @pytest.fixture
 def url(engine: Engine, tmp_path: Path) -> Iterator[str]:
-    with serving(make_app(engine, tmp_path)) as url:
+    with serving(make_app(engine, tmp_path, prompt_start="prompt")) as url:
         yield f"{url}/v1"
 
 
