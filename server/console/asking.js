@@ -4,10 +4,12 @@ import { Lost } from "./api.js";
 import { $, announce, el, tab } from "./page.js";
 import { openPlace } from "./reader.js";
 import { ask } from "./replies.js";
-import { bytes, count, duration, plural } from "./words.js";
+import { bytes, count, duration, plural, slice } from "./words.js";
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 const BREATH_MS = 50;
+const SHOWN = 300; // characters of the beginning and of the end of a long question
+const AROUND = 120; // and on either side of what is quoted from one
 const RECALLS = {
   verbatim: ["a quotation", "The answer is a part of the document, to the letter; nothing is written by the model."],
   grounded: ["written, quoting", "The model writes freely; what stands in the document word for word is marked."],
@@ -105,6 +107,7 @@ async function send() {
   const policy = chosenPolicy() === model.fano.policy.name ? "" : chosenPolicy();
   const turns = session === "" ? [] : turnsOf(session);
   const exchange = show(question, session);
+  exchange.said = [...turns, { role: "user", content: question }];
   $("welcome").hidden = true;
   running = new AbortController();
   $("go").textContent = "Stop";
@@ -130,7 +133,7 @@ async function send() {
     text = done.text ?? text;
     exchange.wait.remove();
     cite(exchange, text, citations);
-    bill(exchange, done, (performance.now() - started) / 1000);
+    bill(exchange, done, (performance.now() - started) / 1000, documents);
     $("question").value = "";
     if (session !== "") {
       keepTurns(session, [...turns, { role: "user", content: question }, { role: "assistant", content: text }]);
@@ -152,14 +155,21 @@ function show(question, session) {
   const words = el("p", { class: "words" }, written);
   const wait = el("p", { class: "wait soft", text: "looking it up" });
   const article = el("article", { class: "exchange", "aria-busy": "true" },
-    el("h3", { text: question }), session ? el("p", { class: "soft", text: `in ${session}` }) : null, words, wait);
+    el("h3", { text: shortened(question) }), session ? el("p", { class: "soft", text: `in ${session}` }) : null, words, wait);
   $("exchanges").append(article);
   article.scrollIntoView({ block: "nearest" });
-  return { article, words, written, wait, sources: [] };
+  return { article, words, written, wait, sources: [], said: [] };
+}
+
+/** What was pasted is not shown again: how it begins, and what it asks. */
+function shortened(question) {
+  const characters = Array.from(question), left = characters.length - 2 * SHOWN;
+  if (left < SHOWN) return question;
+  return `${characters.slice(0, SHOWN).join("")} [… ${count(left)} characters …] ${characters.slice(-SHOWN).join("")}`;
 }
 
 /** The answer again, with its quotations as links to the place where they stand. */
-function cite({ article, words, sources }, text, citations) {
+function cite({ article, words, sources, said }, text, citations) {
   article.removeAttribute("aria-busy");
   if (text === "") words.replaceWith(el("p", { class: "soft", text: "The model wrote nothing." }));
   const characters = Array.from(text), pieces = [];
@@ -174,8 +184,8 @@ function cite({ article, words, sources }, text, citations) {
   if (citations.length) {
     // Of an answer that is one quotation the place says all.
     const rows = citations.length === 1 && citations[0].quote === text
-      ? [el("li", {}, link(citations[0], place(citations[0]), "quote"))]
-      : citations.map((each) => el("li", {}, link(each, each.quote, "quote"), el("span", { class: "soft", text: ` ${place(each)}` })));
+      ? [el("li", {}, link(citations[0], place(citations[0]), "quote"), context(citations[0], said))]
+      : citations.map((each) => el("li", {}, link(each, each.quote, "quote"), el("span", { class: "soft", text: ` ${place(each)}` }), context(each, said)));
     article.append(el("h4", { text: "Word for word in" }), el("ul", { class: "citations" }, ...rows));
   }
   if (sources.length) {
@@ -185,7 +195,19 @@ function cite({ article, words, sources }, text, citations) {
   }
 }
 
+/** The number of the message that is quoted from; null where a document is. */
+const messageOf = ({ document }) => (/^messages\.\d+$/.test(document) ? Number(document.slice("messages.".length)) : null);
+
+/** What stands around a quotation from a message; that of a document is in the reader. */
+function context(where, said) {
+  const message = said[messageOf(where) ?? -1];
+  if (!message) return null;
+  const around = slice(message.content, Math.max(0, where.start - AROUND), where.end + AROUND);
+  return el("p", { class: "soft around", text: `… ${around} …` });
+}
+
 function link(where, text, name) {
+  if (messageOf(where) !== null) return el("q", { class: name, text, title: place(where) });
   const spot = { id: where.document, name: where.name, start: where.start, end: where.end, page: where.page };
   return el("a", {
     class: name, text, href: `#${where.document}:${where.start}-${where.end}`, title: `Show it in ${where.name}`,
@@ -193,16 +215,16 @@ function link(where, text, name) {
   });
 }
 
-const place = ({ name, page, start, end }) =>
-  `${name}, ${page ? `page ${page}, ` : ""}characters ${count(start)} to ${count(end)}`;
+const place = ({ document, name, page, start, end }) =>
+  `${messageOf({ document }) === null ? name : `message ${messageOf({ document }) + 1} of this conversation`}, ${page ? `page ${page}, ` : ""}characters ${count(start)} to ${count(end)}`;
 
 const reading = ({ total, processed, cached }) =>
   `reading: ${count(processed)} of ${plural(total, "token")}${cached ? `, ${count(cached)} of them known` : ""}`;
 
 /** What the answer took. */
-function bill({ article }, { found, finish, usage }, seconds) {
+function bill({ article }, { found, finish, usage }, seconds, documents) {
   const { fano } = usage, held = Object.values(fano.resident_bytes).reduce((sum, each) => sum + each, 0);
-  const told = [];
+  const told = [], rest = fano.reading ? fano.reading.total - fano.reading.processed : 0;
   if (found === false) told.push("Nothing was found that answers it.");
   if (finish === "length") told.push("Cut off at the limit of tokens.");
   told.push(usage.prompt_tokens + usage.completion_tokens === 0
@@ -210,9 +232,13 @@ function bill({ article }, { found, finish, usage }, seconds) {
     : `Held ${bytes(held)} on the device under ${fano.policy.name}: ${bytes(fano.resident_bytes.kv)} of keys and values, `
       + `${bytes(held - fano.resident_bytes.kv)} of state`
       + `${fano.archive_bytes.kv_archive ? `, and ${bytes(fano.archive_bytes.kv_archive)} of older keys and values in the archive` : ""}`
-      + `. ${plural(usage.prompt_tokens, "token")} read`
+      + `. ${plural(usage.prompt_tokens - rest, "token")} read`
       + `${usage.prompt_tokens_details.cached_tokens ? `, ${count(usage.prompt_tokens_details.cached_tokens)} of them known` : ""}`
       + `, ${count(usage.completion_tokens)} written, in ${duration(seconds)}.`);
+  if (rest > 0) told.push(`The text before the question is read on, beside other work: ${plural(rest, "token")} to go.`);
+  if (fano.retrieval.used && !documents.length) {
+    told.push(`Searched what was pasted, which takes ${bytes(fano.archive_bytes.text + fano.archive_bytes.index)} in the host's memory until its room is wanted.`);
+  }
   if (fano.retrieval.note) told.push(`${fano.retrieval.note[0].toUpperCase()}${fano.retrieval.note.slice(1)}.`);
   article.append(el("p", { class: "took soft", text: told.join(" ") }));
 }

@@ -27,8 +27,9 @@ export async function forecast(served, policy) {
   const most = Math.max(...rows.flatMap((row) => shown.map((name) => row.plans[name].total_bytes)));
   place.replaceChildren(
     el("p", { text: sentence(rows, policy) }),
+    el("p", { text: beside(rows, shown) }),
     el("table", { class: "plan" },
-      el("caption", { class: "unseen", text: "Memory on the device for one conversation about a document, by its length and the attention policy" }),
+      el("caption", { class: "unseen", text: "Memory for one conversation about a document, by its length and the attention policy" }),
       el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "tokens" }), ...shown.map((name) => el("th", { scope: "col", text: name })))),
       el("tbody", {}, ...rows.map((row) => el("tr", {},
         el("th", { scope: "row", text: count(row.tokens) }),
@@ -40,9 +41,22 @@ export async function forecast(served, policy) {
 
 function cell(plan, most, isChosen) {
   const size = el("span", { class: plan.fits.ever ? "size" : "size unfit", text: bytes(plan.total_bytes) });
+  const host = archived(plan) ? el("span", { class: "soft host", text: `and ${bytes(archived(plan))} on the host` }) : null;
   const track = el("span", { class: isChosen ? "mini chosen" : "mini", "aria-hidden": "true" });
   track.style.width = `${Math.max(1, 100 * plan.total_bytes / most)}%`;
-  return el("td", {}, size, track);
+  return el("td", {}, size, track, host);
+}
+
+const archived = (plan) => plan.archive_bytes.kv_archive + plan.archive_bytes.kv_summaries;
+
+/** What grows with a document, and where: never on the device alone. */
+function beside(rows, shown) {
+  const grows = "On the host, and it grows with the document: its text, the index of its words and its vectors, as the bill tells them";
+  const name = shown.find((each) => archived(rows.at(-1).plans[each]));
+  if (!name) return `${grows}.`;
+  const [short, long] = [rows[0], rows.at(-1)];
+  return `${grows}; under ${name} also the keys and values that left the window: ${bytes(archived(short.plans[name]))} for `
+    + `${count(short.tokens)} tokens, ${bytes(archived(long.plans[name]))} for ${count(long.tokens)}.`;
 }
 
 function sentence(rows, policy) {

@@ -5,12 +5,15 @@
 import { events, Lost, Refused } from "./api.js";
 import { length } from "./words.js";
 
+// A question that is longer brings a text along, which is searched beside the documents: that is for chats.
+const MOST_ASKED = 4000;
+
 /**
  * What is asked of documents alone goes to /v1/ask, which also shows what was found; a conversation, another attention
  * policy and plain chat are for /v1/chat/completions.
  */
 export function ask({ model, question, documents, recall, policy, session, turns }, signal) {
-  if (documents.length && session === "" && policy === "") {
+  if (documents.length && session === "" && policy === "" && question.length <= MOST_ASKED) {
     return asked({ documents, question, recall, stream: true }, signal);
   }
   const fano = {};
