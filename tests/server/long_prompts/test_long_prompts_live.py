@@ -167,3 +167,76 @@ def test_a_session_goes_on_from_what_was_pasted(client: openai.OpenAI, url: str)
     cached = second.usage.prompt_tokens_details.cached_tokens or 0
     assert cached > 3_500 and second.usage.prompt_tokens - cached < CONFIG.policy.window
     assert (forecast["prompt_tokens"], forecast["cached_tokens"]) == (second.usage.prompt_tokens, cached)
+
+
+@pytest.fixture
+def fresh(engine: Engine, tmp_path: Path) -> Iterator[openai.OpenAI]:
+    """A client of a server as it comes: answers start with no memory, and the text is read beside them."""
+    with serving(make_app(engine, tmp_path)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        yield client
+
+
+def cached_of(usage: Any) -> int:
+    return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_what_was_read_is_not_read_again(client: openai.OpenAI) -> None:
+    """Of another question, of a chat that goes on, and of a text whose beginning changed."""
+    text = pasted(3_000, 7)
+    first = Told(client, f"{text}\n\n{ASKED}")
+    assert cached_of(first.usage) < 32
+    other = Told(client, f"{text}\n\nWhich code does the Halvorsen turbine have?")
+    assert other.usage["prompt_tokens"] - cached_of(other.usage) < CONFIG.policy.window
+    turns: Any = [
+        {"role": "user", "content": f"{text}\n\n{ASKED}"},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "Which turbine has the code QX-7741-B?"},
+    ]
+    grown = client.chat.completions.create(model="reader", messages=turns, max_tokens=8).usage
+    assert grown is not None and grown.prompt_tokens - cached_of(grown.model_dump()) < CONFIG.policy.window
+    changed = Told(client, f"Dear reader, {text}\n\n{ASKED}")
+    assert cached_of(changed.usage) < 32
+    assert changed.usage["fano"]["prefix"]["result"] == "miss"
+
+
+def test_an_answer_does_not_wait_until_the_text_is_read(fresh: openai.OpenAI) -> None:
+    content = f"{pasted(6_000, 8)}\n\n{ASKED}"
+    first = Told(fresh, content)
+    held, reading = first.usage["fano"]["resident_bytes"], first.usage["fano"]["reading"]
+    assert first.usage["fano"]["start"] == "fresh" and "QX-7741-B" in first.text
+    assert first.usage["prompt_tokens"] > 5_500 and reading["processed"] < reading["total"]
+    assert first.progress[-1]["processed"] < first.progress[-1]["total"] == first.usage["prompt_tokens"]
+    again = first
+    while again.usage["fano"]["reading"]["cached"] < reading["total"]:  # so it is read, beside these
+        again = Told(fresh, content)
+    assert cached_of(again.usage) >= reading["total"]
+    assert again.progress[-1]["processed"] == again.progress[-1]["total"]
+    assert again.text == first.text and again.usage["fano"]["resident_bytes"] == held
+    # What was read beside answers is what an answer starts from that is to, or for which nothing is found.
+    options: Any = {"extra_body": {"fano": {"start": "prompt"}}}
+    from_it = Told(fresh, content, **options)
+    assert from_it.usage["prompt_tokens"] - cached_of(from_it.usage) < CONFIG.policy.window
+    turns: Any = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "Thanks!"},
+    ]
+    thanked = fresh.chat.completions.create(model="reader", messages=turns, max_tokens=4).usage
+    assert thanked is not None and thanked.prompt_tokens - cached_of(thanked.model_dump()) < 200
+
+
+def test_a_session_of_a_text_that_is_read_beside_goes_on(fresh: openai.OpenAI) -> None:
+    content = f"{pasted(3_000, 9)}\n\n{ASKED}"
+    options: Any = {"model": "reader", "max_tokens": 8, "extra_body": {"fano": {"session": "beside"}}}
+    turns: Any = [{"role": "user", "content": content}]
+    first = fresh.chat.completions.create(messages=turns, **options)
+    session = httpx.get(f"{fresh.base_url}sessions").json()["data"][0]
+    assert session["name"] == "beside" and session["num_tokens"] > 2_900
+    saved = httpx.post(f"{fresh.base_url}sessions/beside/save", timeout=60).json()
+    assert saved["state_tokens"] == saved["num_tokens"] and saved["status"] != "tokens"
+    turns += [
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "Thanks!"},
+    ]
+    second = fresh.chat.completions.create(messages=turns, **options)
+    assert second.usage is not None and second.usage.prompt_tokens - cached_of(second.usage.model_dump()) < 64
