@@ -8,7 +8,7 @@ Through the official client against a server with the embedded model: a short pr
 middle, whose answer starts fresh while the text is read beside it, as is the default; the same with an answer that
 starts from what was read, left while that is going on; the same again, which goes on from what was read, to its answer;
 the same once more; and, fresh, another question of the same text. Each with the progress that the stream told, resident
-and archive bytes as ``usage.fano`` bills them, and the process as ``/v1/memory`` does. Prints a table and one JSON line.
+and archive bytes as ``usage.fano`` bills them, and the process as ``/v1/memory`` does. Prints a table and a JSON line.
 """
 
 import argparse

@@ -104,9 +104,10 @@ class Settings(BaseSettings):
         AnswerStart.FRESH.value,
         description="Answers start with no memory, or with that of the one document asked, once it was read.",
     )
-    prompt_start: Literal["fresh", "prompt"] = Field(
-        AnswerStart.FRESH.value,
-        description="Answers about prompts longer than the window start with no memory, or with all that was read.",
+    prompt_start: Literal["auto", "fresh", "prompt"] = Field(
+        "auto",
+        description="Answers about prompts longer than the window start with no memory, or with all that was read; "
+        "auto is the latter under policy archive alone.",
     )
     question_place: Literal["after", "both"] = Field(
         BEST_FORM.place.value, description="Where the question stands: after the passages, or before and after them."

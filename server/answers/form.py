@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from model.policy import PolicyName
+
 if TYPE_CHECKING:
     from server.settings import Settings
 
@@ -27,11 +29,12 @@ class QuestionPlace(StrEnum):
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
     """How a question is put to the model: one about documents starts from ``start``, one about a prompt longer than the
-    window from ``prompt_start``, where passages of it were found."""
+    window from ``prompt_start``, where passages of it were found; None is the better one under the policy of attention.
+    """
 
     start: AnswerStart = AnswerStart.FRESH
     place: QuestionPlace = QuestionPlace.AFTER
-    prompt_start: AnswerStart = AnswerStart.FRESH
+    prompt_start: AnswerStart | None = None
 
 
 # Of the four forms the one in which the embedded model answers best, by far: F1 of 36 on 200 questions, against 30 with
@@ -45,5 +48,18 @@ def answer_form(start: str | None, place: str | None, settings: "Settings") -> A
     of_documents = start if start in (AnswerStart.FRESH, AnswerStart.DOCUMENT) else settings.answer_start
     of_prompts = start if start in (AnswerStart.FRESH, AnswerStart.PROMPT) else settings.prompt_start
     return AnswerForm(
-        AnswerStart(of_documents), QuestionPlace(place or settings.question_place), AnswerStart(of_prompts)
+        AnswerStart(of_documents),
+        QuestionPlace(place or settings.question_place),
+        None if of_prompts == "auto" else AnswerStart(of_prompts),
     )
+
+
+def start_of_prompts(form: AnswerForm, policy: PolicyName) -> AnswerStart:
+    """From what the answer about a long prompt starts where the form leaves it open.
+
+    The embedded model answers best with no memory, at every length that was measured (bench/prompt_starts.py). Who
+    chooses ``archive`` wants what left the window to be attended, of which a fresh start has nothing.
+    """
+    if form.prompt_start is not None:
+        return form.prompt_start
+    return AnswerStart.PROMPT if policy is PolicyName.ARCHIVE else AnswerStart.FRESH

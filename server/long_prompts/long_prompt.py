@@ -15,7 +15,7 @@ from model.policy import PolicyName
 from server.answers.certainty import values_of
 from server.answers.citations import Source
 from server.answers.document_search import Looked
-from server.answers.form import AnswerStart
+from server.answers.form import AnswerStart, start_of_prompts
 from server.answers.gate import Decision, Reason, decide
 from server.answers.groundwork import Groundwork, nearest_reading, quotable, sampling_params
 from server.answers.inquiry import Inquiry, Limits, RetrievalBill, ServedModel
@@ -246,7 +246,8 @@ class LongPrompts:
         wanted, or because what must be seen does not fit the window."""
         inquiry = case.inquiry
         wants_logprobs = inquiry.sampling.prompt_logprobs is not None  # They are those of the prompt as it came.
-        if inquiry.form.prompt_start is not AnswerStart.FRESH or wants_logprobs:
+        start = start_of_prompts(inquiry.form, (inquiry.policy or self._model.policy).name)
+        if start is not AnswerStart.FRESH or wants_logprobs:
             return None
 
         def chat(turns: Sequence[Turn]) -> Conversation:

@@ -94,6 +94,13 @@ async def test_the_setting_and_the_field_choose_the_start(new_world: WorldMaker,
         assert (await answered(client, chat(LONG, fano={"start": "fresh"})))["usage"]["fano"]["start"] == "fresh"
 
 
+async def test_who_chooses_the_archive_of_attention_gets_an_answer_from_it(client: httpx.AsyncClient) -> None:
+    archive = {"policy": {"name": "archive"}}
+    assert (await answered(client, chat(LONG, fano=archive)))["usage"]["fano"]["start"] == "prompt"
+    fresh = {**archive, "start": "fresh"}
+    assert (await answered(client, chat(LONG, fano=fresh)))["usage"]["fano"]["start"] == "fresh"
+
+
 async def test_where_nothing_is_found_the_answer_starts_from_all_of_it(
     client: httpx.AsyncClient, world: World, tokenizer: Tokenizer
 ) -> None:
