@@ -74,7 +74,7 @@ def pasted(data: Path, services: Services, num_tokens: int, num_questions: int, 
         while length < num_tokens and titles:
             for row in by_title[titles.pop()]:
                 if row["context"] not in paragraphs:
-                    length += services.tokenizer.encode_ids(row["context"]).__len__()
+                    length += len(services.tokenizer.encode_ids(row["context"]))
                 if length < num_tokens:
                     paragraphs[row["context"]].append(row)
         rows = [row for each in paragraphs.values() for row in each]
@@ -87,14 +87,21 @@ def pasted(data: Path, services: Services, num_tokens: int, num_questions: int, 
     return made
 
 
-async def answer(services: Services, text: str, case: Case, start: AnswerStart) -> tuple[AnswerDone, bool]:
-    """The answer from one start, greedy, as `/v1/chat/completions` gives it; and whether what the model read is of the
-    question's paragraph and holds an answer."""
-    turn = Turn("user", f"{text}\n\n{case.question}")
-    inquiry = Inquiry(
+async def answer(services: Services, asked: Inquiry) -> AnswerDone:
+    """The answer, greedy, as `/v1/chat/completions` gives it."""
+    async with services.answering.answer(asked) as under_way:
+        async for event in under_way.events():
+            if isinstance(event, AnswerDone):
+                return event
+    raise AssertionError("an answer ends with AnswerDone")
+
+
+def asked(text: str, case: Case, start: AnswerStart) -> Inquiry:
+    """A question after its text, to be answered from that start."""
+    return Inquiry(
         request_id="starts",
         tenant=TENANT,
-        turns=(turn,),
+        turns=(Turn("user", f"{text}\n\n{case.question}"),),
         documents=(),
         recall="grounded",
         sampling=Sampling(max_tokens=32),
@@ -102,19 +109,15 @@ async def answer(services: Services, text: str, case: Case, start: AnswerStart) 
         started=time.monotonic(),
         form=AnswerForm(prompt_start=start),
     )
-    ground = await services.answering.groundwork(inquiry, is_asked=False)
+
+
+async def is_found(services: Services, text: str, case: Case) -> bool:
+    """Whether what the model reads, from either start, is of the question's paragraph and holds an answer."""
+    ground = await services.answering.groundwork(asked(text, case, AnswerStart.FRESH), is_asked=False)
     place = text.index(case.passages[0])
     of_case = range(place, place + len(case.passages[0]))
     read = [source.passage for source in ground.readings]
-    is_found = any(
-        passage.span.start in of_case and any(answer in passage.text for answer in case.answers) for passage in read
-    )
-    async with services.answering.answer(inquiry) as under_way:
-        async for event in under_way.events():
-            if isinstance(event, AnswerDone):
-                assert event.retrieval.start is start or not read, event.retrieval
-                return event, is_found
-    raise AssertionError("an answer ends with AnswerDone")
+    return any(passage.span.start in of_case and any(each in passage.text for each in case.answers) for passage in read)
 
 
 async def measure(services: Services, texts: list[Pasted], seed: int) -> dict[AnswerStart, Answered]:
@@ -122,13 +125,14 @@ async def measure(services: Services, texts: list[Pasted], seed: int) -> dict[An
     dice = random.Random(seed)
     told = {start: Answered() for start in STARTS}
     for each in texts:
-        await answer(services, each.text, each.cases[0], AnswerStart.PROMPT)
+        await answer(services, asked(each.text, each.cases[0], AnswerStart.PROMPT))
         for case in each.cases:
+            found = await is_found(services, each.text, case)
             for start in dice.sample(STARTS, len(STARTS)):
-                done, is_found = await answer(services, each.text, case, start)
+                done = await answer(services, asked(each.text, case, start))
                 _, f1, value = scores(done.text, case)
                 row = told[start]
-                row.found.append(is_found)
+                row.found.append(found)
                 row.value.append(value)
                 row.f1.append(f1)
                 if done.ttft_seconds is not None:

@@ -137,7 +137,8 @@ def last_paragraph(tokenizer: PartTokenizer, content: str) -> tuple[int, int]:
 
 
 def _only_asks(text: str) -> bool:
-    return all(text[span.start : span.end].rstrip().endswith("?") for span in sentence_spans(text))
+    sentences = [text[span.start : span.end].rstrip() for span in sentence_spans(text)]
+    return bool(sentences) and all(sentence.endswith("?") for sentence in sentences)
 
 
 def _first_that_fits(starts: Sequence[int], fits: Callable[[int], bool]) -> int | None:

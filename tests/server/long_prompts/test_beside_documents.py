@@ -1,5 +1,6 @@
 """Long messages together with documents: both are searched, the passages share the window, citations say from where."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -18,10 +19,17 @@ def world(new_world: WorldMaker) -> World:
     return new_world(policy=WINDOW, read_prompts=False)
 
 
+async def stored(client: httpx.AsyncClient, text: str, name: str) -> str:
+    """The id of a document that can be asked."""
+    made = (await client.post("/v1/documents", json={"text": text, "name": name})).raise_for_status().json()
+    while not (await client.get(f"/v1/documents/{made['id']}")).json()["answerable"]:
+        await asyncio.sleep(0.001)
+    return str(made["id"])
+
+
 @pytest.fixture
 async def document(client: httpx.AsyncClient) -> str:
-    made = await client.post("/v1/documents", json={"text": f"{OWNER} It stands in Oldenkamp.", "name": "owners.txt"})
-    return str(made.raise_for_status().json()["id"])
+    return await stored(client, f"{OWNER} It stands in Oldenkamp.", "owners.txt")
 
 
 async def answered(client: httpx.AsyncClient, document: str, *said: str, **more: Any) -> Any:
@@ -95,7 +103,7 @@ async def test_facts_and_quotations_and_a_session(client: httpx.AsyncClient, wor
     message = reply["choices"][0]["message"]
     assert "QX-7741-B" in message["content"] or message["annotations"], message
     long = " ".join(prose(1, number).rstrip(".") for number in range(25))
-    made = (await client.post("/v1/documents", json={"text": f"{long}.", "name": "long.txt"})).json()["id"]
+    made = await stored(client, f"{long}.", "long.txt")
     many = {"facts": [{"text": long}], "documents": [made]}
     refused = await client.post("/v1/chat/completions", json=chat(f"{PASTED}\n\n{ASKED}", fano=many, max_tokens=500))
     error = refused.json()["error"]

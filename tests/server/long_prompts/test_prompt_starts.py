@@ -176,6 +176,8 @@ async def test_a_plan_tells_of_both(client: httpx.AsyncClient, world: World) -> 
 @pytest.mark.parametrize("start", ["prompt", "fresh", "document"])
 async def test_a_start_that_means_nothing_is_refused(client: httpx.AsyncClient, world: World, start: str) -> None:
     made = await client.post("/v1/documents", json={"text": CODE, "name": "codes.txt"})
+    while not (await client.get(f"/v1/documents/{made.json()['id']}")).json()["answerable"]:
+        await asyncio.sleep(0.001)
     for path, body in (
         ("/v1/chat/completions", chat(ASKED)),
         ("/v1/responses", {"model": MODEL, "input": ASKED}),
