@@ -155,7 +155,8 @@ class PlainBodies:
 
 
 class BodyLimit:
-    """Ends the reading of a body at ``max_bytes``, except on ``own_limit_paths``, which count for themselves.
+    """Ends the reading of a body at ``max_bytes``, or before it where more is announced, except on
+    ``own_limit_paths``, which count for themselves.
 
     A refusal on the way is answered although the client may still be sending: what is left is read and
     thrown away for a while, because a connection closed with unread data loses the answer.
@@ -172,12 +173,16 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        announced = Headers(scope=scope).get("content-length", "")
+        is_announced = announced.isdecimal() and int(announced) > self.max_bytes
         limited = not any(path.fullmatch(scope["path"]) for path in self.own_limit_paths)
         num_bytes = 0
         more_to_come = True
 
         async def counted() -> Message:
             nonlocal num_bytes, more_to_come
+            if limited and is_announced:
+                raise BodyTooLarge("the request's body", self.max_bytes, self.setting)
             message = await receive()
             more_to_come = message["type"] == "http.request" and message.get("more_body", False)
             num_bytes += len(message.get("body", b""))

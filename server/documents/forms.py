@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,8 @@ class _Form:
             part.clear()
 
     def _begin(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         name = text_of(options.get(b"name", b""))
         if name != self.file_field and name not in self.fields:
             raise RequestInvalid(
@@ -160,7 +162,8 @@ class _Form:
             raise RequestInvalid(f"{name} was sent twice; send it once", name)
         self._field = name
         if name == self.file_field:
-            self.name = clean_name(text_of(options.get(b"filename", b"")))
+            own = options.get(b"filename")
+            self.name = clean_name(_encoded_name(disposition) if own is None else text_of(own))
             self.declared_type = text_of(self._headers.get(b"content-type", b"")).strip() or None
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -182,3 +185,10 @@ class _Form:
             self.values[self._field] = text_of(bytes(self._value))
         self._field = None
         self._value.clear()
+
+
+def _encoded_name(disposition: bytes) -> str:
+    """The name as ``filename*`` has it, in the manner of RFC 2231; forms should not (RFC 7578, 4.2), urllib3 1 does."""
+    message = Message()
+    message["Content-Disposition"] = " ".join(text_of(disposition).split())
+    return message.get_filename("")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -37,6 +38,31 @@ async def test_a_packed_body_is_refused_by_its_header(client: httpx.AsyncClient)
     reply = await client.post("/v1/documents", files={"file": ("a.txt", b"x")}, headers={"Content-Encoding": "br"})
     assert reply.status_code == 415
     assert "Content-Encoding is 'br'" in reply.json()["error"]["message"]
+
+
+async def test_a_body_that_is_announced_as_too_large_is_not_waited_for(new_world: WorldMaker) -> None:
+    async def piece() -> AsyncIterator[bytes]:
+        yield b"{}"  # alone it is a 400
+
+    async with open_client(new_world(max_request_bytes=5000)) as client:
+        for length, status in ((5000, 400), (5001, 413), (10**30, 413)):
+            reply = await client.post("/v1/ask", content=piece(), headers=JSON | {"Content-Length": str(length)})
+            assert reply.status_code == status, reply.text
+
+
+async def test_a_name_that_is_encoded_is_read(client: httpx.AsyncClient) -> None:
+    for number, (disposition, name) in enumerate(
+        (
+            ("filename*=UTF-8''%e2%82%ac%20list.md", "€ list.md"),
+            ("filename*=UTF-8''a.md; filename=\"b.md\"", "b.md"),
+            ("filename*=none''x.md", "x.md"),
+            ("filename*=y.md", "y.md"),
+        )
+    ):
+        part = f'--X\r\nContent-Disposition: form-data; name="file"; {disposition}\r\n\r\nText {number}.\r\n--X--\r\n'
+        headers = {"Content-Type": "multipart/form-data; boundary=X"}
+        reply = await client.post("/v1/documents", content=part.encode(), headers=headers)
+        assert (reply.status_code, reply.json()["name"]) == (202, name)
 
 
 async def test_the_log_names_the_tenant(new_world: WorldMaker, caplog: pytest.LogCaptureFixture) -> None:
