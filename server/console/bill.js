@@ -21,7 +21,7 @@ const GROWS = {
   embeddings: "meanings",
   kv_archive: "older keys and values",
   kv_summaries: "their summaries",
-  sessions: "conversations",
+  sessions: "readings and conversations",
   files: "files as sent",
   responses: "replies that were stored",
 };
@@ -148,7 +148,7 @@ function showGrowing({ host, disk }) {
 
 function showProcess(bill) {
   bars.process.textContent = bill.device_is_host
-    ? `The whole process takes ${bytes(bill.resident_set_bytes)} of this machine's memory, as its kernel counts: ${bytes(bill.device.held_bytes)} in the pools above, ${bytes(bill.host.bytes)} in the archive and conversations, ${bytes(bill.unaccounted_bytes)} of programs and libraries.`
+    ? `The whole process takes ${bytes(bill.resident_set_bytes)} of this machine's memory, as its kernel counts: ${bytes(bill.device.held_bytes)} in the pools above, ${bytes(bill.host.bytes)} in the archive, readings and conversations, ${bytes(bill.unaccounted_bytes)} of programs and libraries.`
     : `Beside the device the process takes ${bytes(bill.resident_set_bytes)} of host memory, ${bytes(bill.unaccounted_bytes)} of it programs and libraries.`;
 }
 
