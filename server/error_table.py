@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from model.errors import (
@@ -264,6 +264,9 @@ def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
             raise error
         return await known(request, StorageFull())
 
+    async def left(request: Request, _: Exception) -> JSONResponse:
+        return await known(request, ClientLeft())
+
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         count(UNEXPECTED.code)
         # This reply is made outside all middleware, which therefore cannot add the id.
@@ -274,6 +277,7 @@ def install_error_handlers(app: FastAPI, count: Callable[[str], None]) -> None:
         app.add_exception_handler(cls, known)
     for disk_error in (OSError, sqlite3.OperationalError):
         app.add_exception_handler(disk_error, of_the_disk)
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(Exception, unexpected)
