@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.kernels.block_index import BlockIndex
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 
@@ -25,7 +26,8 @@ class SequenceChunk:
     it may take the fast path of decoding, whose rounding is its own. A prompt's token never does, however its prompt
     is cut. ``next_ids``: the tokens after the first ones of these, whose surprisal is wanted. ``archived`` are the
     numbers of its blocks in the archive by place, ``select_from`` is the first position that selects among them, and
-    ``leaving`` pairs of a block that leaves the window in this step and its number there.
+    ``leaving`` pairs of a block that leaves the window in this step and its number there. ``indexes`` are those that
+    its tokens choose by.
     """
 
     token_ids: Sequence[int]
@@ -39,6 +41,7 @@ class SequenceChunk:
     archived: "array[int]" = field(default_factory=_none)
     select_from: int = 0
     leaving: Sequence[int] = ()
+    indexes: "Sequence[BlockIndex]" = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ class Batch:
     token is written to; ``logits_rows``, the rows that need logits, ascending; ``first_positions``,
     ``block_tables`` and ``policies`` have one entry per sequence. The first ``num_decodes`` sequences have one token
     each, and it was drawn. ``next_ids`` [T] is the token after each one, -1 where its surprisal is not wanted; None
-    where none is. ``archived`` and ``select_from`` have one entry per sequence where any reads under policy
-    ``archive``, and are empty else; ``leaving`` are the pairs of all.
+    where none is. ``archived``, ``select_from`` and ``indexes`` have one entry per sequence where any reads under
+    policy ``archive``, and are empty else; ``leaving`` are the pairs of all.
     """
 
     input_ids: Tensor
@@ -67,6 +70,7 @@ class Batch:
     archived: "tuple[array[int], ...]" = ()
     select_from: tuple[int, ...] = ()
     leaving: "array[int]" = field(default_factory=_none)
+    indexes: "tuple[Sequence[BlockIndex], ...]" = ()
 
     @property
     def num_tokens(self) -> int:
@@ -111,6 +115,7 @@ class Batch:
             archived=tuple(chunk.archived for chunk in chunks) if has_archive else (),
             select_from=tuple(chunk.select_from for chunk in chunks) if has_archive else (),
             leaving=array("q", [each for chunk in chunks for each in chunk.leaving]),
+            indexes=tuple(chunk.indexes for chunk in chunks) if has_archive else (),
         )
 
 

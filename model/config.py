@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from model.errors import CheckpointNotFound, ConfigInvalid
+from model.index_plan import IndexPlan
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 from model.tiles import padded_shape, summary_shape
 
@@ -233,16 +234,25 @@ class ModelConfig:
         """Bytes of keys and values that one token leaves in all attention layers."""
         return 2 * self.num_attention_layers * self.kv_size * dtype.kept.num_bytes
 
-    def archive_bytes_per_block(self, dtype: Dtype) -> tuple[int, int]:
-        """Bytes of the keys and values, and of the summary, of one block that left the window."""
+    def archive_bytes_per_block(self, dtype: Dtype, index: IndexPlan | None = None) -> tuple[int, int]:
+        """Bytes of the keys and values, and of the summary, of one block that left the window; where it shares an
+        ``index``, the latter with its part of what that takes at most."""
         item_bytes = dtype.kept.num_bytes
         numbers = math.prod(summary_shape(self.head_width, item_bytes))
         summary = self.num_attention_layers * self.num_kv_heads * numbers * item_bytes
+        if index is not None:
+            summary += -(-self.index_bytes(dtype, index) // index.num_blocks)
         return BLOCK_TOKENS * self.kv_bytes_per_token(dtype), summary
 
-    def num_archive_blocks(self, dtype: Dtype, memory_bytes: int, disk_bytes: int) -> tuple[int, int]:
+    def index_bytes(self, dtype: Dtype, index: IndexPlan) -> int:
+        """Most bytes of one index over the archive."""
+        return index.most_bytes(self.num_attention_layers, self.num_kv_heads, self.head_width, dtype.kept.num_bytes)
+
+    def num_archive_blocks(
+        self, dtype: Dtype, memory_bytes: int, disk_bytes: int, index: IndexPlan | None = None
+    ) -> tuple[int, int]:
         """Blocks that fit into ``memory_bytes`` with their summaries, and into ``disk_bytes``."""
-        block, summary = self.archive_bytes_per_block(dtype)
+        block, summary = self.archive_bytes_per_block(dtype, index)
         return (memory_bytes // (block + summary), disk_bytes // block) if block else (0, 0)
 
     @property
@@ -287,7 +297,8 @@ class EngineConfig:
     that preempted requests may take, ``session_bytes`` what checkpoints and named sessions may;
     ``num_checkpoint_slots`` more state slots hold checkpoints on the device. Under policy ``archive`` what leaves the
     windows may take ``archive_bytes`` of host memory, and then ``archive_disk_bytes`` of a file without a name in
-    ``archive_directory``, or where temporary files go.
+    ``archive_directory``, or where temporary files go. ``archive_index_blocks`` of a text that left the window share an
+    index, so that a token reads a part of their summaries; 0: it reads them all.
     """
 
     num_slots: int = 8
@@ -304,6 +315,7 @@ class EngineConfig:
     archive_bytes: int = 2 << 30
     archive_disk_bytes: int = 8 << 30
     archive_directory: Path | None = None
+    archive_index_blocks: int = 0
     max_waiting: int = 64
     device: str = "cpu"
     num_threads: int = 1
@@ -316,6 +328,13 @@ class EngineConfig:
         if self.device == "cpu" or not any(model.num_archive_blocks(self.dtype, *budgets)):
             return 0
         return self.num_slots * self.policy_for(model).select
+
+    @property
+    def archive_index(self) -> IndexPlan | None:
+        """How the archive is indexed, if it is."""
+        if not self.archive_index_blocks:
+            return None
+        return IndexPlan.of(self.archive_index_blocks, self.prefill_chunk_tokens)
 
     def policy_for(self, model: ModelConfig) -> AttentionPolicy:
         """The attention policy requests run under unless they choose their own."""
@@ -333,7 +352,7 @@ class EngineConfig:
             raise ConfigInvalid("mixed_chunk_tokens", self.mixed_chunk_tokens, expected, "change one of them")
         if not 0 < self.prefill_share < 1:
             raise ConfigInvalid("prefill_share", self.prefill_share, "more than 0 and less than 1", "0.5 is fair")
-        sizes = ("saved_bytes", "session_bytes", "archive_bytes", "archive_disk_bytes")
+        sizes = ("saved_bytes", "session_bytes", "archive_bytes", "archive_disk_bytes", "archive_index_blocks")
         for key in ("max_waiting", "num_checkpoint_slots", *sizes):
             if getattr(self, key) < 0:
                 raise ConfigInvalid(key, getattr(self, key), "at least 0", f"raise {key}")

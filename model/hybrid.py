@@ -206,7 +206,13 @@ class HybridLayer(Parameterised):
             x += self.mixer(normed, *memory, batch)
         else:
             layer = ArchivedLayer(
-                *archive.keys_values, archive.summaries, self.mixer.index, batch.archived, batch.select_from
+                *archive.keys_values,
+                archive.summaries,
+                self.mixer.index,
+                batch.archived,
+                batch.select_from,
+                batch.indexes,
+                archive.plan,
             )
             x += self.mixer(normed, *memory, batch, layer, fetching)
         x += self.ffn(self.ffn_norm(x))

@@ -18,6 +18,7 @@ from model.kernels.arguments import (
     NativeLayer,
     NativeModel,
     NativeStep,
+    addresses_of,
     array_of,
     as_array,
     native_archive,
@@ -100,8 +101,10 @@ class WholeStep:
         stands = tables, batch.first_positions, batch.policies
         archive = None
         if batch.archived:
-            archive = native_archive(*blocks.archive.keys_values, blocks.archive.summaries, batch.leaving)
-            found = map(native_span, *stands, batch.archived, batch.select_from)
+            kept = blocks.archive
+            archive = native_archive(*kept.keys_values, kept.summaries, batch.leaving, kept.plan)
+            indexes = [addresses_of([index.native for index in each]) for each in batch.indexes]
+            found = map(native_span, *stands, batch.archived, batch.select_from, indexes)
         else:
             found = map(native_span, *stands)
         spans = array_of(AttendedSpan, len(places))(*found)

@@ -291,6 +291,7 @@ def engine_config(settings: Settings, checkpoint: "ModelConfig") -> "EngineConfi
         archive_bytes=settings.archive_bytes,
         archive_disk_bytes=settings.archive_disk_bytes,
         archive_directory=settings.data_dir / "archive",
+        archive_index_blocks=settings.archive_index_blocks,
         num_checkpoint_slots=settings.checkpoint_slots,
         num_threads=num_threads(settings),
     )

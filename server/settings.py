@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     archive_disk_bytes: int = Field(
         8 << 30, ge=0, description="Disk for what of it does not fit there, in a file that ends with the process."
     )
+    archive_index_blocks: int = Field(
+        0,
+        ge=0,
+        le=65_536,
+        description="Blocks of 64 tokens that share an index of FAISS under policy archive; 0: all are scanned.",
+    )
     prompt_dense_rows: int = Field(
         512,
         ge=0,

@@ -17,6 +17,7 @@ from model.cache.kv_archive import KvArchive
 from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
 from model.hybrid import HybridLM
+from model.index_plan import IndexPlan
 from model.kernels import REFERENCE, Choose, Kernels
 from model.kernels.native import InstructionSet, load_native
 from model.policy import AttentionPolicy
@@ -111,11 +112,18 @@ class Reader:
     Where what is selected has to be fetched, there is room for ``num_fetched`` blocks of it.
     """
 
-    def __init__(self, model: HybridLM, num_slots: int = 4, num_blocks: int = 32, num_fetched: int = 16) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        num_slots: int = 4,
+        num_blocks: int = 32,
+        num_fetched: int = 16,
+        plan: IndexPlan | None = None,
+    ) -> None:
         self.model = model
         self.device = str(model.embedding.weight.device)
         self.states = StatePool(model.config, num_slots, self.device)
-        self.archive = KvArchive(model.config, model.dtype, ARCHIVE_BYTES)
+        self.archive = KvArchive(model.config, model.dtype, ARCHIVE_BYTES, plan=plan)
         self.fetched: FetchedBlocks | None = None
         if self.device != "cpu" or model.kernels.name == FETCHING:
             self.fetched = FetchedBlocks(model.config, model.dtype, num_fetched, self.archive, self.device)
@@ -150,7 +158,8 @@ class OpenSequence:
         self.num_tokens += len(ids)
         self.table.prepare(first, self.num_tokens)
         leaving = self.table.leave(self.policy, self.num_tokens)
-        archived = self.table.archive.numbers, self.select_from, leaving
+        indexes = self.table.archive.indexes(self.policy, self.num_tokens, self.select_from)
+        archived = self.table.archive.numbers, self.select_from, leaving, indexes
         return SequenceChunk(
             ids, first, self.slot, self.table.blocks, self.policy, len(ids), is_decode, None, *archived
         )

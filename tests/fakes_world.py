@@ -91,7 +91,12 @@ class World:
         model = self.models[config.num_threads]
         plan = MemoryPlan.of(model.config, config)
         archive = KvArchive(
-            model.config, config.dtype, config.archive_bytes, config.archive_disk_bytes, config.archive_directory
+            model.config,
+            config.dtype,
+            config.archive_bytes,
+            config.archive_disk_bytes,
+            config.archive_directory,
+            config.archive_index,
         )
         runner = ModelRunner(
             model,

@@ -3,7 +3,9 @@
 from array import array
 from collections.abc import Iterable, Sequence
 
+from model.cache.archive_index import SharedIndex
 from model.cache.kv_archive import ArchivedBlock, KvArchive
+from model.kernels.block_index import BlockIndex
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
 
 # Stands in a table where the block stays on the device: a sink.
@@ -23,6 +25,7 @@ class ArchiveTable:
         # 64-bit integers in one piece, which a native step reads where they lie.
         self.numbers = array("q")
         self._blocks: list[ArchivedBlock] = []
+        self._indexes: list[SharedIndex] = []
 
     @property
     def num_blocks(self) -> int:
@@ -49,6 +52,19 @@ class ArchiveTable:
         self.numbers.extend(numbers)
         if not self.is_cached:
             self.archive.hold(numbers)
+        self._index()
+
+    def indexes(self, policy: AttentionPolicy, end: int, select_from: int) -> Sequence[BlockIndex]:
+        """Those by which tokens before ``end`` choose; waits for them."""
+        if self.archive.plan is None:
+            return ()
+        count = self.archive.plan.num_indexed(policy, end - 1, select_from)
+        return [index.made() for index in self._indexes[:count]]
+
+    @property
+    def shared_indexes(self) -> Sequence[SharedIndex]:
+        """Those over its blocks, by rising place."""
+        return self._indexes
 
     def places_leaving(self, policy: AttentionPolicy, end: int) -> range:
         """Places of the blocks that leave the window when everything before ``end`` is read."""
@@ -62,6 +78,7 @@ class ArchiveTable:
         fork = ArchiveTable(self.archive, is_cached)
         fork.numbers = self.numbers[:]
         fork._blocks = self._blocks[:]
+        fork._indexes = self._indexes[:]
         if not is_cached:
             self.archive.hold(fork.numbers)
         return fork
@@ -72,3 +89,16 @@ class ArchiveTable:
             self.archive.let_go(self.numbers)
         self.numbers = array("q")
         self._blocks = []
+        self._indexes = []
+
+    def _index(self) -> None:
+        """Have indexes of as many blocks as are complete; who shares all of them shares the index."""
+        if self.archive.plan is None or self.archive.indexes is None:
+            return
+        size, first = self.archive.plan.num_blocks, self.first_place
+        while (end := (len(self._indexes) + 1) * size) <= len(self._blocks):
+            last = self._blocks[end - 1]
+            numbers = tuple(self.numbers[first + end - size : first + end])
+            if last.index is None or last.index.numbers != numbers:
+                last.index = self.archive.indexes.new(numbers)
+            self._indexes.append(last.index)

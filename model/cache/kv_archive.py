@@ -24,8 +24,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.cache.archive_index import ArchiveIndexes, SharedIndex
 from model.config import Dtype, ModelConfig
 from model.errors import ArchiveFull
+from model.index_plan import IndexPlan
 from model.kernels.selection import summary
 from model.policy import BLOCK_TOKENS
 from model.tiles import summary_shape
@@ -41,11 +43,13 @@ FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0
 class ArchivedBlock:
     """One block of the archive: there as long as somebody refers to it."""
 
-    __slots__ = ("__weakref__", "_archive", "number")
+    __slots__ = ("__weakref__", "_archive", "index", "number")
 
     def __init__(self, archive: "KvArchive", number: int) -> None:
         self._archive = archive
         self.number = number
+        # Of blocks of which this is the last: it is there as long as they are.
+        self.index: SharedIndex | None = None
 
     @property
     def keys(self) -> Tensor:
@@ -84,9 +88,11 @@ class KvArchive:
         memory_bytes: int = 0,
         disk_bytes: int = 0,
         directory: Path | None = None,
+        plan: IndexPlan | None = None,
     ) -> None:
+        """``plan`` is how blocks are indexed, if they are; see ``model/index_plan.py``."""
         self.bytes_per_block, self.bytes_per_summary = config.archive_bytes_per_block(dtype)
-        self.num_in_memory, num_on_disk = config.num_archive_blocks(dtype, memory_bytes, disk_bytes)
+        self.num_in_memory, num_on_disk = config.num_archive_blocks(dtype, memory_bytes, disk_bytes, plan)
         self.num_blocks = self.num_in_memory + num_on_disk
         layers, heads, width = config.num_attention_layers, config.num_kv_heads, config.head_width
         held = DTYPES[dtype.kept]
@@ -101,6 +107,8 @@ class KvArchive:
         )
         summaries = (layers, heads, self.num_blocks, *summary_shape(width, held.itemsize))
         self.summaries = _tensor(_reserve(self.num_blocks * self.bytes_per_summary), summaries, held)
+        self.plan = plan
+        self.indexes = None if plan is None else ArchiveIndexes(plan, self.summaries, width)
         # Numbers whose last reference went, in whatever thread.
         self.returned: deque[int] = deque()
         self._free: list[int] = []
@@ -140,7 +148,8 @@ class KvArchive:
         """Host memory that is taken, by the names of ``model.engine.stats.ARCHIVE_POOLS``."""
         live = self.num_live
         near = live - self._num_disk_live
-        return {"kv_archive": near * self.bytes_per_block, "kv_summaries": live * self.bytes_per_summary}
+        indexed = 0 if self.indexes is None else self.indexes.nbytes
+        return {"kv_archive": near * self.bytes_per_block, "kv_summaries": live * self.bytes_per_summary + indexed}
 
     @property
     def disk_bytes(self) -> int:
@@ -204,8 +213,10 @@ class KvArchive:
         return bool(self._uses[number])
 
     def rest(self) -> None:
-        """A step is over: every so often what was read of the file leaves the process; the system has it, or reads it
-        again."""
+        """A step is over: blocks that it completed are indexed, and every so often what was read of the file leaves the
+        process; the system has it, or reads it again."""
+        if self.indexes is not None:
+            self.indexes.start()
         self._num_steps += 1
         if self._num_disk_live and self._disk is not None and self._num_steps % STEPS_BETWEEN_RESTS == 0:
             self._disk.madvise(mmap.MADV_DONTNEED)

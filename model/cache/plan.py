@@ -32,7 +32,8 @@ class MemoryPlan:
     every slot and of a chunk whose log probabilities are wanted. ``saved_bytes`` is not on the device: host memory for
     preempted requests, and ``session_bytes`` for checkpoints and sessions, taken when it is needed.
     ``bytes_per_sequence`` is what one sequence holds at the full context under the engine's policy. A token that left
-    the window of policy ``archive`` takes ``archive_bytes_per_token`` and ``summary_bytes_per_token`` of the host;
+    the window of policy ``archive`` takes ``archive_bytes_per_token`` and ``summary_bytes_per_token``, where there are
+    indexes with the most that they take, of the host;
     there is room for ``num_archive_blocks`` blocks of such tokens in ``archive_bytes`` of memory and
     ``archive_disk_bytes`` of disk. On a device ``num_fetched_blocks`` of them are in ``fetched_bytes`` of its pool
     ``kv``, beside the ``kv_bytes`` of the windows.
@@ -67,8 +68,8 @@ class MemoryPlan:
         num_blocks = engine.num_slots * per_sequence if engine.num_blocks is None else engine.num_blocks
         block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(engine.dtype)
         num_states = engine.num_slots + engine.num_checkpoint_slots
-        archived_bytes, summary_bytes = model.archive_bytes_per_block(engine.dtype)
-        archive = engine.archive_bytes, engine.archive_disk_bytes
+        archived_bytes, summary_bytes = model.archive_bytes_per_block(engine.dtype, engine.archive_index)
+        archive = engine.archive_bytes, engine.archive_disk_bytes, engine.archive_index
         return MemoryPlan(
             num_slots=engine.num_slots,
             num_checkpoint_slots=engine.num_checkpoint_slots,
@@ -174,6 +175,9 @@ def _step_bytes(model: ModelConfig, engine: EngineConfig, num_tokens: int) -> in
     # A request may choose policy archive: what its tokens choose, marks of blocks, rows that go together.
     places = -(-engine.max_context_tokens // BLOCK_TOKENS)
     attention += ATTENTION_TILE_TOKENS * 2 * min(places, MOST_SELECTED) + places + tile * (2 * head + 2)
+    if engine.archive_index is not None:
+        # How like a query each list is, a score of each block, and strips that are looked through.
+        attention += 2 * (engine.archive_index.num_blocks + engine.archive_index.num_lists + STRIP_ROWS)
     few = min(num_tokens, SHARED_TOKENS) * narrow
     own = max(width, ffn) + 2 * model.num_heads + attention + few + 32 * DECODE_GAP_FLOATS
     return FLOAT32_BYTES * (num_tokens * (wide + narrow) + engine.num_threads * own)

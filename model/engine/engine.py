@@ -40,7 +40,7 @@ from model.errors import (
     ModelError,
 )
 from model.fingerprint import ARITHMETIC, Fingerprint
-from model.policy import AttentionPolicy
+from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -140,11 +140,12 @@ class Engine:
 
     def fingerprint(self, policy: AttentionPolicy | None = None) -> Fingerprint:
         """What states that this engine makes depend on."""
-        build = self._stats.build
+        build, asked = self._stats.build, policy or self.policy
+        is_indexed = build.archive_index_blocks and asked.name is PolicyName.ARCHIVE
         return Fingerprint(
             weights=self._weights,
             tokenizer=self.tokenizer.fingerprint,
-            policy=str(policy or self.policy),
+            policy=f"{asked}, by indexes of {build.archive_index_blocks} blocks" if is_indexed else str(asked),
             dtype=build.dtype,
             kernels=f"{build.device}:{build.kernels}:{ARITHMETIC}",
         )

@@ -64,7 +64,7 @@ class Generation:
 
     def hold(self, held: HeldBytes) -> None:
         """The request holds this much now."""
-        self.most_held = max(self.most_held, held, key=lambda each: (each.total, each.kv_archive))
+        self.most_held = max(self.most_held, held, key=lambda each: (each.total, each.kv_archive, each.kv_summaries))
 
     def usage(self, dtype: str, now: float) -> RequestUsage:
         """The bill."""

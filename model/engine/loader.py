@@ -5,6 +5,7 @@ import time
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     policy = config.policy_for(model_config)
     _require_device(config.device)
     _require_select(policy)
+    _require_index(config)
     torch.set_num_threads(1)
     kernels, kernels_reason = _kernels(config, model_config)
     _require_products(config, kernels, kernels_reason)
@@ -101,7 +103,7 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     if kernels.product is not None:
         model.pack()
     budgets = config.archive_bytes, config.archive_disk_bytes
-    archive = KvArchive(model_config, config.dtype, *budgets, config.archive_directory)
+    archive = KvArchive(model_config, config.dtype, *budgets, config.archive_directory, config.archive_index)
     fetched = None
     if plan.num_fetched_blocks:
         fetched = FetchedBlocks(model_config, config.dtype, plan.num_fetched_blocks, archive, config.device)
@@ -116,7 +118,14 @@ def load_engine(path_or_hub_id: str | Path, config: EngineConfig) -> tuple[Engin
     )
     runner.warm_up()
     stats = EngineStats(
-        build=BuildInfo(directory.name, config.device, kernels.name, config.dtype.value, str(policy)),
+        build=BuildInfo(
+            directory.name,
+            config.device,
+            kernels.name,
+            config.dtype.value,
+            str(policy),
+            config.archive_index_blocks,
+        ),
         slots=runner.slots,
         blocks=runner.blocks,
         pool_bytes=runner.pool_bytes,
@@ -220,6 +229,20 @@ def _require_products(config: EngineConfig, kernels: Kernels, reason: str) -> No
 def _require_select(policy: AttentionPolicy) -> None:
     if policy.select > MOST_SELECTED:
         raise ConfigInvalid("policy.select", policy.select, f"at most {MOST_SELECTED} blocks", "lower FANO_SELECT")
+
+
+def _require_index(config: EngineConfig) -> None:
+    if not config.archive_index_blocks:
+        return
+    remedy = "set FANO_ARCHIVE_INDEX_BLOCKS=0, which scans every summary"
+    if config.device != "cpu":
+        raise ConfigInvalid(
+            "archive_index_blocks", config.archive_index_blocks, f"0 on device {config.device!r}", remedy
+        )
+    if find_spec("faiss") is None:
+        expected = "0: FAISS, which makes the indexes, is not installed"
+        remedy = f"install it with the extra 'cpu' (faiss-cpu), or {remedy}"
+        raise ConfigInvalid("archive_index_blocks", config.archive_index_blocks, expected, remedy)
 
 
 def _require_device(device: str) -> None:

@@ -294,7 +294,7 @@ class ModelRunner:
             ssm_state=num_slots * states.ssm_bytes // states.num_slots,
             conv_state=num_slots * states.conv_bytes // states.num_slots,
             kv_archive=num_archived * archive.bytes_per_block,
-            kv_summaries=num_archived * archive.bytes_per_summary,
+            kv_summaries=num_archived * archive.bytes_per_summary + self._index_bytes(held, saved),
         )
 
     def archive_numbers(self) -> set[int]:
@@ -313,6 +313,14 @@ class ModelRunner:
             return only.table.archive.num_blocks
         blocks = {id(block) for each in held for block in each.table.archive.blocks}
         return len(blocks.union(id(block) for each in saved for block in each.archive))
+
+    def _index_bytes(self, held: Collection[Held], saved: Collection[Snapshot]) -> int:
+        """Bytes of the different indexes over these blocks."""
+        if self._blocks.archive.plan is None:
+            return 0
+        indexes = {index for each in held for index in each.table.archive.shared_indexes}
+        blocks = [block for each in saved for block in each.archive if isinstance(block, ArchivedBlock)]
+        return sum(index.nbytes for index in indexes.union(block.index for block in blocks if block.index is not None))
 
     def holding(self, checkpoint: Checkpoint) -> Holding:
         """Where a checkpoint is and what it takes."""
@@ -372,6 +380,7 @@ class ModelRunner:
             leaving=held.table.leave(sequence.policy, planned.end),
             archived=held.table.archive.numbers,
             select_from=sequence.group.request.select_from,
+            indexes=held.table.archive.indexes(sequence.policy, planned.end, sequence.group.request.select_from),
         )
 
     def _give_back(self, sequence: Sequence) -> None:

@@ -24,13 +24,15 @@ class PoolCounts:
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """What runs: the label values of ``fano_build_info``."""
+    """What runs: the label values of ``fano_build_info``; and of how many blocks the indexes over the archive are, by
+    which tokens choose under that policy."""
 
     model: str
     device: str
     kernels: str
     dtype: str
     policy: str
+    archive_index_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
+from model.index_plan import IndexPlan
 from model.policy import AttentionPolicy, PolicyName
 
 Record = TypeVar("Record", bound=ctypes.Structure)
@@ -75,6 +76,17 @@ class AttendedSpan(ctypes.Structure):
         *((name, INT64) for name in ("num_blocks", "first_position", "is_full", "sinks", "window")),
         ("archived", ADDRESS),
         *((name, INT64) for name in ("num_archived", "select", "select_from")),
+        ("indexes", ADDRESS),
+        ("num_indexes", INT64),
+    ]
+
+
+class NativeIndex(ctypes.Structure):
+    """Means of neighbouring blocks in lists; see ``model.kernels.block_index.BlockIndex``."""
+
+    _fields_: ClassVar = [
+        *((name, ADDRESS) for name in ("centres", "starts", "means", "places")),
+        ("num_strips", INT64),
     ]
 
 
@@ -85,6 +97,7 @@ class NativeArchive(ctypes.Structure):
         *((name, ADDRESS) for name in ("memory", "file", "summaries")),
         *((name, INT64) for name in ("num_in_memory", "num_blocks", "num_layers", "num_leaving")),
         ("leaving", ADDRESS),
+        *((name, INT64) for name in ("index_blocks", "num_lists", "num_probed", "num_late")),
     ]
 
 
@@ -127,8 +140,10 @@ def native_span(
     policy: AttentionPolicy,
     archived: "array[int] | None" = None,
     select_from: int = 0,
+    indexes: "array[int] | None" = None,
 ) -> AttendedSpan:
-    """Where a sequence stands whose next token has ``first_position``; the tables must outlive the structure."""
+    """Where a sequence stands whose next token has ``first_position``, with the addresses of its ``indexes``; the
+    tables must outlive the structure."""
     selects = policy.name is PolicyName.ARCHIVE and archived is not None
     return AttendedSpan(
         blocks=table.buffer_info()[0],
@@ -141,10 +156,19 @@ def native_span(
         num_archived=len(archived) if archived is not None and selects else 0,
         select=policy.select if selects else 0,
         select_from=select_from,
+        indexes=indexes.buffer_info()[0] if indexes else None,
+        num_indexes=len(indexes) if indexes else 0,
     )
 
 
-def native_archive(memory: Tensor, file: Tensor, summaries: Tensor, leaving: "array[int]") -> NativeArchive:
+def addresses_of(indexes: "Sequence[NativeIndex]") -> "array[int]":
+    """Where they lie, as a span is told of them."""
+    return array("q", [ctypes.addressof(each) for each in indexes])
+
+
+def native_archive(
+    memory: Tensor, file: Tensor, summaries: Tensor, leaving: "array[int]", plan: IndexPlan | None = None
+) -> NativeArchive:
     """The archive with what leaves the windows in this step; see ``model.kernels.selection.ArchivedLayer``."""
     return NativeArchive(
         memory=memory.data_ptr(),
@@ -155,4 +179,8 @@ def native_archive(memory: Tensor, file: Tensor, summaries: Tensor, leaving: "ar
         num_layers=summaries.shape[0],
         num_leaving=len(leaving) // 2,
         leaving=leaving.buffer_info()[0],
+        index_blocks=0 if plan is None else plan.num_blocks,
+        num_lists=0 if plan is None else plan.num_lists,
+        num_probed=0 if plan is None else plan.num_probed,
+        num_late=0 if plan is None else plan.num_late,
     )

@@ -22,6 +22,7 @@ from model.kernels.arguments import (
     NativeModel,
     NativeProduct,
     NativeStep,
+    addresses_of,
     array_of,
     as_array,
     native_archive,
@@ -32,7 +33,7 @@ from model.kernels.selection import ArchivedLayer
 from model.policy import BLOCK_TOKENS, AttentionPolicy
 from model.tiles import padded_shape
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -197,9 +198,13 @@ class NativeKernels:
         places = tables, first_positions, policies
         kept = None
         if archive is not None:
-            kept = native_archive(archive.memory, archive.file, archive.summaries, array("q"))
+            kept = native_archive(archive.memory, archive.file, archive.summaries, array("q"), archive.plan)
             archived = [as_array(table) for table in archive.tables]
-            spans = array_of(AttendedSpan, num_sequences)(*map(native_span, *places, archived, archive.select_from))
+            indexes = [
+                addresses_of([index.native for index in each]) for each in archive.indexes or [()] * num_sequences
+            ]
+            selected = archived, archive.select_from, indexes
+            spans = array_of(AttendedSpan, num_sequences)(*map(native_span, *places, *selected))
         else:
             spans = array_of(AttendedSpan, num_sequences)(*map(native_span, *places))
         attended = Attended(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from model.index_plan import IndexPlan
+from model.kernels.block_index import BlockIndex, as_strips, lists_of
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
-from model.tiles import SUMMARY_ROWS, summary_shape
+from model.tiles import SUMMARY_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class ArchivedLayer:
 
     ``memory`` and ``file`` [blocks, layers, 2, P, G, E] are keys and values by number, those in the file after those in
     memory; ``summaries`` [layers, G, blocks, *summary_shape] means of runs. For each sequence ``tables`` has the number
-    by place, -1 where the block stays on the device, and ``select_from`` the first position that selects.
+    by place, -1 where the block stays on the device, and ``select_from`` the first position that selects. Where there
+    is a ``plan``, ``indexes`` has for each sequence those that its tokens choose by, from its first block on.
     """
 
     memory: Tensor
@@ -34,6 +36,8 @@ class ArchivedLayer:
     layer: int
     tables: Sequence[Sequence[int]]
     select_from: Sequence[int]
+    indexes: Sequence[Sequence[BlockIndex]] = ()
+    plan: IndexPlan | None = None
 
     def block(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values [P, G, E] of one block."""
@@ -59,10 +63,7 @@ def summary(keys: Tensor) -> Tensor:
     total = parts[0].clone()
     for part in parts[1:]:
         total += part
-    means = total.div_(together).transpose(-3, -2).to(keys.dtype)
-    depth, num_rows, pair = summary_shape(keys.shape[-1], keys.itemsize)
-    filled = pad(means, (0, depth * pair - keys.shape[-1]))
-    return filled.view(*means.shape[:-2], num_rows, depth, pair).transpose(-3, -2).contiguous()
+    return as_strips(total.div_(together).transpose(-3, -2).to(keys.dtype)).squeeze(-4)
 
 
 def means_of(summaries: Tensor, width: int) -> Tensor:
@@ -102,10 +103,32 @@ def choose(
     scores = torch.einsum("tghe,gnre->gtnhr", grouped, means).flatten(3).amax(-1)
     for token in range(num_tokens):
         places = candidates(policy, first + token, archive.select_from[index])
-        order = scores[:, token, : len(places)].sort(dim=-1, descending=True, stable=True).indices
+        if archive.plan is not None and len(places) > policy.select:
+            count = archive.plan.num_indexed(policy, first + token, archive.select_from[index])
+            size = archive.plan.num_blocks
+            for number, each in enumerate(archive.indexes[index][:count]):
+                found = scores_by_index(each, archive.layer, grouped[token], archive.plan.num_probed)
+                scores[:, token, number * size : (number + 1) * size] = found
+        ranked, order = scores[:, token, : len(places)].sort(dim=-1, descending=True, stable=True)
         for group in range(num_groups):
-            chosen[group, token, order[group, : policy.select] + last.start] = True
+            found = order[group, : policy.select][ranked[group, : policy.select] > float("-inf")]
+            chosen[group, token, found + last.start] = True
     return chosen
+
+
+def scores_by_index(index: BlockIndex, layer: int, queries: Tensor, num_probed: int) -> Tensor:
+    """[G, B] float64 of the blocks of an index for one token's ``queries`` [G, heads, E] float64: of means in the
+    ``num_probed`` lists whose centres have the largest products, of equal ones the earlier; -inf where none is."""
+    num_groups, _, width = queries.shape
+    scores = torch.full((num_groups, index.num_blocks), float("-inf"), dtype=torch.float64)
+    centres = means_of(index.centres[layer], width).flatten(1, 2)[:, : index.num_lists].double()
+    likeness = torch.einsum("ghe,gle->glh", queries, centres).amax(-1)
+    best = likeness.sort(dim=-1, descending=True, stable=True).indices[:, :num_probed]
+    for group in range(num_groups):
+        strips, places = lists_of(index, layer, group, best[group].tolist())
+        found = torch.einsum("he,nre->nrh", queries[group], means_of(strips, width).double()).amax(-1)
+        scores[group].scatter_reduce_(0, places.flatten().long(), found.flatten(), "amax")
+    return scores
 
 
 def chosen_places(

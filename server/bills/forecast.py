@@ -54,6 +54,7 @@ class Forecaster:
         self.max_context_tokens = engine.max_context_tokens
         self._model = model
         self._chunk_tokens = engine.prefill_chunk_tokens
+        self._dtype, self._index = engine.dtype, engine.archive_index
         self._archived_bytes, self._summary_bytes = model.archive_bytes_per_block(engine.dtype)
         self._admission = Admission(
             model.vocab_size,
@@ -94,12 +95,18 @@ class Forecaster:
             ssm_state_bytes=num_choices * self._model.ssm_state_bytes,
             conv_state_bytes=num_choices * self._model.conv_state_bytes,
             kv_archive_bytes=num_archived * self._archived_bytes,
-            kv_summary_bytes=num_archived * self._summary_bytes,
+            kv_summary_bytes=num_archived * self._summary_bytes + self._index_bytes(num_archived),
             peak_kv_bytes=peak_blocks * self.plan.bytes_per_block,
             fits_now=refusal is None and lacking is None and stats.num_waiting == 0,
             lacking=refusal.pool if isinstance(refusal, NeverFits) else None if refusal else lacking,
             refusal=refusal,
         )
+
+    def _index_bytes(self, num_archived: int) -> int:
+        """Most bytes of the indexes over so many blocks."""
+        if self._index is None:
+            return 0
+        return num_archived // self._index.num_blocks * self._model.index_bytes(self._dtype, self._index)
 
     def _refusal(self, request: GenerationRequest, policy: AttentionPolicy) -> ModelError | None:
         try:

@@ -26,6 +26,7 @@ from model.kernels.build import build
 from model.policy import AttentionPolicy, PolicyName
 
 WINDOW = AttentionPolicy(PolicyName.WINDOW, sinks=64, window=128)
+ARCHIVE = AttentionPolicy(PolicyName.ARCHIVE, sinks=64, window=64, select=2)
 CONFIG = TINY_CONFIG | {
     "vocab_size": 604,
     "num_hidden_layers": 2,
@@ -278,3 +279,31 @@ def test_what_cannot_be_loaded_is_named(checkpoint: Path, tmp_path: Path) -> Non
     (mixed / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 603}))
     with pytest.raises(ConfigInvalid, match="vocab_size is 603"):
         load_engine(mixed, EngineConfig())
+
+
+def test_without_faiss_the_setting_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    monkeypatch.setattr("model.engine.loader.find_spec", lambda _: None)
+    with pytest.raises(
+        ConfigInvalid, match=r"archive_index_blocks is 64.*FAISS.*faiss-cpu.*FANO_ARCHIVE_INDEX_BLOCKS=0"
+    ):
+        load_engine(checkpoint, EngineConfig(archive_index_blocks=64))
+    load_engine(checkpoint, EngineConfig(max_context_tokens=640))
+    with pytest.raises(ConfigInvalid, match="archive_index_blocks is -1, expected at least 0"):
+        EngineConfig(archive_index_blocks=-1)
+
+
+def test_the_plan_counts_indexes_and_states_differ_by_them(checkpoint: Path) -> None:
+    config = EngineConfig(archive_index_blocks=64, archive_bytes=1 << 22, archive_disk_bytes=0, max_context_tokens=640)
+    model_config = ModelConfig.from_pretrained(checkpoint)
+    plain = replace(config, archive_index_blocks=0)
+    block, summary = model_config.archive_bytes_per_block(config.dtype)
+    planned, without = (MemoryPlan.of(model_config, each) for each in (config, plain))
+    each = planned.bytes_per_archived_block - block - summary
+    assert each == -(-model_config.index_bytes(config.dtype, config.archive_index) // 64) > summary
+    assert planned.num_archive_blocks == (1 << 22) // (block + summary + each) < without.num_archive_blocks
+    indexed, scanned = load_engine(checkpoint, config)[0], load_engine(checkpoint, plain)[0]
+    assert indexed.stats().archive_blocks.total == planned.num_archive_blocks
+    assert indexed.fingerprint(ARCHIVE).differences(scanned.fingerprint(ARCHIVE)) == ("policy",)
+    assert indexed.fingerprint(AttentionPolicy()) == scanned.fingerprint(AttentionPolicy())

@@ -38,22 +38,39 @@ struct Conv {
 
 // One sequence of a step: the policy's numbers, the first position of its tokens, and its block table. From the position
 // `select_from` on a token sees also the `select` best of its blocks between sinks and window, unless that is 0;
-// `archived` are the numbers in the archive of the first `num_archived` of them, by place.
+// `archived` are the numbers in the archive of the first `num_archived` of them, by place; `indexes` the addresses of the
+// `num_indexes` that its tokens choose by, from its first block on.
 struct Span {
   const int64_t* blocks;
   int64_t num_blocks, first_position, is_full, sinks, window;
   const int64_t* archived;
   int64_t num_archived, select, select_from;
+  const int64_t* indexes;
+  int64_t num_indexes;
+};
+
+// Means of neighbouring blocks in lists of like ones, [layers, key heads, ...] in the dtype of the pool: `centres` of the
+// lists in strips, the strip that each list `starts` with and where the last ends, `means` [num_strips] strips, and
+// `places` [num_strips, STRIP] of the blocks they are of.
+struct Index {
+  const void* centres;
+  const int32_t* starts;
+  const void* means;
+  const int32_t* places;
+  int64_t num_strips;
 };
 
 // Blocks that left the windows, [blocks, layers, 2, BLOCK_TOKENS, key heads, width] keys and values: the first
 // `num_in_memory` in `memory`, the others in `file`; their summaries [layers, key heads, num_blocks], each the means
 // of RUNS runs of neighbouring keys as one strip (see product.h); all in the dtype of the pool. `leaving` are pairs of a
-// block of the pool and the number it is copied to in this step.
+// block of the pool and the number it is copied to in this step. `index_blocks` of a text, counted from its sinks on, share
+// an index of `num_lists` lists, of which a token looks through `num_probed`, once they all stand `num_late` blocks before
+// its window; 0 where there are none.
 struct Archive {
   void *memory, *file, *summaries;
   int64_t num_in_memory, num_blocks, num_layers, num_leaving;
   const int64_t* leaving;
+  int64_t index_blocks, num_lists, num_probed, num_late;
 };
 
 // `queries` [T, heads, width] float32 with `query_stride` elements between tokens, `out` [T, heads, width] float32, keys
@@ -79,10 +96,11 @@ struct Best {
 
 // A thread's workspace: `queries` and `mixed` [rows, padded width], `scores` [rows, BLOCK_TOKENS], `keys` and `values`
 // [padded width * BLOCK_TOKENS] in strips, `peaks` and `totals` [rows]. Where blocks are selected, for each token of a tile
-// its best ones, `marks` [places] with a bit for each token that sees the block, and a second set of what is by row.
+// its best ones, `marks` [places] with a bit for each token that sees the block, and a second set of what is by row; where
+// there are indexes, what a `search` works in.
 struct AttendSpace {
   float *queries, *mixed, *scores, *keys, *values, *peaks, *totals;
-  float *best_scores, *few_queries, *few_mixed, *few_peaks, *few_totals;
+  float *best_scores, *few_queries, *few_mixed, *few_peaks, *few_totals, *search;
   int32_t* best_places;
   uint32_t* marks;
 };

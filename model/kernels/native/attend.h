@@ -186,7 +186,7 @@ FANO_TARGET static int64_t mark_chosen(const Attend& a, const Span& s, int64_t g
   }
   select_blocks<Weight>(*a.archive, s, a.layer, group, a.num_kv_heads, position, num_tokens,
                         a.queries + start * a.query_stride + group * per_group * a.head_width, a.query_stride, per_group,
-                        a.head_width, w.few_queries, a.padded_width, best);
+                        a.head_width, w.few_queries, a.padded_width, best, w.search);
   __builtin_memset(w.marks + first, 0, (beyond - first) * sizeof(uint32_t));
   for (int64_t t = 0; t < num_tokens; t++) {
     const int64_t last = beyond_places(s, position + t);

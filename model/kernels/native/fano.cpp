@@ -13,7 +13,7 @@
 #include "arguments.h"
 #include "fit.h"
 
-#define FANO_ABI_VERSION 7
+#define FANO_ABI_VERSION 8
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define FANO_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)

@@ -21,6 +21,12 @@ static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t TILE_TOKENS = 32;
 constexpr int64_t PADDING = 16;
 
+// Floats that the search of an index works in: how like the query each list is, a score of each block, and the strips of
+// the lists that are looked through, whose last ones are not full.
+static int64_t search_floats(const Archive* a) {
+  return a && a->index_blocks ? 2 * (a->index_blocks + (a->num_lists + STRIP - 1) / STRIP * STRIP) : 0;
+}
+
 // Floats of the workspace that one thread of fano_attend takes.
 static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
   const int64_t rows = TILE_TOKENS * (a.num_heads / a.num_kv_heads);
@@ -45,6 +51,7 @@ static int64_t lay_out(const Attend& a, float* start, AttendSpace* w) {
     w->few_mixed = take(rows * a.padded_width);
     w->few_peaks = take(rows);
     w->few_totals = take(rows);
+    w->search = take(search_floats(a.archive));
   }
   return taken;
 }
@@ -86,6 +93,7 @@ static int64_t lay_out(const Model& m, const Step& s, int64_t num_parts, int64_t
   a.num_kv_heads = m.num_kv_heads;
   a.head_width = m.head_width;
   a.padded_width = (m.head_width + PADDING - 1) / PADDING * PADDING;
+  a.archive = s.archive;
   measure(s.spans, s.num_sequences, &a);
   const auto take_own = [&] {
     if (few) take_narrow();
@@ -112,7 +120,9 @@ static bool is_archived(const Span& s, int64_t end, const Archive* archive) {
   for (int64_t place = s.sinks / BLOCK_TOKENS; place < beyond; place++) {
     if (s.archived[place] < 0 || s.archived[place] >= archive->num_blocks) return false;
   }
-  return true;
+  if (!archive->index_blocks) return true;
+  const int64_t left = beyond - s.sinks / BLOCK_TOKENS - archive->num_late;
+  return left < 0 || left / archive->index_blocks <= s.num_indexes;
 }
 
 // Whether what leaves the pool is there and has a place.

@@ -100,13 +100,20 @@ FANO_INLINE int64_t beyond_places(const Span& s, int64_t position) {
   return !s.select || position < s.select_from || position < s.window || beyond < first ? first : beyond;
 }
 
+}  // namespace FANO_SET
+
+#include "lists.h"
+
+namespace FANO_SET {
+
 // The best blocks of `num_tokens` tokens at `position` and after, of one key head: `best` [num_tokens], of which those
 // stay empty that see all there are. Queries of a token lie `stride` floats after those of the one before. `space` has
-// `padded` floats for each query, at least their width rounded up to whole pairs.
+// `padded` floats for each query, at least their width rounded up to whole pairs; `search` is as search_floats() says.
 template <class Weight>
 FANO_TARGET static void select_blocks(const Archive& a, const Span& s, int64_t layer, int64_t group, int64_t num_groups,
                                       int64_t position, int64_t num_tokens, const float* queries, int64_t stride,
-                                      int64_t num_heads, int64_t width, float* space, int64_t padded, Best* best) {
+                                      int64_t num_heads, int64_t width, float* space, int64_t padded, Best* best,
+                                      float* search = nullptr) {
   typedef typename Met<Weight>::type Factor;
   const int64_t first = first_place(s), beyond = beyond_places(s, position + num_tokens - 1);
   if (beyond - first <= s.select) return;
@@ -117,9 +124,16 @@ FANO_TARGET static void select_blocks(const Archive& a, const Span& s, int64_t l
       arrange_query<Weight>(queries + t * stride + h * width, width, asked + (t * num_heads + h) * between);
     }
   }
+  for (int64_t t = 0; t < num_tokens; t++) {
+    if (beyond_places(s, position + t) - first <= s.select) continue;
+    for (int64_t n = 0; n < num_indexed(a, s, position + t); n++) {
+      search_lists<Weight>(a, *(const Index*)s.indexes[n], layer, group, num_groups, asked + t * num_heads * between,
+                           between, num_heads, width, s.select, first + n * a.index_blocks, search, best[t]);
+    }
+  }
   // One token is bound by fetching the means: memory is fastest as a single stream, and without being asked for ahead.
   const int64_t together = num_tokens > 1 ? SCORED : 1;
-  for (int64_t p = first, count; p < beyond; p += count) {
+  for (int64_t p = first + num_indexed(a, s, position) * a.index_blocks, count; p < beyond; p += count) {
     const int64_t number = s.archived[p];
     const Weight* means = summary_of<Weight>(a, number, layer, group, num_groups, width);
     // Blocks mostly lie in the order in which they came.
@@ -128,6 +142,9 @@ FANO_TARGET static void select_blocks(const Archive& a, const Span& s, int64_t l
     for (int64_t t = 0; t < num_tokens; t++) {
       const int64_t last = beyond_places(s, position + t);
       if (last - first <= s.select || p >= last) continue;
+      // What stands in an index of the token's was looked for there.
+      const int64_t searched = first + num_indexed(a, s, position + t) * a.index_blocks;
+      if (p + count <= searched) continue;
       const Factor* mine = asked + t * num_heads * between;
       vec scores[SCORED];
       for (int k = 0; k < SCORED; k++) scores[k] = splat(-__builtin_inff());
@@ -136,7 +153,9 @@ FANO_TARGET static void select_blocks(const Archive& a, const Span& s, int64_t l
       } else {
         score_means<ASKING, 1>(means, mine, between, num_heads, depth, scores);
       }
-      for (int k = 0; k < count && p + k < last; k++) take_in(best[t], s.select, highest_of(scores[k]), p + k);
+      for (int k = 0; k < count && p + k < last; k++) {
+        if (p + k >= searched) take_in(best[t], s.select, highest_of(scores[k]), p + k);
+      }
     }
   }
 }

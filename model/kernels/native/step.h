@@ -131,7 +131,7 @@ FANO_TARGET static Chosen choose(const Model& m, const Span& s, const Archive& a
   if (chosen.is_all) return chosen;
   Best& best = chosen.best;
   select_blocks<Weight>(a, s, layer, group, m.num_kv_heads, s.first_position, 1, query + group * sharing * width, 0,
-                        sharing, width, w.few_queries, (width + PADDING - 1) / PADDING * PADDING, &best);
+                        sharing, width, w.few_queries, (width + PADDING - 1) / PADDING * PADDING, &best, w.search);
   for (int64_t i = 1; i < best.size; i++) {
     const int32_t place = best.places[i];
     int64_t at = i;
