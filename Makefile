@@ -63,6 +63,7 @@ bench: $(NATIVE)
 	$(BIN)/python -m bench.recall --short
 	$(BIN)/python -m bench.archive_summaries --short
 	$(BIN)/python -m bench.archive_worth --short
+	$(BIN)/python -m bench.archive_index --short
 	$(BIN)/python -m bench.length --short
 	$(BIN)/python -m bench.precision --short
 	$(BIN)/python -m bench.gpu --short
