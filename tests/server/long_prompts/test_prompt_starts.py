@@ -2,7 +2,7 @@
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -18,6 +18,8 @@ from server.engine_thread.bridge import EngineThread
 from server.long_prompts.reading_beside import MOST_WAITING, PromptReadings
 
 LONG = f"{PASTED}\n\n{ASKED}"
+# So that a test which fails ends.
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
@@ -29,10 +31,17 @@ async def answered(client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
     return (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
 async def beside(world: World, number: int = 1) -> GenerationRequest:
     """The newest request in the background, once there were so many and all are done."""
-    while world.engine.has_work() or sum(each.is_background for each in world.engine.requests) < number:
-        await asyncio.sleep(0.001)
+    await until(
+        lambda: not world.engine.has_work() and sum(each.is_background for each in world.engine.requests) >= number
+    )
     return [each for each in world.engine.requests if each.is_background][-1]
 
 
@@ -215,8 +224,7 @@ def prompt(*ids: int) -> Prompt:
 
 async def submitted(engine: FakeEngine, number: int) -> list[list[int]]:
     """What the engine was given, once that is so much."""
-    while len(engine.requests) < number:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(engine.requests) >= number)
     return [list(each.prompt_ids) for each in engine.requests]
 
 
@@ -237,8 +245,7 @@ async def test_what_is_read_or_was_is_not_read_twice(stalled: FakeEngine, readin
     assert readings.begin("default", None, prompt(5, 6), 2).is_done
     stalled.go_on()
     assert len(await submitted(stalled, 2)) == 2
-    while not first.is_done:
-        await asyncio.sleep(0.001)
+    await until(lambda: first.is_done)
     assert (await readings.told(first, 0.0)).num_processed == 3
 
 
@@ -251,8 +258,7 @@ async def test_a_request_that_reads_the_text_itself_ends_the_reading_of_it(
     readings.make_way("other", None, prompt(*range(3000)))
     assert stalled.aborted == []
     readings.make_way("default", None, prompt(*range(1500)))
-    while not stalled.aborted:
-        await asyncio.sleep(0.001)
+    await until(lambda: bool(stalled.aborted))
     stalled.go_on()
     readings.begin("default", None, prompt(7), 0)
     assert [len(ids) for ids in await submitted(stalled, 2)] == [2000, 1]
