@@ -43,8 +43,9 @@ def test_of_a_sentence_that_is_too_long_whole_words(tokenizer: Tokenizer) -> Non
     assert len(tokenizer.encode_ids(asking.text)) <= QUERY_TOKENS
 
 
-def test_of_a_text_without_any_border_no_more_than_may_be_asked(tokenizer: Tokenizer) -> None:
-    asking = asking_of(tokenizer, [Turn("user", "x" * 20_000)])
+@pytest.mark.parametrize("character", ["x", "港", "🜁"])
+def test_of_a_text_without_any_border_no_more_than_may_be_asked(tokenizer: Tokenizer, character: str) -> None:
+    asking = asking_of(tokenizer, [Turn("user", character * 20_000)])
     assert asking is not None and len(tokenizer.encode_ids(asking.text)) <= QUERY_TOKENS
 
 
