@@ -6,6 +6,12 @@ import os
 import pytest
 import torch
 
+from model.cache.block_pool import BlockPool
+from model.cache.fetched_blocks import FetchedBlocks
+from model.cache.kv_archive import KvArchive
+from model.cache.state_pool import StatePool
+from model.config import Dtype, ModelConfig
+from model.hybrid import HybridLM
 from model.kernels.triton import attention, loading, parity, tables
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -38,3 +44,40 @@ def triton_kernels():
 def assert_close(found, expected, tolerance=TOLERANCE):
     scale = max(1.0, expected.abs().max().item())
     torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=tolerance * scale)
+
+
+CONFIG = ModelConfig.from_dict(
+    {
+        "model_type": "jamba",
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 4,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_dt_rank": 2,
+        "rms_norm_eps": 1e-6,
+    }
+)
+
+
+def model_of(kernels, fetched=None):
+    """A small model with kernels and pools, and where ``fetched`` an archive of whose blocks so many are fetched."""
+    model = HybridLM(CONFIG, kernels, Dtype.FLOAT32, DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        if name.endswith(".a"):
+            weight.copy_(-torch.exp(weight))
+        elif "norm" in name:
+            weight.add_(1)
+    archive = room = None
+    if fetched is not None:
+        archive = KvArchive(CONFIG, Dtype.FLOAT32, 1 << 20)
+        room = FetchedBlocks(CONFIG, Dtype.FLOAT32, fetched, archive, DEVICE) if fetched else None
+    return model, StatePool(CONFIG, 5, DEVICE), BlockPool(CONFIG, 12, Dtype.FLOAT32, DEVICE, archive, room)

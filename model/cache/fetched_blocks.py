@@ -67,14 +67,13 @@ class FetchedBlocks:
         """Forget what a step that failed had on its way: its blocks may be others' by now."""
         self._leaving.clear()
 
-    def leave(self, layer: ArchivedLayer, leaving: Sequence[int], keys: Tensor, values: Tensor) -> None:
-        """Begin to copy blocks of the pool to the archive: pairs of a block of ``keys`` and ``values``
-        [num_blocks, P, G, E] and its number. They may be overwritten at once; the archive has them, and their
-        summaries, from the next ``settle`` on."""
-        if leaving:
-            blocks = torch.tensor(leaving[::2], device=keys.device)
+    def leave(self, layer: ArchivedLayer, blocks: Tensor, numbers: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """Begin to copy ``blocks`` [n] int64 of ``keys`` and ``values`` [num_blocks, P, G, E], all on the device, to
+        the archive under ``numbers``. They may be overwritten at once; the archive has them, and their summaries, from
+        the next ``settle`` on."""
+        if numbers:
             both = torch.stack((keys[blocks], values[blocks]), dim=1)
-            self._leaving.append((layer, leaving[1::2], self._copies.begin(both)))
+            self._leaving.append((layer, numbers, self._copies.begin(both)))
 
     def ask(self, queries: Tensor) -> Tensor:
         """Queries in host memory, from the next ``settle`` on."""

@@ -50,7 +50,9 @@ class FetchingStep:
     def __init__(self, batch: Batch, fetched: FetchedBlocks) -> None:
         self._fetched = fetched
         fetched.begin_step()
-        self._leaving = batch.leaving
+        # Sent once, and not in each layer: the host waits for it.
+        blocks = torch.tensor(batch.leaving[::2], dtype=torch.int64)
+        self._leaving = blocks.to(batch.input_ids.device), batch.leaving[1::2]
         self._whole = batch.query_start, batch.first_positions, batch.block_tables, batch.policies
         self._selecting = list(_selecting(batch))
         self._num_selecting = sum(each.count for each in self._selecting)
@@ -70,7 +72,7 @@ class FetchingStep:
 
     def attend(self, kernels: Kernels, queries: Tensor, keys: Tensor, values: Tensor, archive: ArchivedLayer) -> Tensor:
         """As :func:`model.kernels.reference.attend` with ``archive``, to which what leaves the windows is copied."""
-        self._fetched.leave(archive, self._leaving, keys, values)
+        self._fetched.leave(archive, *self._leaving, keys, values)
         if not self._selecting:
             return kernels.attend(queries, keys, values, *self._whole)
         asked = self._fetched.ask(queries[self._device_rows])
@@ -180,6 +182,7 @@ def _lists_of(
     positions = position + np.arange(len(chosen))
     num_sinks, first = policy.sinks // BLOCK_TOKENS, (positions - policy.window + 1) // BLOCK_TOKENS
     num_chosen = (chosen[:, 0] >= 0).sum(1)
+    assert ((chosen >= 0).sum(2) == num_chosen[:, None]).all(), "key heads chose different numbers of blocks"
     counts = num_sinks + num_chosen + positions // BLOCK_TOKENS - first + 1
     # Sinks, what was chosen, the window; behind that the first block again, which nobody looks at.
     place = np.arange(counts.max())

@@ -216,7 +216,7 @@ def test_a_step_that_failed_leaves_nothing_on_its_way(models: dict[str, HybridLM
     (kept,) = sequence.table.archive.blocks
     before = kept.keys.clone()
     layer = ArchivedLayer(*archive.keys_values, archive.summaries, 0, [], [])
-    fetched.leave(layer, [0, kept.number], reader.blocks.keys[0] + 1, reader.blocks.values[0])
+    fetched.leave(layer, torch.tensor([0]), [kept.number], reader.blocks.keys[0] + 1, reader.blocks.values[0])
     sequence.read(random_ids(3, 2))
     assert torch.equal(kept.keys, before)
 

@@ -3,12 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from fakes_parity import BF16_TOLERANCE, DEVICE, TOLERANCE, assert_close, small_tiles, triton_kernels
+from fakes_parity import (
+    BF16_TOLERANCE,
+    DEVICE,
+    INTERPRETED,
+    TOLERANCE,
+    assert_close,
+    model_of,
+    small_tiles,
+    triton_kernels,
+)
 
-from model.kernels import reference
+from model.batch import Batch, SequenceChunk
+from model.cache.block_pool import BlockTable
+from model.kernels import REFERENCE, reference
 from model.kernels.listed import ListedTokens
 from model.kernels.triton import tables
-from model.policy import AttentionPolicy
+from model.policy import AttentionPolicy, PolicyName
 
 __all__ = ["small_tiles"]
 
@@ -86,3 +97,30 @@ def test_a_list_of_every_block_gives_the_bits_of_full_attention(dtype):
     numbers = [np.array([each], np.int32) for each in (0, 7, position % 64)]
     found = problem.run(triton_kernels().attend_listed, ListedTokens(numbers[0], entries, *numbers[1:]))
     assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the twins select on a host")
+def test_a_model_selects_what_one_on_the_host_selects():
+    """A prompt that leaves its window, drawn tokens, and a neighbour that does not select."""
+    policy = AttentionPolicy(PolicyName.ARCHIVE, 0, 64, 2)
+    logits = []
+    for kernels, fetched in ((REFERENCE, 0), (triton_kernels(), 4)):
+        model, states, blocks = model_of(kernels, fetched)
+        selecting, other = BlockTable(blocks), BlockTable(blocks)
+        told = []
+        for first, count in ((0, 300), (300, 1), (301, 1)):
+            selecting.release_hidden(policy, first)
+            selecting.prepare(first, first + count)
+            leaving = selecting.leave(policy, first + count)
+            chunk = [(7 * place) % 31 for place in range(first, first + count)], first, 0, selecting.blocks, policy
+            archived = {"archived": selecting.archive.numbers, "select_from": 290, "leaving": leaving}
+            chunks = [SequenceChunk(*chunk, num_logits=1, is_decode=count == 1, **archived)]
+            other.prepare(first, first + 3)
+            if count == 1:
+                chunks.append(SequenceChunk([5, 6, 7], 3 * (first - 300), 1, other.blocks, AttentionPolicy()))
+            told.append(model(Batch.pack(chunks, DEVICE), states, blocks))
+        logits.append(torch.cat(told))
+        if fetched:
+            # Of one key head in one layer: two blocks of four for each token, as far as they had left the pool.
+            assert 2 <= blocks.fetched.num_fetched <= 4
+    assert_close(logits[1], logits[0])

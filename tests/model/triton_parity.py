@@ -15,16 +15,14 @@ from fakes_parity import (
     TILE,
     TOLERANCE,
     assert_close,
+    model_of,
     small_tiles,
     triton_kernels,
 )
 
 from model.batch import Batch, SequenceChunk
-from model.cache.block_pool import BlockPool
 from model.cache.state_pool import StatePool
-from model.config import Dtype, ModelConfig
 from model.decode_graphs import DecodeGraphs
-from model.hybrid import HybridLM
 from model.kernels import REFERENCE, reference
 from model.kernels.triton import attention, loading, parity, tables
 from model.policy import AttentionPolicy, PolicyName
@@ -247,38 +245,6 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
         None,
         reason.split(":")[0] + ": RuntimeError: PTX was made for a newer driver",
     )
-
-
-CONFIG = ModelConfig.from_dict(
-    {
-        "model_type": "jamba",
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "mamba_d_state": 4,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
-        "mamba_dt_rank": 2,
-        "rms_norm_eps": 1e-6,
-    }
-)
-
-
-def model_of(kernels):
-    model = HybridLM(CONFIG, kernels, Dtype.FLOAT32, DEVICE)
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in model.named_parameters():
-        weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-        if name.endswith(".a"):
-            weight.copy_(-torch.exp(weight))
-        elif "norm" in name:
-            weight.add_(1)
-    return model, StatePool(CONFIG, 5, DEVICE), BlockPool(CONFIG, 12, Dtype.FLOAT32, DEVICE)
 
 
 def test_a_model_gives_the_same_logits_and_memory_replayed_and_launched():
