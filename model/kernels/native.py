@@ -242,6 +242,7 @@ class NativeKernels:
     ) -> Tensor:
         """See :func:`model.kernels.selection.chosen_places`. Chosen is what ``attend`` sees."""
         num_tokens, num_heads, width = queries.shape
+        assert archive.plan is None, "every summary is scanned here"
         num_kv_heads, most = archive.summaries.shape[1], max(policy.select for policy in policies)
         wide = queries.float()
         places = torch.empty((num_tokens, num_kv_heads, most), dtype=torch.int32)

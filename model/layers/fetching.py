@@ -72,6 +72,7 @@ class FetchingStep:
 
     def attend(self, kernels: Kernels, queries: Tensor, keys: Tensor, values: Tensor, archive: ArchivedLayer) -> Tensor:
         """As :func:`model.kernels.reference.attend` with ``archive``, to which what leaves the windows is copied."""
+        assert archive.plan is None, "by indexes key heads may choose different numbers of blocks"
         self._fetched.leave(archive, *self._leaving, keys, values)
         if not self._selecting:
             return kernels.attend(queries, keys, values, *self._whole)
