@@ -221,6 +221,19 @@ def test_a_step_that_failed_leaves_nothing_on_its_way(models: dict[str, HybridLM
     assert torch.equal(kept.keys, before)
 
 
+def test_what_left_is_in_the_archive_when_the_step_is_over(models: dict[str, HybridLM], monkeypatch) -> None:
+    """Also where nobody selected, as while a document is read."""
+    monkeypatch.setattr(HostCopies, "of", staticmethod(lambda device: HostCopies(LateLink())))
+    told = []
+    for model in models.values():
+        sequence = Reader(model).open(POLICY, 10_000)
+        sequence.read(random_ids(500, 1), splits=[300])
+        told.append(sequence.table.archive.blocks)
+    assert len(told[0]) == len(told[1]) == 5
+    for block, same in zip(*told, strict=True):
+        assert torch.equal(block.keys, same.keys) and torch.equal(block.values, same.values)
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     drawn=st.lists(
