@@ -58,13 +58,40 @@ def data(tmp_path_factory):
     return root
 
 
-def run(*words):
-    done = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+# Each command as `python -m` runs it, one after the other in one process of their own: the import of torch, six times
+# over, was most of the time that all of them took.
+COMMANDS = """
+import contextlib, io, json, runpy, sys
+
+for line in sys.stdin:
+    sys.argv = json.loads(line)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    print(json.dumps(said.getvalue()), flush=True)
+"""
 
 
-def test_every_command_of_the_recipe_works_on_what_the_one_before_it_made(data, tmp_path):
+@pytest.fixture
+def run(tmp_path):
+    """Runs a module with arguments, to its end; what it printed."""
+    with (tmp_path / "stderr").open("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMANDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+
+        def run(*words):
+            process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+            assert said, (tmp_path / "stderr").read_text()[-3000:]
+            return json.loads(said)
+
+        with process:
+            yield run
+            process.stdin.close()
+
+
+def test_every_command_of_the_recipe_works_on_what_the_one_before_it_made(data, tmp_path, run):
     transformers = pytest.importorskip("transformers")
     out, packed, reader = tmp_path / "weights", tmp_path / "packed", tmp_path / "run"
     tokenizer = ["--tokenizer", out / "tokenizer.json"]
