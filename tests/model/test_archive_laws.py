@@ -124,7 +124,7 @@ def test_law_2_neighbours_change_nothing(model: HybridLM, drawn: list, order) ->
             assert_alike(model, logits, expected)
 
 
-@properties
+@settings(properties, max_examples=12)  # of 70 steps each
 @given(num_before=st.integers(65, 500), policy=policies, select_from=starts, seed=st.integers(0, 2**16))
 def test_drawn_tokens_see_what_prompts_see(
     model: HybridLM, num_before: int, policy: AttentionPolicy, select_from: int, seed: int

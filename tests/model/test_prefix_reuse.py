@@ -19,6 +19,7 @@ from model.engine.runner import ModelRunner
 from model.engine.token_trie import TokenTrie
 from model.errors import InvalidRequest
 from model.hybrid import HybridLM
+from model.kernels import REFERENCE
 from model.policy import AttentionPolicy
 from model.tokenizer import Tokenizer
 
@@ -72,11 +73,12 @@ def test_a_long_common_beginning_is_read_twice_at_most(
     """The workload of vLLM issue 45238: 64 requests with 1,500 tokens in common and 700 of their own."""
     bench = Bench(model, tokenizer, policy)
     shared = bench.text(1500)
-    cached = [bench.ask([*shared, *bench.text(700)], 1)[0].num_cached_tokens for _ in range(64)]
+    num_asked = 12 if model.kernels is REFERENCE else 64  # the twins say the same, far more slowly
+    cached = [bench.ask([*shared, *bench.text(700)], 1)[0].num_cached_tokens for _ in range(num_asked)]
     assert cached[0] == 0
     # The second finds what was kept in passing, and marks the place where the two part.
     assert 1500 - 256 <= cached[1] <= 1500
-    assert cached[2:] == [1500] * 62
+    assert cached[2:] == [1500] * (num_asked - 2)
 
 
 def test_prompts_that_begin_alike_at_the_same_time_are_read_together(model: HybridLM, tokenizer: Tokenizer) -> None:
