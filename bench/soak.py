@@ -4,9 +4,10 @@
 
 Starts a server of its own with four slots on a free port and an empty data directory. Several clients at once stream
 chats, ask for three choices, repeat seeded requests (the text must be the same every time), send long prompts, ask
-about a document, read slowly, and leave at random moments: before the first byte, while the prompt is read, in the
-middle of the answer. Every ten seconds a line of JSON is written: resident set, pools, requests. At the end the server
-must be idle with every slot and block free; the resident set of the last fifth is compared with that of the second.
+about a document, send documents and delete them, want vectors of texts of all lengths, save conversations, read slowly,
+and leave at random moments: before the first byte, while the prompt is read, in the middle of the answer. Every ten
+seconds a line of JSON is written: resident set, pools, requests. At the end the server must be idle with every slot and
+block free; the resident set of the last fifth is compared with that of the second, and so is what no pool accounts for.
 """
 
 import argparse
@@ -92,6 +93,30 @@ class Soak:
         if not reply.json()["found"]:
             self.wrong.append("the planted sentence was not found")
 
+    async def send_and_delete(self) -> None:
+        days = range(self.dice.choice([20, 100, 400]))
+        lines = [f"On day {day} the {self.dice.choice(WORDS)} came to berth {self.dice.random()}." for day in days]
+        reply = await self.http.post("/v1/documents", json={"name": "days.txt", "text": " ".join(lines)})
+        reply.raise_for_status()
+        path = f"/v1/documents/{reply.json()['id']}"
+        while not (await self.http.get(path)).json()["answerable"]:
+            await asyncio.sleep(0.2)
+        (await self.http.delete(path)).raise_for_status()
+
+    async def embed(self) -> None:
+        number = self.dice.choice([1, 8, 64])
+        texts = [" ".join(self.dice.choices(WORDS, k=self.dice.randint(2, 200))) for _ in range(number)]
+        await self.client.embeddings.create(model="all-MiniLM-L6-v2", input=texts)
+
+    async def converse(self) -> None:
+        name = f"talk-{self.dice.getrandbits(64):x}"
+        await self.client.chat.completions.create(
+            model=self.model, messages=self.prompt(self.dice.randint(20, 400)), max_tokens=20,
+            extra_body={"fano": {"session": name}},
+        )  # fmt: skip
+        (await self.http.post(f"/v1/sessions/{name}/save")).raise_for_status()
+        (await self.http.delete(f"/v1/sessions/{name}")).raise_for_status()
+
     async def read_slowly(self) -> None:
         body = {"model": self.model, "messages": self.prompt(50), "max_tokens": 300, "stream": True,
                 "logit_bias": {"2": -100}}  # fmt: skip
@@ -114,7 +139,7 @@ class Soak:
     async def client_loop(self, until: float) -> None:
         kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self.chat, 5), (self.choices, 2), (self.repeat, 3), (self.long_prompt, 1), (self.ask, 2),
-            (self.read_slowly, 1), (self.leave, 5),
+            (self.read_slowly, 1), (self.leave, 5), (self.send_and_delete, 1), (self.embed, 2), (self.converse, 1),
         ]  # fmt: skip
         while time.monotonic() < until:
             (kind,) = self.dice.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
@@ -192,6 +217,11 @@ def summary(soak: Soak, samples: list[dict[str, float]], last: dict[str, float])
         "rss_mib_last_fifth": late,
         "rss_slope_mib_per_hour_second_half": round(slope, 1),
         "rss_mib_at_rest": last["rss_mib"],
+        "unaccounted_mib_at_the_start": samples[0]["host_unaccounted_mib"],
+        "unaccounted_mib_second_fifth": statistics.median(
+            each["host_unaccounted_mib"] for each in samples[fifth : 2 * fifth] or samples
+        ),
+        "unaccounted_mib_last_fifth": statistics.median(each["host_unaccounted_mib"] for each in samples[-fifth:]),
     }
 
 
