@@ -137,7 +137,7 @@ def test_a_kill_during_ingestion_loses_nothing(tmp_path: Path, text: str) -> Non
     server.start()
     first = server.post("first.txt", text)
     server.wait(first, "answerable")
-    second = server.post("second.txt", story(600, 3) + " " + NEEDLE)
+    second = server.post("second.txt", story(1200, 3) + " " + NEEDLE)
     time.sleep(random.Random(text).uniform(0.2, 1.0))
     server.kill()
     server.start()
