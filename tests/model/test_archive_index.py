@@ -185,7 +185,7 @@ def test_an_index_leaves_blocks_out_and_all_its_lists_leave_none(model: HybridLM
 def test_native_search_is_that_of_the_reference(level: InstructionSet, dtype: torch.dtype, width: int) -> None:
     """Tokens alone and together, before an index is used and after, of more heads than go together."""
     kernels, generator = kernels_at(level), torch.Generator().manual_seed(3)
-    groups, sharing, num_blocks, layers, first, num_tokens = 2, 7, 27, 2, 1500, 40
+    groups, sharing, num_blocks, layers, first, num_tokens = 2, 5, 27, 2, 1500, 40
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
@@ -194,7 +194,9 @@ def test_native_search_is_that_of_the_reference(level: InstructionSet, dtype: to
     keys = (draw(num_blocks, 64, groups, width) + 2 * draw(num_blocks, 1, groups, width)).to(dtype)
     values, queries = draw(num_blocks, 64, groups, width).to(dtype), draw(num_tokens, groups * sharing, width).to(dtype)
     numbers = torch.randperm(40, generator=generator)[:num_blocks].tolist()
-    for plan in (IndexPlan(5, 19, 3, 2), IndexPlan(7, 16, 1, 3), IndexPlan(2, 1, 1, 1), IndexPlan(4, 9, 9, 2)):
+    plans = IndexPlan(5, 19, 3, 2), IndexPlan(7, 16, 1, 3), IndexPlan(2, 1, 1, 1), IndexPlan(4, 9, 9, 2)
+    # A width that fills no pair, and no register, takes the way of the other.
+    for plan in plans if width == 24 else plans[:1]:
         if plan.num_blocks == 4:
             # Blocks that repeat, so that most scores are ties; of few bits, which add up alike in any order.
             keys, queries = (2 * keys).round()[torch.arange(num_blocks) % 5] / 4, (2 * queries).round() / 8
