@@ -8,6 +8,7 @@ import torch
 from fakes_model import TINY_CONFIG
 from torch import Tensor
 
+from model.cache.archive_room import ArchiveRoom
 from model.cache.block_pool import BlockPool
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
@@ -24,6 +25,7 @@ from model.engine.sequence import Sequence
 from model.engine.stats import BuildInfo, EngineStats, PoolCounts
 from model.engine.step import StepPlan
 from model.engine.token_trie import TokenTrie
+from model.errors import ArchiveFull
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
 
@@ -41,6 +43,7 @@ class ScriptedRunner:
     archive_blocks = PoolCounts(0, 0)
     archive_bytes = MappingProxyType({"kv_archive": 0, "kv_summaries": 0})
     archive_disk_bytes = 0
+    num_archive_blocks_free = 0
     num_free_blocks = NUM_BLOCKS
     num_shared_blocks = 0
     workspace_bytes = 0
@@ -94,6 +97,18 @@ class ScriptedRunner:
 
     def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
         sequence.group.begin(PrefixOutcome("miss", "empty"), 0, CHUNK)
+
+    @property
+    def archive_room(self) -> ArchiveRoom:
+        return self.checkpoints.archive_room
+
+    def archive_full(self, num_blocks: int) -> ArchiveFull:
+        return ArchiveFull(num_blocks, 0, 0)
+
+    def num_archived(self, sequence: Sequence) -> int:
+        return 0
+
+    num_archived_found = num_archived
 
     def num_missing_blocks(self, sequence: Sequence, end: int) -> int:
         return 0

@@ -59,6 +59,8 @@ class BlockPool:
         self.num_cached = 0
         # Host memory that holds the same as a full block, as long as somebody has it: it is copied once.
         self._copies = weakref.WeakValueDictionary[int, BlockContent]()
+        # And the other way round: which block holds it, or held it last.
+        self._stands_in = weakref.WeakKeyDictionary[BlockContent, int]()
         self._host = HostCopies.of(device)
         self.archive = KvArchive(config, dtype) if archive is None else archive
         self.fetched = fetched
@@ -156,17 +158,23 @@ class BlockPool:
         content = BlockContent(self._host.begin(keys), self._host.begin(values))
         if is_full:
             self._copies[block] = content
+            self._stands_in[content] = block
         return content
 
-    def num_unarchived(self, blocks: Iterable[int]) -> int:
-        """How many of ``blocks`` the archive does not have."""
-        return sum(block not in self._archived for block in blocks)
+    def standing(self, content: BlockContent) -> int | None:
+        """The block that holds the same as ``content``, if somebody holds one."""
+        block = self._stands_in.get(content)
+        return block if block is not None and self._copies.get(block) is content and self._references[block] else None
+
+    def unarchived(self, blocks: Iterable[int]) -> list[int]:
+        """Those of ``blocks`` that the archive does not have."""
+        return [block for block in blocks if block not in self._archived]
 
     def archive_places(self, blocks: Iterable[int]) -> tuple[list[ArchivedBlock], list[int]]:
         """Where in the archive the full ``blocks`` are or are to be; and of the latter, pairs of the block and the
         number that it is to be copied to. Raises ArchiveFull, then nothing was taken."""
         wanted = list(blocks)
-        made = iter(self.archive.allocate(self.num_unarchived(wanted)))
+        made = iter(self.archive.allocate(len(self.unarchived(wanted))))
         places: list[ArchivedBlock] = []
         leaving: list[int] = []
         for block in wanted:
@@ -187,6 +195,7 @@ class BlockPool:
         self.values[:, block] = content.values.to(self.values.device)
         if is_full:
             self._copies[block] = content
+            self._stands_in[content] = block
 
     def check(self, tables: Iterable["BlockTable"] = ()) -> None:
         """Assert conservation; with every table that holds blocks given, also that the counts are theirs."""
@@ -274,11 +283,12 @@ class BlockTable:
         self.blocks.extend(taken[len(shared) :])
         self.num_held += len(taken) - len(shared)
 
-    def num_leaving(self, policy: AttentionPolicy, end: int) -> int:
-        """Blocks that ``leave(policy, end)`` would take from the archive."""
+    def leaving(self, policy: AttentionPolicy, end: int) -> tuple[list[int], int]:
+        """The blocks for which ``leave(policy, end)`` would take places in the archive, and the number of those that
+        are not there yet."""
         places = self.archive.places_leaving(policy, end)
         present = self.blocks[places.start : places.stop]
-        return self.pool.num_unarchived(present) + len(places) - len(present)
+        return self.pool.unarchived(present), len(places) - len(present)
 
     def leave(self, policy: AttentionPolicy, end: int) -> list[int]:
         """Take places in the archive for what leaves the window when everything before ``end`` is read: pairs of a

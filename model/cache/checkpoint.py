@@ -1,6 +1,7 @@
 """What was kept of a text that was read, and where in the tiers it is."""
 
-from collections.abc import Hashable, Sequence
+from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,12 +45,12 @@ class Checkpoint:
         return self.held.snapshot(states, self.num_tokens, self.hidden, self.information_bits, self.selected_from)
 
     @property
-    def archive_numbers(self) -> Sequence[int]:
-        """Its blocks in the archive."""
+    def archive_numbers(self) -> "array[int]":
+        """Its blocks in the archive, by place."""
         if self.held is not None:
             return self.held.table.archive.numbers
         assert self.snapshot is not None, "a checkpoint is on the device or on the host"
-        return [block.number for block in self.snapshot.archive if isinstance(block, ArchivedBlock)]
+        return array("q", (block.number for block in self.snapshot.archive if isinstance(block, ArchivedBlock)))
 
 
 @dataclass(slots=True, eq=False)

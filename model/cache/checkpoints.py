@@ -8,11 +8,12 @@ when others go; only if nothing but anchored ones is left is one given up, which
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from model.cache.archive_room import ArchiveRoom
 from model.cache.block_pool import BlockPool
 from model.cache.checkpoint import Anchor, Checkpoint
 from model.cache.held import Held, bring_back
@@ -43,7 +44,8 @@ class Found:
 class Checkpoints:
     """All checkpoints of one engine. ``trees`` are told apart by whatever must not be mixed: tenant and policy.
 
-    ``num_lost`` counts anchored checkpoints that had to be given up.
+    ``num_lost`` counts anchored checkpoints that had to be given up. ``archive_room`` is what of the archive is to be
+    had.
     """
 
     def __init__(self, states: StatePool, blocks: BlockPool, budget_bytes: int) -> None:
@@ -58,6 +60,9 @@ class Checkpoints:
         self._content_uses = Counter[int]()
         self._snapshot_bytes = 0
         self._now = 0
+        self.archive_room = ArchiveRoom(
+            blocks.archive, lambda: (each.archive_numbers for each in self._protected().values())
+        )
 
     @property
     def num_resident(self) -> int:
@@ -187,20 +192,31 @@ class Checkpoints:
                 return
             self._step_down(candidates, lacks_blocks and not lacks_slots)
 
-    def make_archive_room(self, num_blocks: int) -> bool:
+    def make_archive_room(self, num_blocks: int, is_promised: bool = False) -> bool:
         """Give up checkpoints that nobody holds on to until the archive has so much room; False where it has not even
-        then. A block goes with the last that refers to it; what was used longest ago goes first."""
-        archive = self._blocks.archive
+        then, or where it was promised to others. A block goes with the last that refers to it; what was used longest
+        ago goes first.
+
+        A promise is kept: where names came after it, what they hold on to goes at the very last, as in ``make_room``.
+        """
+        archive, room = self._blocks.archive, self.archive_room
+        if not is_promised and num_blocks > room.num_unpromised:
+            return False
         if archive.secure(num_blocks):
             return True
         protected = self._protected()
-        victims = [each for each in self.kept() if id(each) not in protected]
-        for victim in sorted(victims, key=lambda each: each.touched):
-            if any(number >= 0 for number in victim.archive_numbers):
+        for victim in sorted(self.kept(), key=lambda each: each.touched):
+            if id(victim) not in protected and room.has_free(victim.archive_numbers):
                 self._drop(victim)
                 if archive.secure(num_blocks):
                     return True
-        return False
+        # Where it is the disk that refuses, a name that goes would help by chance alone.
+        while is_promised and num_blocks > archive.num_free:
+            unused = [each for each in self.kept() if archive.num_unused(each.archive_numbers)]
+            if not unused:
+                return False
+            self._lose(min(unused, key=lambda each: each.touched), "the attention archive was promised to others")
+        return is_promised and archive.secure(num_blocks)
 
     # Paths with names.
 
@@ -210,17 +226,20 @@ class Checkpoints:
         node.num_anchors += 1
         self.unanchor(key)
         self._anchors[key] = Anchor(key, tree, node)
+        self.archive_room.renew()
 
     def unanchor(self, key: Hashable) -> None:
         """Let go of a path; nothing if ``key`` has none."""
         if (anchor := self._anchors.pop(key, None)) is not None:
             anchor.node.num_anchors -= 1
+            self.archive_room.renew()
             self._prune(anchor.tree, anchor.node)
 
     def release(self, key: Hashable) -> None:
         """What ``key`` holds on to is on the disk too, so it may be given up here."""
         if key in self._anchors:
             self._anchors[key].is_safe = True
+            self.archive_room.renew()
 
     def path(self, tree: Hashable, token_ids: Sequence[int]) -> list[Checkpoint]:
         """The checkpoints on the way along ``token_ids``, shallow to deep."""
@@ -298,7 +317,7 @@ class Checkpoints:
         """The snapshot with what left its window in the archive; ``known`` are contents that are there already."""
         apart = [block for block in snapshot.archive if isinstance(block, BlockContent) and id(block) not in known]
         if apart and not self.make_archive_room(len(apart)):
-            raise self._blocks.archive.full(len(apart))
+            raise self._blocks.archive.full(len(apart), self.archive_room.num_unpromised)
         for block in apart:
             known[id(block)] = block, self._blocks.archive.put(block.keys, block.values)
         blocks = [known[id(block)][1] if isinstance(block, BlockContent) else block for block in snapshot.archive]
@@ -309,15 +328,16 @@ class Checkpoints:
     def _touch(self, checkpoint: Checkpoint) -> None:
         self._now += 1
         checkpoint.touched = self._now
+        self.archive_room.renew()
 
-    def _protected(self) -> set[int]:
-        """Ids of the checkpoints that anchors hold on to and that exist nowhere else."""
+    def _protected(self) -> dict[int, Checkpoint]:
+        """The checkpoints that anchors hold on to and that exist nowhere else, by id."""
         deepest = (
             next((node.kept for node in anchor.node.upward() if node.kept is not None), None)
             for anchor in self._anchors.values()
             if not anchor.is_safe
         )
-        return {id(checkpoint) for checkpoint in deepest if checkpoint is not None}
+        return {id(checkpoint): checkpoint for checkpoint in deepest if checkpoint is not None}
 
     def _step_down(self, candidates: list[Checkpoint], for_blocks: bool) -> None:
         """Move the one that was used longest ago from the device to the host, or drop it where the host has no room;
@@ -342,12 +362,20 @@ class Checkpoints:
             if id(victim) not in protected:
                 self._drop(victim)
                 return
-        self._drop(oldest[0])
-        self.num_lost += 1
-        logger.warning("host memory for sessions is full of unsaved ones; the state after %d tokens was given up and "
-                       "will be read again", oldest[0].num_tokens)  # fmt: skip
+        self._lose(oldest[0], "host memory for sessions is full of unsaved ones")
 
-    def _make_host_room(self, snapshot: Snapshot, protected: set[int]) -> bool:
+    def _lose(self, checkpoint: Checkpoint, reason: str) -> None:
+        """Give up what an anchor holds on to, or what stands behind such a one."""
+        is_lost = id(checkpoint) in self._protected()
+        self._drop(checkpoint)
+        if not is_lost:
+            return
+        self.num_lost += 1
+        logger.warning(
+            "%s; the state after %d tokens was given up and will be read again", reason, checkpoint.num_tokens
+        )
+
+    def _make_host_room(self, snapshot: Snapshot, protected: Collection[int]) -> bool:
         """Drop what was used longest ago from the host until ``snapshot`` fits; False where it does not even when all
         but the ``protected`` ones are gone."""
 
@@ -402,6 +430,7 @@ class Checkpoints:
         else:
             self._leave_host(checkpoint)
         checkpoint.node.kept = None
+        self.archive_room.renew()
 
     def _prune(self, tree: Hashable, node: PrefixNode[Checkpoint]) -> None:
         self._trees[tree].prune(node)

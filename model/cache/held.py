@@ -81,13 +81,19 @@ def bring_back(snapshot: Snapshot, states: StatePool, pool: BlockPool) -> Held:
         raise PoolExhausted("state", 1, 0, states.num_slots)
     states.settle()
     pool.settle()
-    blocks = iter(pool.allocate(len(snapshot.blocks)))
+    # What others hold already is shared again, as it was before, and so leaves the window as one block of the archive.
+    standing = {place: block for place, each in snapshot.blocks.items() if (block := pool.standing(each)) is not None}
+    blocks = iter(pool.allocate(len(snapshot.blocks) - len(standing)))
+    pool.share(standing.values())
     slot = states.allocate()
     states.ssm[:, slot] = snapshot.ssm.to(states.ssm.device)
     states.conv[:, slot] = snapshot.conv.to(states.conv.device)
     num_full = snapshot.num_tokens // BLOCK_TOKENS
     places = [RELEASED] * -(-snapshot.num_tokens // BLOCK_TOKENS)
     for place in sorted(snapshot.blocks):
+        if place in standing:
+            places[place] = standing[place]
+            continue
         places[place] = next(blocks)
         pool.fill(places[place], snapshot.blocks[place], is_full=place < num_full)
     archive = ArchiveTable(pool.archive)

@@ -197,20 +197,25 @@ class KvArchive:
 
     def hold(self, numbers: "array[int]") -> None:
         """A sequence holds these blocks, each once more."""
-        held = _present(numbers)
+        held = present(numbers)
         self._num_used += int((self._uses[held] == 0).sum())
         self._uses[held] += 1
 
     def let_go(self, numbers: "array[int]") -> None:
         """A sequence holds these blocks once less."""
-        held = _present(numbers)
+        held = present(numbers)
         self._uses[held] -= 1
         assert (self._uses[held] >= 0).all(), "a block of the archive was let go more often than it was held"
         self._num_used -= int((self._uses[held] == 0).sum())
 
-    def is_used(self, number: int) -> bool:
-        """Whether a sequence holds the block."""
-        return bool(self._uses[number])
+    def num_unused(self, numbers: "array[int]") -> int:
+        """How many of the blocks in a table no sequence holds."""
+        return int((self._uses[present(numbers)] == 0).sum())
+
+    def uses(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """How many sequences hold each of the blocks."""
+        held: npt.NDArray[np.int32] = self._uses[numbers]
+        return held
 
     def rest(self) -> None:
         """A step is over: blocks that it completed are indexed, and every so often what was read of the file leaves the
@@ -221,10 +226,11 @@ class KvArchive:
         if self._num_disk_live and self._disk is not None and self._num_steps % STEPS_BETWEEN_RESTS == 0:
             self._disk.madvise(mmap.MADV_DONTNEED)
 
-    def full(self, num_blocks: int) -> ArchiveFull:
-        """Why ``num_blocks`` more are not to be had."""
+    def full(self, num_blocks: int, num_free: int | None = None) -> ArchiveFull:
+        """Why ``num_blocks`` more are not to be had, of ``num_free`` that may be."""
         each = self.bytes_per_block + self.bytes_per_summary
-        return ArchiveFull(num_blocks * each, self.num_blocks * each, self.num_live * each)
+        taken = self.num_live if num_free is None else self.num_blocks - num_free
+        return ArchiveFull(num_blocks * each, self.num_blocks * each, taken * each)
 
     def check(self, held: Iterable[Sequence[int]], referred: Iterable[Sequence[int]] = ()) -> None:
         """Assert conservation: sequences hold what is used, and with ``referred``, the tables of all checkpoints, that
@@ -272,7 +278,8 @@ class KvArchive:
         return True
 
 
-def _present(numbers: "array[int]") -> npt.NDArray[np.int64]:
+def present(numbers: "array[int]") -> npt.NDArray[np.int64]:
+    """Of the numbers in a table, those of blocks of the archive."""
     found = np.frombuffer(numbers, dtype=np.int64) if numbers else np.empty(0, dtype=np.int64)
     return found[found >= 0]
 

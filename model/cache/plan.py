@@ -140,6 +140,17 @@ def num_resident_blocks(policy: AttentionPolicy, num_tokens: int, chunk_tokens: 
     return -(-policy.max_resident_tokens(num_tokens, chunk_tokens) // BLOCK_TOKENS)
 
 
+def num_archived_blocks(
+    policy: AttentionPolicy, num_prompt_tokens: int, max_tokens: int, num_choices: int
+) -> tuple[int, int]:
+    """Blocks of the archive that a request holds when all its choices have drawn their last token, which is not read
+    any more: those of full blocks of the prompt, which the choices share whichever of them they left the window of, and
+    those of the choices themselves, all together."""
+    num_left = policy.num_archived(num_prompt_tokens + max(1, max_tokens) - 1)
+    num_shared = min(num_left, max(0, num_prompt_tokens - policy.sinks) // BLOCK_TOKENS)
+    return num_shared, num_choices * (num_left - num_shared)
+
+
 def _workspace_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     """The residual stream, the widest of the layers' parts with all its temporaries, and the logits; or a step of the
     streams, if that takes more."""

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from model.cache.plan import num_resident_blocks
+from model.cache.plan import num_archived_blocks, num_resident_blocks
 from model.engine.request import GenerationRequest, SamplingParams
 from model.errors import InvalidRequest, NeverFits, PromptTooLong
 from model.policy import BLOCK_TOKENS, AttentionPolicy, PolicyName
@@ -109,9 +109,8 @@ class Admission:
                 f"at most {most} blocks, the FANO_SELECT of all FANO_MAX_SEQUENCES, which the device has room for"
             )
             raise InvalidRequest("policy.select", policy.select, expected)
-        num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
-        shared, whole = (policy.num_archived(each) for each in (num_prompt_tokens, num_prompt_tokens + max_tokens))
-        needed = shared + request.num_choices * (whole - shared)
+        lengths = len(request.prompt_ids), request.sampling.max_tokens
+        needed = sum(num_archived_blocks(policy, *lengths, request.num_choices))
         if needed > self._max_archive_blocks:
             remedy = "raise FANO_ARCHIVE_BYTES or FANO_ARCHIVE_DISK_BYTES, or read it under policy window"
             each = self._archive_block_bytes

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.cache.plan import num_resident_blocks
+from model.cache.plan import num_archived_blocks, num_resident_blocks
 from model.engine.sequence import Sequence, SequenceGroup, Status
 from model.policy import AttentionPolicy
 
@@ -29,12 +29,26 @@ class Memory(Protocol):
     def num_bytes_to_save(self, sequences: Collection[Sequence]) -> int:
         """Host memory that saving the sequences would take."""
 
+    @property
+    def num_archive_blocks_free(self) -> int:
+        """Blocks of the archive that no sequence holds, on the device or saved, and no name: free ones, and those of
+        checkpoints that make room."""
+
+    def num_archived(self, sequence: Sequence) -> int:
+        """Blocks of the archive that the sequence holds, on the device or saved."""
+
+    def num_archived_found(self, sequence: Sequence) -> int:
+        """Blocks of the archive that the sequence would take up with ``begin`` and that are not among the free ones."""
+
     def begin(self, sequence: Sequence, beside: Collection[Sequence]) -> None:
         """Take up the beginning of a new sequence's prompt, as far as it is there, and tell its group; ``beside`` are
         those that run."""
 
     def advance(self, sequence: Sequence) -> None:
         """Skip what another sequence has read meanwhile."""
+
+    def close(self, sequence: Sequence) -> None:
+        """Give back everything the sequence holds."""
 
     def save(self, sequences: Collection[Sequence]) -> bool:
         """Move what the sequences hold to host memory; False, and nothing was done, where the host has none left."""
@@ -60,6 +74,9 @@ class Books:
     It is if one of two things holds (``is_safe``): the worst cases of all that run fit into the block pool together,
     so that nobody ever lacks a block; or all that was admitted but the smallest fits into the host memory for
     preempted requests, so that the others can make way for any one that lacks a block.
+
+    Room in the archive cannot be made by preemption: a saved request keeps its blocks there. So all that those admitted
+    may still need of it must be there when one more is admitted (``has_archive_room``).
     """
 
     def __init__(self, memory: Memory, capacity: Capacity, chunk_tokens: int) -> None:
@@ -96,6 +113,22 @@ class Books:
         return worst_blocks <= self.capacity.num_blocks or self._next_blocks(group, running) <= (
             self._memory.num_free_blocks
         )
+
+    def archive_blocks_missing(self, group: SequenceGroup) -> int:
+        """Most blocks of the archive that the request can come to need beside those it holds."""
+        lengths = group.num_prompt_tokens, group.request.sampling.max_tokens
+        held = [self._memory.num_archived(sequence) for sequence in group.sequences]
+        shared, own = num_archived_blocks(group.policy, *lengths, group.num_slots)
+        # What is shared is held by each of the choices, which are at the same place.
+        return shared - min(shared, max(held)) + own - sum(max(0, each - shared) for each in held)
+
+    def has_archive_room(self, group: SequenceGroup, admitted: Collection[SequenceGroup]) -> bool:
+        """Whether ``group`` may come to hold what it can need of the archive beside those ``admitted``."""
+        missing = self.archive_blocks_missing(group)
+        if not missing:
+            return True
+        room = self._memory.num_archive_blocks_free - sum(map(self.archive_blocks_missing, admitted))
+        return missing <= room or missing - self._memory.num_archived_found(group.sequences[0]) <= room
 
     def can_save(self, group: SequenceGroup) -> bool:
         """Whether host memory has room for what the request holds now."""

@@ -190,6 +190,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Let ``stats`` tell what is true now; for whoever changed something between two steps, as checkpoints."""
+        self._scheduler.wake()
         self._publish()
 
     def step(self) -> list[TokenEvent]:
@@ -202,6 +203,7 @@ class Engine:
             self._counts["num_steps"] += 1
             self._publish(StepRecord(plan.phase, plan.num_tokens, time.perf_counter() - started))
         else:
+            events += self._refuse_starved()
             self._publish()
         if not self._running:
             self.check()
@@ -220,6 +222,12 @@ class Engine:
             if (seconds := group.request.max_seconds) is not None and now >= group.submitted_at + seconds
         ]
         return [self._end(group, DeadlineExceeded(seconds)) for group, seconds in overdue]
+
+    def _refuse_starved(self) -> list[TokenEvent]:
+        """End the first in line where it waits for room in the archive that nobody will make."""
+        if (starved := self._scheduler.starved()) is None:
+            return []
+        return [self._end(starved[0], self._runner.archive_full(starved[1]))]
 
     def _run(self, plan: StepPlan) -> list[TokenEvent]:
         if (starved := self._runner.starved(plan)) is not None:
@@ -395,6 +403,8 @@ class Engine:
         return held if held.get("workspace", 0) == workspace else MappingProxyType({**held, "workspace": workspace})
 
     def _publish(self, last_step: StepRecord | None = None) -> None:
+        room = self._runner.archive_room
+        room.num_promised = self._scheduler.num_archive_blocks_promised
         # One assignment of a frozen object: a reader on another thread sees all of it or none.
         self._stats = replace(
             self._stats,
@@ -417,6 +427,8 @@ class Engine:
             ),
             num_checkpoints_lost=self.checkpoints.num_lost,
             archive_blocks=self._runner.archive_blocks,
+            num_archive_blocks_anchored=room.num_anchored,
+            num_archive_blocks_promised=room.num_promised,
             archive_bytes=MappingProxyType(dict(self._runner.archive_bytes)),
             archive_disk_bytes=self._runner.archive_disk_bytes,
             num_finished=self._counts["num_finished"],

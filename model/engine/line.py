@@ -42,18 +42,21 @@ class WaitingLine:
         if not line:
             del self._lines[group.tenant]
 
-    def first(self) -> SequenceGroup | None:
-        """Who is next; None when nobody waits that wants to run. Who reads in the background comes after all others."""
+    def first(self, is_saved: bool = False) -> SequenceGroup | None:
+        """Who is next, with ``is_saved`` of those that were preempted; None when nobody waits that wants to run. Who
+        reads in the background comes after all others."""
         for in_background in (False, True):
             heads = {
                 tenant: head
                 for tenant, line in self._lines.items()
-                if (head := next((group for group in line if _is_next(group, in_background)), None)) is not None
+                if (head := next((group for group in line if _is_next(group, in_background, is_saved)), None))
+                is not None
             }
             if heads:
                 return heads[self._shares.first(heads)]
         return None
 
 
-def _is_next(group: SequenceGroup, in_background: bool) -> bool:
-    return not group.is_paused and group.request.is_background == in_background
+def _is_next(group: SequenceGroup, in_background: bool, is_saved: bool) -> bool:
+    is_wanted = group.status is Status.SAVED or not is_saved
+    return is_wanted and not group.is_paused and group.request.is_background == in_background

@@ -1,5 +1,6 @@
 """Prompts that begin like others: taken up where those were kept, kept where others may want them."""
 
+from array import array
 from collections.abc import Collection
 
 import torch
@@ -92,7 +93,7 @@ class Recollection:
         """
         group, request = sequence.group, sequence.group.request
         num_common = 0
-        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
+        if not self._is_sought(sequence):
             outcome = PrefixOutcome("miss", "not_wanted" if request.keep.nothing else "prompt_logprobs")
         else:
             found = self._find(sequence)
@@ -110,17 +111,30 @@ class Recollection:
 
     def advance(self, sequence: Sequence) -> None:
         """Skip what another sequence has read meanwhile: prompts that begin alike are read together, in turns."""
-        request, num_read = sequence.group.request, sequence.num_read
-        if request.keep.nothing or request.sampling.prompt_logprobs is not None:
+        num_read = sequence.num_read
+        if not self._is_sought(sequence):
             return
         found = self._find(sequence)
         checkpoint, before = found.checkpoint, self._held.get(sequence)
         if checkpoint is None or checkpoint.num_tokens - num_read < LEAST_TOKENS:
             return
+        held = array("q") if before is None else before.table.archive.numbers
+        if not self._checkpoints.archive_room.is_kept(held, checkpoint.archive_numbers):
+            return
         if self._take_up(sequence, checkpoint):
             sequence.group.skip(num_read, checkpoint.num_tokens, found.reason)
             if before is not None:
                 before.free(self._states)
+
+    def num_archived_found(self, sequence: Sequence) -> int:
+        """Blocks of the archive that ``begin`` would take up and that others or names hold."""
+        found = self._find(sequence).checkpoint if self._is_sought(sequence) else None
+        return 0 if found is None else self._checkpoints.archive_room.num_taken(found.archive_numbers)
+
+    def _is_sought(self, sequence: Sequence) -> bool:
+        """Whether the beginning of the prompt may be taken up where it is there."""
+        request = sequence.group.request
+        return not request.keep.nothing and request.sampling.prompt_logprobs is None
 
     def _find(self, sequence: Sequence) -> Found:
         """The deepest checkpoint that leaves to be read, or tells, whatever is wanted of the prompt."""

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch, SequenceChunk
+from model.cache.archive_room import ArchiveRoom
+from model.cache.archive_table import ArchiveTable
 from model.cache.block_pool import RELEASED, BlockPool, BlockTable
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
-from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool
@@ -56,6 +57,8 @@ class ModelRunner:
         self._chunk_tokens = chunk_tokens
         self._held: dict[Sequence, Held] = {}
         self._saved: dict[Sequence, Snapshot] = {}
+        # What is saved stays in the archive, and is its sequence's there.
+        self._saved_archives: dict[Sequence, ArchiveTable] = {}
         self.checkpoints = Checkpoints(states, blocks, checkpoint_bytes)
         self._recollection = Recollection(model, states, self.checkpoints, self._held, device, chunk_tokens)
         self.saved_bytes = 0
@@ -91,6 +94,21 @@ class ModelRunner:
         """Blocks of the archive by status."""
         archive = self._blocks.archive
         return PoolCounts(archive.num_free, archive.num_used, archive.num_cached)
+
+    @property
+    def archive_room(self) -> ArchiveRoom:
+        """What of the archive is to be had."""
+        return self.checkpoints.archive_room
+
+    def archive_full(self, num_blocks: int) -> ArchiveFull:
+        """Why ``num_blocks`` of it are not to be had."""
+        return self._blocks.archive.full(num_blocks, self.archive_room.num_unpromised)
+
+    @property
+    def num_archive_blocks_free(self) -> int:
+        """Blocks of the archive that no sequence holds, on the device or saved, and no name: free ones, and those of
+        checkpoints that make room."""
+        return self.archive_room.num_free
 
     @property
     def archive_bytes(self) -> dict[str, int]:
@@ -145,20 +163,25 @@ class ModelRunner:
             logger.info("decode graphs are %s: %s", "off" if self._graphs is None else "on", reason)
 
     def starved(self, plan: StepPlan) -> tuple[Sequence, ArchiveFull] | None:
-        """A sequence of the plan for which the archive has no room, and why; room was made as far as there is any.
+        """A sequence of the plan for which the archive has no room, since the disk has none, and why; room was made as
+        far as there is any.
 
         The one that is to grow last: those before it have room.
         """
-        needed = 0
+        leaving: set[int] = set()
+        needed = num_new = 0
         for planned in plan.chunks:
             sequence, held = planned.sequence, self._held.get(planned.sequence)
             if not planned.num_tokens or sequence.policy.name is not PolicyName.ARCHIVE:
                 continue
             table = BlockTable(self._blocks) if held is None else held.table
-            leaving = table.num_leaving(sequence.policy, planned.end)
-            needed += leaving
-            if leaving and not self.checkpoints.make_archive_room(needed):
-                return sequence, self._blocks.archive.full(leaving)
+            blocks, num_later = table.leaving(sequence.policy, planned.end)
+            # Choices of one request leave the same blocks behind.
+            leaving.update(blocks)
+            num_new += num_later
+            before, needed = needed, len(leaving) + num_new
+            if needed > before and not self.checkpoints.make_archive_room(needed, is_promised=True):
+                return sequence, self._blocks.archive.full(needed - before)
         return None
 
     def run(self, plan: StepPlan) -> Tensor:
@@ -215,6 +238,16 @@ class ModelRunner:
         """Skip what another sequence has read meanwhile."""
         self._recollection.advance(sequence)
 
+    def num_archived(self, sequence: Sequence) -> int:
+        """Blocks of the archive that the sequence holds, on the device or saved."""
+        if (held := self._held.get(sequence)) is not None:
+            return held.table.archive.num_blocks
+        return self._saved_archives[sequence].num_blocks if sequence in self._saved_archives else 0
+
+    def num_archived_found(self, sequence: Sequence) -> int:
+        """Blocks of the archive that the sequence would take up with ``begin`` and that are not among the free ones."""
+        return self._recollection.num_archived_found(sequence)
+
     def retire(self, sequence: Sequence) -> None:
         """Give back what the sequence holds, and keep what it remembers for whoever goes on from there."""
         group, num_read = sequence.group, sequence.num_read
@@ -265,6 +298,7 @@ class ModelRunner:
             logger.warning("a request could not be saved to host memory: %s", type(failure).__name__)
             return False
         for sequence in saved:
+            self._saved_archives[sequence] = self._held[sequence].table.archive.fork()
             self._give_back(sequence)
         self._saved |= saved
         self.saved_bytes += sum(each.nbytes for each in saved.values())
@@ -298,13 +332,11 @@ class ModelRunner:
         )
 
     def archive_numbers(self) -> set[int]:
-        """Blocks of the archive that sequences hold or, saved, refer to."""
-        tables = [held.table.archive for held in self._held.values()]
-        blocks = {block for table in tables for block in table.blocks}
-        blocks |= {
-            block for saved in self._saved.values() for block in saved.archive if isinstance(block, ArchivedBlock)
-        }
-        return {block.number for block in blocks}
+        """Blocks of the archive that sequences hold, on the device or saved."""
+        return {block.number for table in self._archives() for block in table.blocks}
+
+    def _archives(self) -> list[ArchiveTable]:
+        return [*(held.table.archive for held in self._held.values()), *self._saved_archives.values()]
 
     def _num_archived(self, held: Collection[Held], saved: Collection[Snapshot]) -> int:
         """Different blocks of the archive."""
@@ -349,7 +381,8 @@ class ModelRunner:
         self._states.check()
         self.checkpoints.check()
         self._blocks.check(held.table for held in (*self._held.values(), *self.checkpoints.holdings()))
-        self._blocks.archive.check(held.table.archive.numbers for held in self._held.values())
+        self._blocks.archive.check(table.numbers for table in self._archives())
+        assert self._saved_archives.keys() == self._saved.keys(), "a saved sequence lost what it has in the archive"
         assert self._states.num_used == len(self._held), "a slot is held by nobody"
         assert self._states.num_cached == self.checkpoints.num_resident, "a cached slot is no checkpoint's"
         assert self._held or self._blocks.num_used == 0, "a block is held by nobody"
@@ -388,3 +421,4 @@ class ModelRunner:
 
     def _forget(self, sequence: Sequence) -> None:
         self.saved_bytes -= self._saved.pop(sequence).nbytes
+        self._saved_archives.pop(sequence).free()

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from model.cache.archive_room import ArchiveRoom
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.engine.books import Memory
@@ -37,6 +38,13 @@ class Runner(Memory, Protocol):
     @property
     def archive_blocks(self) -> PoolCounts:
         """Blocks of the archive by status."""
+
+    @property
+    def archive_room(self) -> ArchiveRoom:
+        """What of the archive is to be had."""
+
+    def archive_full(self, num_blocks: int) -> ArchiveFull:
+        """Why ``num_blocks`` of it are not to be had."""
 
     @property
     def archive_bytes(self) -> Mapping[str, int]:

@@ -4,10 +4,10 @@
 that a short one behind a long document waits for one chunk and not for the document. Beside streams, prompts get
 small chunks and a share of the time (``Pacing``).
 
-**Admission** goes by slots and bytes (``Books``), tenant by tenant (``FairShare``), and nobody overtakes; what is
-admitted always runs to its end. **Preemption** saves a request's state and blocks to host memory and gives them back
-later. It happens when blocks run out, when a paused request holds a slot that another waits for, and when a tenant
-waits while another holds at least two slots more.
+**Admission** goes by slots and bytes (``Books``), tenant by tenant (``FairShare``), and nobody overtakes, but for one
+that was admitted before and that the first in line waits for; what is admitted always runs to its end. **Preemption**
+saves a request's state and blocks to host memory and gives them back later. It happens when blocks run out, when a
+paused request holds a slot that another waits for, and when a tenant waits while another holds at least two slots more.
 """
 
 import math
@@ -80,6 +80,11 @@ class Scheduler:
         return self._books.num_free_slots(self._running)
 
     @property
+    def num_archive_blocks_promised(self) -> int:
+        """Blocks of the archive that those admitted may still come to need."""
+        return sum(map(self._books.archive_blocks_missing, self._admitted()))
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything: somebody runs or waits, is not paused, and is not kept out by those who
         are."""
@@ -119,6 +124,18 @@ class Scheduler:
         chunks = self._secure_blocks([*decodes, *prompts])
         self._is_stuck = not chunks
         return StepPlan(tuple(chunks)) if chunks else None
+
+    def starved(self) -> tuple[SequenceGroup, int] | None:
+        """The first in line, where the archive has no room for it and nobody was admitted whose end could make some;
+        and the number of blocks that it needs."""
+        first = self._waiting.first()
+        if first is None or self._admitted() or self._books.has_archive_room(first, ()):
+            return None
+        return first, self._books.archive_blocks_missing(first)
+
+    def wake(self) -> None:
+        """Something changed that may let somebody in."""
+        self._is_stuck = False
 
     def commit(self, plan: StepPlan, seconds: float) -> None:
         """The step was run in ``seconds``: its tokens are read."""
@@ -257,18 +274,41 @@ class Scheduler:
     # Admission.
 
     def _admit(self) -> None:
-        while (group := self._waiting.first()) is not None:
+        while (group := self._next()) is not None:
             if not self._fits(group) and not self._make_room(group):
                 return
             if group.status is Status.SAVED:
                 self._memory.restore(group.sequences)
-            else:
-                self._memory.begin(group.sequences[0], [each.sequences[0] for each in self._running])
+            elif not self._begin(group):
+                return
             self._waiting.remove(group)
             group.status = Status.RUNNING
             place = sum(each.submitted_at <= group.submitted_at for each in self._running)
             self._running.insert(place, group)
             self._turns.append(group)
+
+    def _next(self) -> SequenceGroup | None:
+        """The first in line; where the archive has no room for it yet, the first of those that were preempted, which
+        hold what it waits for and need no more of it than they were promised."""
+        first = self._waiting.first()
+        if first is None or first.status is Status.SAVED or self._books.has_archive_room(first, self._admitted()):
+            return first
+        return self._waiting.first(is_saved=True)
+
+    def _begin(self, group: SequenceGroup) -> bool:
+        """Take up the beginning of a prompt; False where what was to be taken up of the archive could not be, and there
+        is no room to read it again."""
+        (sequence,) = group.sequences
+        self._memory.begin(sequence, [each.sequences[0] for each in self._running])
+        if self._books.has_archive_room(group, self._admitted()):
+            return True
+        self._memory.close(sequence)
+        sequence.num_read, group.prefix = 0, None
+        return False
+
+    def _admitted(self) -> list[SequenceGroup]:
+        """Those that run, and those that were preempted."""
+        return [*self._running, *self._saved()]
 
     def _fits(self, group: SequenceGroup) -> bool:
         return self._books.fits(group, self._running, [each for each in self._saved() if each is not group])

@@ -55,7 +55,9 @@ class EngineStats:
     background; ``checkpoint_bytes`` of ``checkpoint_budget_bytes`` on the host are checkpoints, ``num_checkpoints`` by
     tier; ``num_checkpoints_lost`` had an anchor and were given up all the same. ``archive_bytes`` are those of host
     memory for keys and values that left the windows and for their summaries, by the names in ``ARCHIVE_POOLS``,
-    ``archive_disk_bytes`` those of the file beyond it; ``archive_blocks`` by status are in either. Counters
+    ``archive_disk_bytes`` those of the file beyond it; ``archive_blocks`` by status are in either. Of the cached ones
+    ``num_archive_blocks_anchored`` make no room, since nothing else has what a name holds on to; those admitted may
+    still come to need ``num_archive_blocks_promised``. Counters
     (``num_*_tokens``, ``num_aborted``, ``num_failed``, ``num_finished``, ``num_preemptions``, ``num_steps``) only grow.
     """
 
@@ -79,6 +81,8 @@ class EngineStats:
     num_checkpoints: Mapping[str, int] = field(default_factory=dict)
     num_checkpoints_lost: int = 0
     archive_blocks: PoolCounts = PoolCounts(0, 0)
+    num_archive_blocks_anchored: int = 0
+    num_archive_blocks_promised: int = 0
     archive_disk_bytes: int = 0
     archive_bytes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(ARCHIVE_POOLS, 0))
     num_finished: int = 0

@@ -1,26 +1,21 @@
 """The attention archive: memory, then a file; blocks that are there as long as somebody refers to them."""
 
 import os
-import random
 from array import array
 from pathlib import Path
 
 import pytest
 import torch
+from fakes_archive import BLOCK, CONFIG, POLICY, SUMMARY, Bench
 from fakes_engine import write_tokenizer
 from fakes_model import TINY_CONFIG, kernels_at, load
-from fakes_runner import build, finish, ids_of, request
+from fakes_runner import request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.cache.archive_table import ArchiveTable
-from model.cache.block_pool import BlockPool
 from model.cache.kv_archive import KvArchive
-from model.cache.state_pool import StatePool
 from model.config import Dtype, ModelConfig
-from model.engine.engine import Engine
-from model.engine.runner import ModelRunner
-from model.engine.token_trie import TokenTrie
 from model.errors import ArchiveFull, InvalidRequest, NeverFits
 from model.hybrid import HybridLM
 from model.kernels import REFERENCE
@@ -30,10 +25,7 @@ from model.policy import AttentionPolicy, PolicyName
 from model.tiles import summary_shape
 from model.tokenizer import Tokenizer
 
-CONFIG = ModelConfig.from_dict(TINY_CONFIG)
-BLOCK, SUMMARY = CONFIG.archive_bytes_per_block(Dtype.FLOAT32)
 Table = tuple[ArchiveTable, list[int]]
-POLICY = AttentionPolicy(PolicyName.ARCHIVE, sinks=64, window=64, select=2)
 
 
 def content(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,32 +141,6 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     archive.allocate(1)
 
 
-class Bench:
-    """An engine with an archive of so many blocks."""
-
-    def __init__(self, model: HybridLM, tokenizer: Tokenizer, num_blocks: int) -> None:
-        each = sum(model.config.archive_bytes_per_block(Dtype.FLOAT32))
-        self.archive = KvArchive(model.config, Dtype.FLOAT32, num_blocks * each)
-        states = StatePool(model.config, 9)
-        blocks = BlockPool(model.config, 60, Dtype.FLOAT32, archive=self.archive)
-        self.runner = ModelRunner(model, states, blocks, num_slots=3, checkpoint_bytes=1 << 24, chunk_tokens=64)
-        vocabulary = TokenTrie(tokenizer.token_bytes, tokenizer.vocab_size, tokenizer.eos_ids)
-        capacity = self.runner.capacity(1 << 30)
-        self.engine: Engine = build(
-            self.runner, capacity, tokenizer, vocabulary, POLICY, max_context=9000, archive=(num_blocks, each)
-        )
-        self.dice = random.Random(3)
-
-    def text(self, length: int) -> array:
-        return array("i", [self.dice.randrange(3, 30) for _ in range(length)])
-
-    def ask(self, name: str, prompt: array, max_tokens: int = 2, **fields: object):
-        self.engine.submit(request(name, prompt, max_tokens=max_tokens, **fields))
-        events = finish(self.engine)
-        self.engine.check()
-        return events[-1]
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
@@ -194,44 +160,6 @@ def test_the_bill_of_a_request_counts_its_archive(model: HybridLM, tokenizer: To
     stats = bench.engine.stats()
     assert stats.archive_blocks.total == 40 and stats.archive_blocks.used == 0
     assert dict(stats.archive_bytes) == {"kv_archive": 13 * block, "kv_summaries": 13 * summed}
-
-
-def test_what_nobody_named_makes_room_first_and_what_has_a_name_stays(model: HybridLM, tokenizer: Tokenizer) -> None:
-    bench = Bench(model, tokenizer, 30)
-    named, other, third = (bench.text(900) for _ in range(3))
-    bench.ask("named", named)
-    tree = ("default", POLICY)
-    bench.engine.checkpoints.anchor("talk", tree, named)
-    for name, prompt in (("other", other), ("third", third)):
-        assert bench.ask(name, prompt).error is None
-    assert bench.engine.checkpoints.path(tree, named), "it has a name and stands nowhere else"
-    assert bench.engine.checkpoints.path(tree, named)[-1].num_tokens >= 900
-    assert bench.engine.checkpoints.path(tree, other)[-1].num_tokens < 900, "nobody named it"
-    # A second name, and there is no room for a third text of that length.
-    bench.engine.checkpoints.anchor("chat", tree, third)
-    failed = bench.ask("late", bench.text(900))
-    assert isinstance(failed.error, ArchiveFull)
-    assert "kv_archive" in str(failed.error) and "FANO_ARCHIVE_BYTES" in str(failed.error)
-    assert str(failed.error.total_bytes) in str(failed.error)
-    assert bench.engine.checkpoints.path(tree, named) and bench.engine.checkpoints.path(tree, third)
-    bench.engine.checkpoints.release("talk")
-    assert bench.ask("again", bench.text(900)).error is None, "what is on the disk may go"
-    assert bench.engine.stats().num_checkpoints_lost == 0
-
-
-def test_one_that_starves_leaves_the_others_alone(model: HybridLM, tokenizer: Tokenizer) -> None:
-    alone, bench = Bench(model, tokenizer, 40), Bench(model, tokenizer, 24)
-    prompts = {name: alone.text(1300) for name in "ab"}
-    for name, prompt in prompts.items():
-        bench.engine.submit(request(name, prompt, max_tokens=20))
-    events = finish(bench.engine)
-    bench.engine.check()
-    (failed,) = [event for event in events if event.error is not None]
-    assert isinstance(failed.error, ArchiveFull), "both would take 36 blocks"
-    (other,) = set(prompts) - {failed.request_id}
-    alone.engine.submit(request(other, prompts[other], max_tokens=20))
-    assert ids_of(events, other) == ids_of(finish(alone.engine), other) != []
-    assert bench.engine.stats().archive_blocks.used == 0
 
 
 def test_what_can_never_be_kept_is_refused_with_bytes_and_setting(model: HybridLM, tokenizer: Tokenizer) -> None:

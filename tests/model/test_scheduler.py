@@ -38,6 +38,13 @@ class Pools:
     def num_bytes(self, blocks: dict[Sequence, int]) -> int:
         return sum(count * self.capacity.bytes_per_block + self.capacity.bytes_per_slot for count in blocks.values())
 
+    num_archive_blocks_free = 0
+
+    def num_archived(self, sequence: Sequence) -> int:
+        return 0
+
+    num_archived_found = num_archived
+
     def num_missing_blocks(self, sequence: Sequence, end: int) -> int:
         return max(0, -(-end // BLOCK_TOKENS) - self.held.get(sequence, 0))
 

@@ -111,8 +111,9 @@ class Schedule:
         for event in self.engine.step():
             if event.finish_reason is FinishReason.ERROR:
                 assert isinstance(event.error, ArchiveFull), event.error
+                assert event.usage is not None and event.usage.prefix.reason == "not_begun", "it was let in, and starved"
                 self.starved.add(event.request_id)
-                self.world.happened["starved"] += 1
+                self.world.happened["refused for what names hold"] += 1
                 continue
             assert event.request_id not in self.starved, "nothing comes after the end"
             key = event.request_id, event.choice
@@ -199,6 +200,9 @@ class Schedule:
         assert archive.used + archive.cached == len(kept | self.runner.archive_numbers()), "a block is nobody's"
         num_bytes = sum(self.runner.archive_bytes.values()) + self.runner.archive_disk_bytes
         assert num_bytes == (archive.used + archive.cached) * (16_384 + 2048)
+        self.world.happened["step with room promised"] += stats.num_archive_blocks_promised > 0
+        self.world.happened["step with room that names hold"] += self.runner.archive_room.num_anchored > 0
+        assert self.runner.archive_room.num_anchored <= archive.cached
         assert stats.saved_bytes == self.runner.saved_bytes <= self.config.saved_bytes
         for pool in POOLS:
             assert self.runner.pool_bytes[pool] == stats.pool_bytes[pool] == stats.plan_bytes[pool], pool
@@ -228,6 +232,7 @@ def run_natively(world: World, seeds: range, monkeypatch: pytest.MonkeyPatch) ->
     kinds = ["choice ended", "fork", "pause", "forced preemption", "preemption of its own", "step with shared blocks"]
     kinds += ["one choice came back", "several choices came back", "prefill step", "decode step", "mixed step"]
     kinds += ["never fits into the archive", "step with an archive on the disk"]
+    kinds += ["step with room promised", "step with room that names hold"]
     kinds += [f"abort {where}" for where in ("in the line", "before the answer", "in the answer", "of a saved request")]
     kinds += ["schedule on several threads", "saved and brought back", "no room for what was saved", "forgotten"]
     places = ("prompt", "message", "tail", "interval", "restored")
