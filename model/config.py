@@ -251,9 +251,13 @@ class ModelConfig:
     def num_archive_blocks(
         self, dtype: Dtype, memory_bytes: int, disk_bytes: int, index: IndexPlan | None = None
     ) -> tuple[int, int]:
-        """Blocks that fit into ``memory_bytes`` with their summaries, and into ``disk_bytes``."""
+        """Blocks in memory, and on the disk: as many as there can be where the former and the summaries of all, which
+        every token that selects reads, take ``memory_bytes``, and the latter ``disk_bytes``."""
         block, summary = self.archive_bytes_per_block(dtype, index)
-        return (memory_bytes // (block + summary), disk_bytes // block) if block else (0, 0)
+        if not block:
+            return 0, 0
+        num_on_disk = min(disk_bytes // block, memory_bytes // summary)
+        return (memory_bytes - num_on_disk * summary) // (block + summary), num_on_disk
 
     @property
     def ssm_state_bytes(self) -> int:
@@ -296,9 +300,10 @@ class EngineConfig:
     and no more often than leaves the streams all but ``prefill_share`` of the time. ``saved_bytes`` is the host memory
     that preempted requests may take, ``session_bytes`` what checkpoints and named sessions may;
     ``num_checkpoint_slots`` more state slots hold checkpoints on the device. Under policy ``archive`` what leaves the
-    windows may take ``archive_bytes`` of host memory, and then ``archive_disk_bytes`` of a file without a name in
-    ``archive_directory``, or where temporary files go. ``archive_index_blocks`` of a text that left the window share an
-    index, so that a token reads a part of their summaries; 0: it reads them all.
+    windows may take ``archive_bytes`` of host memory, the summaries of all of it included, and
+    ``archive_disk_bytes`` of a file without a name in ``archive_directory``, or where temporary files go.
+    ``archive_index_blocks`` of a text that left the window share an index, so that a token reads a part of their
+    summaries; 0: it reads them all.
     """
 
     num_slots: int = 8

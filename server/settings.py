@@ -66,7 +66,11 @@ class Settings(BaseSettings):
     prompt_archive_bytes: int = Field(
         1 << 30, ge=0, description="Host memory for the text and index of prompts that are longer than the window."
     )
-    archive_bytes: int = Field(2 << 30, ge=0, description="Host memory for what left the windows under policy archive.")
+    archive_bytes: int = Field(
+        2 << 30,
+        ge=0,
+        description="Host memory for what left the windows under policy archive, with the summaries of all of it.",
+    )
     archive_disk_bytes: int = Field(
         8 << 30, ge=0, description="Disk for what of it does not fit there, in a file that ends with the process."
     )

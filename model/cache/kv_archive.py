@@ -71,9 +71,10 @@ class ArchivedBlock:
 
 
 class KvArchive:
-    """At most ``memory_bytes`` of blocks and summaries in memory, and ``disk_bytes`` of blocks in a file without a name
-    in ``directory``, which is gone with the process. Address space is taken at once, memory and disk when they are
-    needed. Used by one thread; only the last reference to a block may go in another.
+    """At most ``memory_bytes`` of blocks and of summaries, which are in memory for the blocks on the disk too, and
+    ``disk_bytes`` of blocks in a file without a name in ``directory``, which is gone with the process. What the system
+    keeps of the file in its cache is its own. Address space is taken at once, memory and disk when they are needed.
+    Used by one thread; only the last reference to a block may go in another.
 
     ``keys_values`` are [blocks, layers, 2, P, G, E] in memory and likewise in the file; ``summaries`` [layers, G,
     blocks, *summary_shape], of all blocks, in memory. ``num_used`` blocks are those of sequences; the ``num_cached``
@@ -106,7 +107,8 @@ class KvArchive:
             _tensor(self._disk, (num_on_disk, *shape), held),
         )
         summaries = (layers, heads, self.num_blocks, *summary_shape(width, held.itemsize))
-        self.summaries = _tensor(_reserve(self.num_blocks * self.bytes_per_summary), summaries, held)
+        self._summaries = _reserve(self.num_blocks * self.bytes_per_summary)
+        self.summaries = _tensor(self._summaries, summaries, held)
         self.plan = plan
         self.indexes = None if plan is None else ArchiveIndexes(plan, self.summaries, width)
         # Numbers whose last reference went, in whatever thread.
@@ -251,8 +253,12 @@ class KvArchive:
 
     def _collect(self) -> None:
         """Take back what is not referred to any more, and give its memory to the system."""
+        if not self.returned:
+            return
+        taken_back: list[int] = []
         while self.returned:
             number = self.returned.popleft()
+            taken_back.append(number)
             on_disk = number >= self.num_in_memory
             region, advice = (self._disk, mmap.MADV_REMOVE) if on_disk else (self._memory, mmap.MADV_DONTNEED)
             self._num_disk_live -= on_disk
@@ -263,6 +269,21 @@ class KvArchive:
                 # A file system that cannot give back parts of a file keeps them.
                 with suppress(OSError):
                     region.madvise(advice, start, self.bytes_per_block)
+        self._give_back_summaries(np.array(taken_back))
+
+    def _give_back_summaries(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Give the system the whole pages of summaries of free blocks among which are these ``numbers``."""
+        is_free = np.zeros(self._num_begun + 2, dtype=np.int8)
+        is_free[np.array(self._free) + 1] = 1
+        borders = np.flatnonzero(np.diff(is_free)).reshape(-1, 2)
+        layers, heads = self.summaries.shape[:2]
+        each = self.summaries[0, 0, 0].nbytes
+        for first, end in borders[np.unique(np.searchsorted(borders[:, 1], numbers, side="right"))].tolist():
+            for row in range(0, layers * heads * self.num_blocks, self.num_blocks):
+                start = -(-(row + first) * each // mmap.PAGESIZE) * mmap.PAGESIZE
+                size = (row + end) * each // mmap.PAGESIZE * mmap.PAGESIZE - start
+                if size > 0 and self._summaries is not None:
+                    self._summaries.madvise(mmap.MADV_DONTNEED, start, size)
 
     def _is_backed(self, number: int) -> bool:
         """Whether the disk has room for a block, which is taken."""

@@ -146,7 +146,7 @@ def print_bill(bill: Bill, name: str, console: Console) -> None:
             f"in the archive on the host: {archive['bytes_per_token']:,.0f} bytes a token that left the window and "
             f"{archive['summary_bytes_per_token']:,.1f} of summaries, {readable(archive['session_bytes'])} a session; "
             f"there is room for {archive['tokens_at_most']:,} tokens in {readable(archive['memory_bytes_at_most'])} "
-            f"of memory and {readable(archive['disk_bytes_at_most'])} of disk"
+            f"of memory, with the summaries of all, and {readable(archive['disk_bytes_at_most'])} of disk"
         )
     plan = bill.plan
     say(

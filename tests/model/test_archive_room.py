@@ -70,7 +70,7 @@ def test_what_is_promised_is_what_is_still_to_come(model: HybridLM, tokenizer: T
     while bench.engine.has_work():
         bench.engine.step()
         stats = bench.engine.stats()
-        told.add((stats.num_archive_blocks_promised + stats.archive_blocks.used))
+        told.add(stats.num_archive_blocks_promised + stats.archive_blocks.used)
     # 1129 tokens are read; the window then begins at 1024, behind the block of the sinks.
     assert told == {15, 0}
 
@@ -173,9 +173,7 @@ def test_a_state_from_the_disk_takes_nothing_that_was_promised(model: HybridLM, 
 
 
 @pytest.mark.parametrize("interrupts", [False, True])
-def test_choices_take_as_much_as_they_were_counted_for(
-    model: HybridLM, tokenizer: Tokenizer, interrupts: bool
-) -> None:
+def test_choices_take_as_much_as_they_were_counted_for(model: HybridLM, tokenizer: Tokenizer, interrupts: bool) -> None:
     """Blocks of the prompt that leave the window after the choices part are one block of the archive for all."""
     # Of 1060 tokens 16 blocks are full; when 1060 + 139 are read 17 have left, of which one is the choice's own.
     each, num_blocks = sum(model.config.archive_bytes_per_block(Dtype.FLOAT32)), 15 + 3 * 1
@@ -194,5 +192,3 @@ def test_choices_take_as_much_as_they_were_counted_for(
     bench.engine.check()
     assert not failures(events)
     assert events[-1].usage.kv_archive_bytes + events[-1].usage.kv_summary_bytes == num_blocks * each
-
-

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.cache.archive_table import ArchiveTable
-from model.cache.kv_archive import KvArchive
+from model.cache.kv_archive import STEPS_BETWEEN_RESTS, KvArchive
 from model.config import Dtype, ModelConfig
 from model.errors import ArchiveFull, InvalidRequest, NeverFits
 from model.hybrid import HybridLM
@@ -52,7 +52,7 @@ def disk_bytes(archive: KvArchive) -> int:
 @given(actions=st.lists(st.tuples(st.sampled_from("take fork drop cache".split()), st.integers(0, 99)), max_size=60))
 def test_blocks_are_counted_shared_and_kept_bit_for_bit(actions: list[tuple[str, int]]) -> None:
     """Law 4, with some blocks in memory and some in the file."""
-    archive = KvArchive(CONFIG, Dtype.FLOAT32, 3 * (BLOCK + SUMMARY), 4 * BLOCK)
+    archive = KvArchive(CONFIG, Dtype.FLOAT32, 3 * (BLOCK + SUMMARY) + 4 * SUMMARY, 4 * BLOCK)
     assert (archive.num_in_memory, archive.num_blocks) == (3, 7)
     tables: list[Table] = []
     cached: list[Table] = []
@@ -93,28 +93,60 @@ def assert_kept(archive: KvArchive, tables: list[Table], cached: list[Table]) ->
             assert torch.equal(archive.summaries[:, :, block.number], summary(keys))
 
 
+@given(
+    memory=st.integers(0, 40 * (BLOCK + SUMMARY)),
+    disk=st.integers(0, 400 * BLOCK),
+    dtype=st.sampled_from([Dtype.FLOAT32, Dtype.BFLOAT16]),
+)
+def test_the_budget_of_memory_has_the_summaries_of_the_disk_in_it(memory: int, disk: int, dtype: Dtype) -> None:
+    block, summed = CONFIG.archive_bytes_per_block(dtype)
+    near, far = CONFIG.num_archive_blocks(dtype, memory, disk)
+    taken = near * (block + summed) + far * summed
+    assert taken <= memory and far * block <= disk
+    # As many as there can be: neither place has room for one more.
+    assert memory - taken < block + summed
+    assert disk - far * block < block or memory - far * summed < summed
+
+
 def test_memory_and_disk_are_given_back(tmp_path: Path) -> None:
     config = ModelConfig.from_dict(TINY_CONFIG | {"hidden_size": 256, "num_attention_heads": 2})
-    block, _ = config.archive_bytes_per_block(Dtype.FLOAT32)
-    archive = KvArchive(config, Dtype.FLOAT32, 300 * block, 60 * block, tmp_path)
+    block, summed = config.archive_bytes_per_block(Dtype.FLOAT32)
+    budget = 60 * (block + summed) + 300 * summed
+    archive = KvArchive(config, Dtype.FLOAT32, budget, 300 * block, tmp_path)
+    assert (archive.num_in_memory, archive.num_blocks) == (60, 360)
     assert not list(tmp_path.iterdir()), "the file has no name, so that it is gone with the process"
-    near = archive.keys_values[0]
-    assert present_bytes(near) == disk_bytes(archive) == 0
+    near, far = archive.keys_values
+    assert present_bytes(near) == present_bytes(archive.summaries) == disk_bytes(archive) == 0
     blocks = archive.allocate(archive.num_blocks)
     for each in blocks:
         each.keys.fill_(1)
         each.values.fill_(1)
-    assert archive.disk_bytes == 60 * block and archive.num_free == 0
-    assert present_bytes(near) == archive.num_in_memory * block > 200 * block
-    assert 60 * block <= disk_bytes(archive) < 61 * block
-    del blocks, each
-    assert archive.num_free == archive.num_blocks and archive.disk_bytes == 0
-    archive.rest()
-    assert present_bytes(near) == disk_bytes(archive) == 0
+    archive.summaries.fill_(1)
+    assert archive.disk_bytes == 300 * block and archive.num_free == 0
+    assert sum(archive.memory_bytes.values()) == budget
+    assert present_bytes(near) == archive.memory_bytes["kv_archive"]
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert abs(present_bytes(archive.summaries) - archive.memory_bytes["kv_summaries"]) < page
+    assert 300 * block <= disk_bytes(archive) < 301 * block
+    # What was read of the file is the system's, and leaves the process when it rests.
+    assert present_bytes(far) > 0
+    for _ in range(STEPS_BETWEEN_RESTS):
+        archive.rest()
+    assert present_bytes(far) == 0
+    del each
+    rows = archive.summaries.shape[0] * archive.summaries.shape[1]
+    for kept in (slice(100, 260), slice(30, 90), slice(0)):
+        blocks = blocks[kept]
+        live = archive.num_live
+        assert live == len(blocks) and archive.disk_bytes == block * live <= disk_bytes(archive) < block * (live + 1)
+        assert present_bytes(near) == 0
+        # Where a run of free ones begins and where it ends, a page has some of its neighbours too.
+        assert -page < present_bytes(archive.summaries) - archive.memory_bytes["kv_summaries"] < 2 * rows * page
+        assert all(bool((archive.summaries[:, :, each.number] == 1).all()) for each in blocks)
 
 
 def test_the_file_goes_with_the_archive(tmp_path: Path) -> None:
-    archive = KvArchive(CONFIG, Dtype.FLOAT32, 0, 5 * BLOCK, tmp_path)
+    archive = KvArchive(CONFIG, Dtype.FLOAT32, 5 * SUMMARY, 5 * BLOCK, tmp_path)
     (block,) = archive.allocate(1)
     block.keys.fill_(1)
     held = Path(f"/proc/self/fd/{archive._descriptor}")
@@ -127,7 +159,7 @@ def test_the_file_goes_with_the_archive(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = KvArchive(CONFIG, Dtype.FLOAT32, 2 * (BLOCK + SUMMARY), 5 * BLOCK, tmp_path)
+    archive = KvArchive(CONFIG, Dtype.FLOAT32, 2 * (BLOCK + SUMMARY) + 5 * SUMMARY, 5 * BLOCK, tmp_path)
     near = archive.allocate(2)
 
     def refuse(*_: object) -> None:

@@ -111,7 +111,9 @@ class Schedule:
         for event in self.engine.step():
             if event.finish_reason is FinishReason.ERROR:
                 assert isinstance(event.error, ArchiveFull), event.error
-                assert event.usage is not None and event.usage.prefix.reason == "not_begun", "it was let in, and starved"
+                assert event.usage is not None and event.usage.prefix.reason == "not_begun", (
+                    "it was let in, and starved"
+                )
                 self.starved.add(event.request_id)
                 self.world.happened["refused for what names hold"] += 1
                 continue
