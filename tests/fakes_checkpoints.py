@@ -88,6 +88,9 @@ class FakeCheckpoints:
             return FakeHolding()
         return FakeHolding(self.kept[tree, path[-1].ids], path[-1].num_tokens, KV_BYTES, SSM_BYTES, CONV_BYTES)
 
+    def num_archived_held(self, checkpoint: "FakeCheckpoint") -> int:
+        return 0
+
     def snapshot(self, checkpoint: FakeCheckpoint) -> "Snapshot":
         return fake_snapshot(checkpoint.ids)
 

@@ -118,6 +118,10 @@ class Checkpoints:
             return Found(None, match.num_common, "no_information")
         return Found(None, match.num_common, "evicted" if match.was_kept else "not_kept")
 
+    def num_archived_held(self, checkpoint: Checkpoint) -> int:
+        """Blocks of a checkpoint in the archive that are not among the free ones."""
+        return self.archive_room.num_taken(checkpoint.archive_numbers)
+
     def open(self, checkpoint: Checkpoint) -> Held | None:
         """What a sequence takes up from ``checkpoint``, or None where the pools have no room for it."""
         self._touch(checkpoint)

@@ -129,7 +129,7 @@ class Recollection:
     def num_archived_found(self, sequence: Sequence) -> int:
         """Blocks of the archive that ``begin`` would take up and that others or names hold."""
         found = self._find(sequence).checkpoint if self._is_sought(sequence) else None
-        return 0 if found is None else self._checkpoints.archive_room.num_taken(found.archive_numbers)
+        return 0 if found is None else self._checkpoints.num_archived_held(found)
 
     def _is_sought(self, sequence: Sequence) -> bool:
         """Whether the beginning of the prompt may be taken up where it is there."""

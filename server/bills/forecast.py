@@ -7,7 +7,7 @@ what they share counted once.
 
 from dataclasses import dataclass
 
-from model.cache.plan import MemoryPlan
+from model.cache.plan import MemoryPlan, num_archived_blocks
 from model.config import EngineConfig, ModelConfig
 from model.engine.admission import Admission
 from model.engine.request import GenerationRequest
@@ -66,25 +66,27 @@ class Forecaster:
             plan.bytes_per_archived_block,
         )
 
-    def forecast(self, request: GenerationRequest, stats: EngineStats) -> Forecast:
+    def forecast(self, request: GenerationRequest, stats: EngineStats, num_archived_found: int = 0) -> Forecast:
         """The bill of ``request`` beside what ``stats`` say is held now. Nothing is reserved.
 
-        What checkpoints hold counts as room. In the archive those of named sessions that are not saved stay, which is
-        not seen here.
+        What checkpoints hold counts as room, but in the archive not that of named sessions which are not saved, nor
+        what was promised to others there. ``num_archived_found`` of its blocks the request would find there, held by
+        such a session or by another request.
         """
         policy, num_choices = request.policy or self.policy, request.num_choices
         num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         num_blocks = blocks_at_end(policy, num_prompt_tokens, max_tokens, num_choices)
         resident = policy.max_resident_tokens(num_prompt_tokens + max_tokens, self._chunk_tokens)
         peak_blocks = num_choices * -(-resident // BLOCK_TOKENS)
-        num_archived = archived_at_end(policy, num_prompt_tokens, max_tokens, num_choices)
+        num_archived = sum(num_archived_blocks(policy, num_prompt_tokens, max_tokens, num_choices))
         blocks, archive = stats.blocks, stats.archive_blocks
+        kept = stats.num_archive_blocks_anchored + stats.num_archive_blocks_promised
         needs = (
             ("state", num_choices, self.plan.num_slots - stats.slots.used),
             ("kv", peak_blocks, blocks.free + blocks.cached),
-            ("kv_archive", num_archived, archive.free + archive.cached),
+            ("kv_archive", num_archived - num_archived_found, archive.free + archive.cached - kept),
         )
-        lacking = next((pool for pool, needed, room in needs if needed > room), None)
+        lacking = next((pool for pool, needed, room in needs if needed > max(0, room)), None)
         refusal = self._refusal(request, policy)
         return Forecast(
             num_prompt_tokens=num_prompt_tokens,
@@ -127,16 +129,6 @@ def blocks_at_end(policy: AttentionPolicy, num_prompt_tokens: int, max_tokens: i
         return len(held)  # Nothing was written after the prompt, so nothing was copied.
     num_shared = sum(place < num_prompt_tokens // BLOCK_TOKENS for place in held)
     return num_shared + num_choices * (len(held) - num_shared)
-
-
-def archived_at_end(policy: AttentionPolicy, num_prompt_tokens: int, max_tokens: int, num_choices: int) -> int:
-    """Different blocks of the archive that all choices then hold: those of full blocks of the prompt are shared there
-    too, whichever choice they left the window of."""
-    num_left = policy.num_archived(num_prompt_tokens + max(1, max_tokens) - 1)
-    if max_tokens <= 1:
-        return num_left
-    num_shared = min(num_left, max(0, num_prompt_tokens - policy.sinks) // BLOCK_TOKENS)
-    return num_shared + num_choices * (num_left - num_shared)
 
 
 def _places_held(policy: AttentionPolicy, num_read: int) -> list[int]:

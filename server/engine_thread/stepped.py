@@ -70,6 +70,9 @@ class KeptCheckpoints(Protocol):
         """The deepest checkpoint on the way that a request would go on from; ``selected_from`` says of a number of
         tokens where among them it would have begun to select blocks."""
 
+    def num_archived_held(self, checkpoint: "Checkpoint") -> int:
+        """Blocks of a checkpoint in the archive that requests or names hold."""
+
     def snapshot(self, checkpoint: "Checkpoint") -> "Snapshot":
         """A checkpoint as host tensors."""
 

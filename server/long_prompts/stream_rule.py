@@ -1,6 +1,7 @@
 """Which prompts are answered in streams alone: those of which so much is to be read that a client would give up."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from model.policy import AttentionPolicy
@@ -8,6 +9,15 @@ from server.engine_thread.bridge import EngineThread
 from server.engine_thread.stepped import SteppedEngine
 from server.errors import StreamRequired
 from server.long_prompts.pace import ReadingPace
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The tokens at the beginning of a prompt that need not be read, and the blocks of theirs in the attention archive
+    that are no room for others, since a request or a name holds them."""
+
+    num_tokens: int = 0
+    num_archived: int = 0
 
 
 class StreamRule:
@@ -34,7 +44,8 @@ class StreamRule:
         if is_streamed or len(prompt_ids) <= self._most:
             return
         asked = tenant, policy, prompt_ids, measures_information
-        num_tokens = len(prompt_ids) - max([await self.num_cached(*asked, place) for place in select_from])
+        found = [await self.remembered(*asked, place) for place in select_from]
+        num_tokens = len(prompt_ids) - max(each.num_tokens for each in found)
         if num_tokens > self._most:
             await self._pace.measure(self._bridge)
             raise StreamRequired(num_tokens, self._most, self._pace.seconds(num_tokens))
@@ -43,21 +54,22 @@ class StreamRule:
         """Whether a prompt of which so many tokens are to be read is answered in a stream alone."""
         return num_tokens > self._most
 
-    async def num_cached(
+    async def remembered(
         self,
         tenant: str,
         policy: AttentionPolicy | None,
         prompt_ids: Sequence[int],
         measures_information: bool,
         select_from: int,
-    ) -> int:
-        """How many tokens of the prompt the engine would not read again in a request that selects blocks from
-        ``select_from`` on."""
+    ) -> Remembered:
+        """What of the prompt the engine would not read again in a request that selects blocks from ``select_from``
+        on."""
         policy = policy or self._policy
         selected_from = partial(policy.selected_from, select_from=select_from)
 
-        def look(engine: SteppedEngine) -> int:
-            found = engine.checkpoints.find((tenant, policy), prompt_ids, measures_information, selected_from)
-            return 0 if found.checkpoint is None else found.checkpoint.num_tokens
+        def look(engine: SteppedEngine) -> Remembered:
+            kept = engine.checkpoints
+            found = kept.find((tenant, policy), prompt_ids, measures_information, selected_from).checkpoint
+            return Remembered() if found is None else Remembered(found.num_tokens, kept.num_archived_held(found))
 
         return await self._bridge.call(look)

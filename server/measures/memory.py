@@ -81,9 +81,9 @@ KV_SHARED = Measure(
 )  # fmt: skip
 ARCHIVE_BLOCKS = Measure(
     "fano_kv_archive_blocks", Kind.GAUGE, "",
-    "Blocks of keys and values that left the windows under policy archive, in host memory or its file; cached are "
-    "those of checkpoints and of states in host memory.",
-    "free at nought: requests are refused for want of room. Raise FANO_ARCHIVE_BYTES or FANO_ARCHIVE_DISK_BYTES.",
+    "Blocks of keys and values that left the windows under policy archive, in host memory or its file; used are "
+    "those of requests, cached those of checkpoints.",
+    "free and cached at nought: requests wait for each other. Raise FANO_ARCHIVE_BYTES or FANO_ARCHIVE_DISK_BYTES.",
     {"status": UNITS},
 )  # fmt: skip
 PREEMPTIONS = Measure(

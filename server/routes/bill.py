@@ -22,6 +22,7 @@ from server.chat.inquiry import chat_inquiry
 from server.chat.schema import ChatMessage, ChatRequest
 from server.dependencies import ArrivalDep, RequestIdDep, ServicesDep, StateDep, TenantDep, watcher
 from server.errors import NotReady, UnknownModel
+from server.long_prompts.stream_rule import Remembered
 from server.schemas import error_responses
 from server.services import Services
 from server.sessions.manifest import SavedCheckpoint
@@ -73,14 +74,15 @@ async def plan_request(
         asked, returning, beside = await _asked(
             body, body.messages, services, tenant, state.settings, request_id, arrival
         )
-    stats = services.bridge.stats()
-    forecast = None if asked is None else services.forecaster.forecast(asked, stats)
     cached_tokens = None if body.messages is None else 0
+    held = Remembered()
     if asked is not None and body.messages is not None:
-        held = await services.stream_rule.num_cached(
+        held = await services.stream_rule.remembered(
             tenant, asked.policy, asked.prompt_ids, asked.measure_information, asked.select_from
         )
-        cached_tokens = max((held, *returning)) + beside.num_cached
+        cached_tokens = max((held.num_tokens, *returning)) + beside.num_cached
+    stats = services.bridge.stats()
+    forecast = None if asked is None else services.forecaster.forecast(asked, stats, held.num_archived)
     num_unread = 0 if asked is None else len(asked.prompt_ids) + beside.num_tokens - (cached_tokens or 0)
     reading = ReadingForecast(pace.seconds(num_unread), services.stream_rule.is_needed(num_unread))
     return forecast_view(

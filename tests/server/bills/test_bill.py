@@ -149,18 +149,30 @@ async def test_a_block_is_in_the_archive_from_the_token_on_that_does_not_see_it(
 
 
 @pytest.mark.parametrize(
-    ("free", "used", "cached", "pool"),
-    [(6, 0, 0, None), (2, 9, 4, None), (2, 9, 3, "kv_archive"), (0, 9, 0, "kv_archive")],
+    ("free", "used", "cached", "anchored", "promised", "found", "pool"),
+    [
+        (6, 0, 0, 0, 0, 0, None),
+        (2, 9, 4, 0, 0, 0, None),
+        (2, 9, 3, 0, 0, 0, "kv_archive"),
+        (0, 9, 0, 0, 0, 0, "kv_archive"),
+        # What names alone hold is no room, and what was promised to those who run is not either.
+        (9, 0, 9, 6, 6, 0, None),
+        (9, 0, 9, 7, 6, 0, "kv_archive"),
+        (9, 0, 9, 6, 7, 0, "kv_archive"),
+        (2, 0, 9, 9, 0, 4, None),
+        (2, 0, 9, 9, 0, 3, "kv_archive"),
+    ],
 )
 def test_what_does_not_fit_into_the_archive_now_is_told_by_the_pool(
-    engine: Engine, free: int, used: int, cached: int, pool: str | None
+    engine: Engine, free: int, used: int, cached: int, anchored: int, promised: int, found: int, pool: str | None
 ) -> None:
     model = ModelConfig.from_pretrained(embedded_checkpoint())
     policy = AttentionPolicy(PolicyName.ARCHIVE, 64, 128)
     # After 575 tokens are read, the window begins at 448: six blocks lie between it and the sinks.
     request = GenerationRequest("one", [5] * 570, SamplingParams(max_tokens=6), policy=policy)
-    stats = replace(engine.stats(), archive_blocks=PoolCounts(free, used, cached))
-    forecast = Forecaster(model, CONFIG).forecast(request, stats)
+    kept = {"num_archive_blocks_anchored": anchored, "num_archive_blocks_promised": promised}
+    stats = replace(engine.stats(), archive_blocks=PoolCounts(free, used, cached), **kept)
+    forecast = Forecaster(model, CONFIG).forecast(request, stats, found)
     assert (forecast.fits_now, forecast.lacking, forecast.refusal) == (pool is None, pool, None)
     each, summary = model.archive_bytes_per_block(Dtype.FLOAT32)
     assert (forecast.kv_archive_bytes, forecast.kv_summary_bytes) == (6 * each, 6 * summary)
