@@ -329,12 +329,17 @@ class Scheduler:
         def gives_way(each: SequenceGroup) -> bool:
             return each.request.is_background and not group.request.is_background
 
+        def holds_more(each: SequenceGroup) -> bool:
+            # One that gives way to all others would have to give the room back at once.
+            is_equal = each.request.is_background or not group.request.is_background
+            return is_equal and slots[each.tenant] - each.num_slots >= own
+
         for each in sorted(
             reversed(self._running), key=lambda each: (not each.is_paused, not gives_way(each), -slots[each.tenant])
         ):
             if freed >= group.num_slots:
                 break
-            if each.is_paused or gives_way(each) or slots[each.tenant] - each.num_slots >= own:
+            if each.is_paused or gives_way(each) or holds_more(each):
                 victims.append(each)
                 freed += each.num_slots
                 slots[each.tenant] -= each.num_slots

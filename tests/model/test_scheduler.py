@@ -96,6 +96,7 @@ class Bench:
         tenant: str = "t",
         policy: AttentionPolicy = FULL,
         num_choices: int = 1,
+        is_background: bool = False,
     ) -> SequenceGroup:
         request = GenerationRequest(
             name,
@@ -103,6 +104,7 @@ class Bench:
             SamplingParams(max_tokens=max_tokens),
             tenant=tenant,
             num_choices=num_choices,
+            is_background=is_background,
         )
         group = SequenceGroup(request, policy, submitted_at=float(self.num_submitted))
         self.scheduler.submit(group)
@@ -413,3 +415,15 @@ def test_any_schedule_keeps_the_books_and_ends(
     assert all(group.status is Status.FINISHED for group in groups), "everyone comes to an end"
     assert not bench.pools.held and not bench.pools.saved
     assert bench.scheduler.num_free_slots == num_slots
+
+
+def test_a_tenant_that_holds_more_makes_no_room_for_what_is_read_in_the_background() -> None:
+    """What would come back at once and take the room again."""
+    bench = Bench()
+    for name in "abcd":
+        bench.submit(name, 10, max_tokens=20, tenant="many")
+    bench.step()
+    bench.submit("reading", 500, tenant="other", is_background=True)
+    steps = bench.finish()
+    assert bench.scheduler.num_preemptions == 0
+    assert [name for name, _, _ in steps[-1]] == ["reading"]
