@@ -21,6 +21,7 @@ from server.answers.replies import Answer, Generated
 from server.completions.schema import Prompt as AskedPrompt
 from server.engine_thread.bridge import EngineThread
 from server.errors import RequestInvalid
+from server.long_prompts.asking import QUERY_TOKENS
 from server.long_prompts.long_prompt import LongPrompts
 from server.long_prompts.progress import told_progress
 from server.long_prompts.stream_rule import StreamRule
@@ -100,6 +101,9 @@ class Completing:
             max_seconds=self._limits.max_request_seconds,
             measure_information=self._limits.measure_information,
             continues=True,
+            # It asks nothing, so what it goes on from is its end, as of a chat whose last turn is too long a question:
+            # the text before is read as documents are, at the same cost whatever its length.
+            select_from=max(0, len(ids) - QUERY_TOKENS),
         )
 
     def _read(self, place: int, prompt: AskedPrompt) -> tuple[str, "array[int]"]:

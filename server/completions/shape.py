@@ -132,10 +132,12 @@ def summed(usages: Sequence[Usage]) -> Usage:
     for each in others:
         fano, more = first.fano, each.fano
         held = {pool: size + getattr(more.resident_bytes, pool) for pool, size in fano.resident_bytes}
+        kept = {pool: size + getattr(more.archive_bytes, pool) for pool, size in fano.archive_bytes}
         bits = [fano.context_information_bits, more.context_information_bits]
         times = [seconds for seconds in (fano.ttft_seconds, more.ttft_seconds) if seconds is not None]
         update = {
             "resident_bytes": fano.resident_bytes.model_copy(update=held),
+            "archive_bytes": fano.archive_bytes.model_copy(update=kept),
             "state_capacity_bits": fano.state_capacity_bits + more.state_capacity_bits,
             "context_information_bits": None if None in bits else sum(filter(None, bits)),
             "ttft_seconds": min(times, default=None),

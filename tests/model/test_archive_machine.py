@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from model.cache.snapshot import BlockContent, Snapshot
 from model.engine.request import FinishReason, TokenEvent
-from model.errors import ArchiveFull, HostBudgetExceeded, NeverFits
+from model.errors import ArchiveFull, HostBudgetExceeded, NeverFits, QueueFull
 from model.hybrid import HybridLM
 from model.policy import AttentionPolicy, PolicyName
 from model.tokenizer import Tokenizer
@@ -75,6 +75,8 @@ class ArchiveSchedules(RuleBasedStateMachine):
             self.engine.submit(request(name, prompt, max_tokens=max_tokens, logit_bias=((2, -100.0),), **fields))
         except NeverFits as refusal:
             assert refusal.pool in ("kv_archive", "kv")
+            return
+        except QueueFull:
             return
         self.prompts[name] = prompt
         self.open_ones.add(name)

@@ -16,6 +16,9 @@ from model.errors import GenerationFailed, PromptTooLong, QueueFull
 from model.tokenizer import Tokenizer
 from server.chat.fields import Treatment
 from server.completions.schema import COMPLETION_FIELDS, MAX_PROMPTS, CompletionRequest
+from server.completions.shape import summed
+from server.long_prompts.asking import QUERY_TOKENS
+from server.schemas import ArchiveBytes, Usage
 from server.token_view import TokenLines
 
 ROUTE = "/v1/completions"
@@ -41,6 +44,29 @@ def test_a_text_is_gone_on_with_as_it_stands(official: openai.OpenAI, world: Wor
     assert reply.usage is not None
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (len(request.prompt_ids), 3)
     assert reply.usage.model_dump()["fano"]["retrieval"]["used"] is False
+
+
+def test_the_bills_of_several_prompts_are_added_up_pool_by_pool(official: openai.OpenAI, world: World) -> None:
+    told = official.completions.create(model=MODEL, prompt="The vault").usage
+    assert told is not None
+    one = Usage.model_validate(told.model_dump())
+
+    def of(**archive: int) -> Usage:
+        held = one.fano.archive_bytes.model_copy(update=archive)
+        return one.model_copy(update={"fano": one.fano.model_copy(update={"archive_bytes": held})})
+
+    several = summed([of(kv_archive=5, kv_summaries=3, text=1), of(kv_archive=7, index=2), of(kv_summaries=4, text=6)])
+    assert several.fano.archive_bytes == ArchiveBytes(kv_archive=12, kv_summaries=7, text=7, index=2)
+    assert several.fano.resident_bytes.kv == 3 * one.fano.resident_bytes.kv > 0
+
+
+@pytest.mark.parametrize(("length", "select_from"), [(10, 0), (QUERY_TOKENS, 0), (900, 900 - QUERY_TOKENS)])
+def test_of_a_long_text_the_end_selects_as_that_of_a_long_chat_does(
+    official: openai.OpenAI, world: World, length: int, select_from: int
+) -> None:
+    official.completions.create(model=MODEL, prompt=[5] * length, max_tokens=2)
+    (request,) = world.engine.requests
+    assert request.select_from == select_from
 
 
 def test_all_that_is_asked_reaches_the_engine(official: openai.OpenAI, world: World) -> None:
