@@ -41,7 +41,7 @@ POLICY = AttentionPolicy(PolicyName.ARCHIVE, 64, 64, 2)
 
 
 def archive_of(num_near: int, num_far: int) -> KvArchive:
-    return KvArchive(CONFIG, Dtype.FLOAT32, num_near * (BLOCK + SUMMARY), num_far * BLOCK)
+    return KvArchive(CONFIG, Dtype.FLOAT32, num_near * (BLOCK + SUMMARY) + num_far * SUMMARY, num_far * BLOCK)
 
 
 class Layers:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes_archive import BLOCK, CONFIG, POLICY, SUMMARY, Bench
+from fakes_archive import BLOCK, CONFIG, SUMMARY, Bench
 from fakes_engine import write_tokenizer
 from fakes_model import TINY_CONFIG, kernels_at, load
 from fakes_runner import request
