@@ -13,6 +13,7 @@ from model.cache.block_pool import RELEASED, BlockPool, BlockTable
 from model.cache.checkpoint import Checkpoint
 from model.cache.checkpoints import Checkpoints
 from model.cache.held import Held, bring_back
+from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.snapshot import Snapshot
 from model.cache.state_pool import StatePool

@@ -237,7 +237,7 @@ class Answering:
     async def num_cached(self, inquiry: Inquiry, prompt: Prompt) -> int:
         """How many tokens of the prompt the engine would not read again."""
         asked = inquiry.tenant, inquiry.policy, prompt.ids, self.limits.measure_information
-        return await self._stream_rule.num_cached(*asked, prompt.select_from)
+        return (await self._stream_rule.remembered(*asked, prompt.select_from)).num_tokens
 
     def _turn(self, inquiry: Inquiry) -> AbstractAsyncContextManager[SessionTurn | None]:
         if inquiry.session is None:
