@@ -61,7 +61,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """Sum of all samples of a metric."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
     def post(self, name: str, text: str) -> str:
@@ -78,7 +78,7 @@ class Server:
         document: dict[str, object] = {}
 
         def is_so() -> bool:
-            document.update(httpx.get(f"{self.url}/v1/documents/{document_id}").json())
+            document.update(httpx.get(f"{self.url}/v1/documents/{document_id}", timeout=60).json())
             assert document["status"] != "failed", document
             return bool(document["answerable"]) if key == "answerable" else document["status"] == key
 
