@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class HeldText:
-    """A text that is indexed. ``bases`` are where in it its parts begin; ``num_users`` ask it now. ``vectors`` are
-    those of all its rows, where they were wanted once."""
+    """A text that is indexed. ``bases`` are where in it its parts begin. ``vectors`` are those of all its rows, where
+    they were wanted once."""
 
     record: Record
     shelf: Shelf
     bases: tuple[int, ...]
     text_bytes: int
     found_bytes: int
-    num_users: int = 0
     vectors: CandidateVectors | None = None
 
     @property

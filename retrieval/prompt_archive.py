@@ -9,9 +9,9 @@ import hashlib
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +75,9 @@ class PromptArchive:
         self._lock = threading.Lock()
         self._held: OrderedDict[bytes, HeldText] = OrderedDict()
         self._making: dict[bytes, threading.Lock] = {}
-        self._promised_bytes = 0
+        # What texts that are still to be indexed may take, and how many prompts that are open have each text.
+        self._promised: dict[bytes, int] = {}
+        self._wanted = Counter[bytes]()
         self._store_bytes = self._store.memory.num_bytes
         self.num_evicted = 0
 
@@ -101,8 +103,9 @@ class PromptArchive:
             PromptMemoryFull: others ask, and what they ask and this one together are more than may be held.
         """
         texts = list(_texts(parts))
-        with ExitStack() as stack:
-            held = [stack.enter_context(self._used(tenant, text)) for text in texts]
+        keys = [_key(tenant, text) for text in texts]
+        with self._admitted(keys, texts):
+            held = [self._indexed_once(key, text) for key, text in zip(keys, texts, strict=True)]
             yield OpenPrompt(self, tuple(held), tuple(texts))
 
     def search(self, question: str, texts: Sequence[HeldText], max_passages: int) -> SearchResult:
@@ -147,61 +150,63 @@ class PromptArchive:
         return CandidateVectors.of(self._embedder, texts)
 
     @contextmanager
-    def _used(self, tenant: str, parts: tuple[PromptPart, ...]) -> Iterator[HeldText]:
-        key = _key(tenant, parts)
+    def _admitted(self, keys: Sequence[bytes], texts: Sequence[tuple[PromptPart, ...]]) -> Iterator[None]:
+        """Room for all texts of a prompt, promised before any of them is indexed: of two that do not fit together one
+        is refused at once, and the other ends. What others index already is not counted again."""
+        wanted = {key: needed(sum(len(part.text) for part in text)) for key, text in zip(keys, texts, strict=True)}
+        with self._lock:
+            missing = {key: size for key, size in wanted.items() if key not in self._held and key not in self._promised}
+            in_use = sum(held.num_bytes for key, held in self._held.items() if self._wanted[key] or key in wanted)
+            in_use += sum(self._promised.values())
+            # Alone it may be larger than the bound: what a prompt takes is known when it is indexed.
+            is_alone = not any(count and key not in wanted for key, count in self._wanted.items())
+            if not is_alone and in_use + sum(missing.values()) > self._max_bytes:
+                raise PromptMemoryFull(sum(missing.values()), in_use, self._max_bytes)
+            self._promised |= missing
+            self._wanted.update(wanted.keys())
+            idle = self._over()
+        try:
+            self._drop(idle)
+            yield
+        finally:
+            with self._lock:
+                for key in wanted:
+                    self._wanted[key] -= 1
+                    if not self._wanted[key]:
+                        del self._wanted[key]
+                        self._promised.pop(key, None)  # where it could not be indexed
+                        self._making.pop(key, None)
+                idle = self._over()
+            self._drop(idle)
+
+    def _indexed_once(self, key: bytes, parts: tuple[PromptPart, ...]) -> HeldText:
+        """The text, indexed by whoever of those that want it comes first. It stays as long as any of them asks."""
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:
-            held = self._take(key) or self._make(key, parts)
-        with self._lock:
-            self._making.pop(key, None)
-        try:
-            yield held
-        finally:
             with self._lock:
-                held.num_users -= 1
-                idle = self._over(0)
-            self._drop(idle)
-
-    def _take(self, key: bytes) -> HeldText | None:
-        with self._lock:
-            held = self._held.get(key)
-            if held is not None:
-                self._held.move_to_end(key)
-                held.num_users += 1
-            return held
-
-    def _make(self, key: bytes, parts: tuple[PromptPart, ...]) -> HeldText:
-        promised = needed(sum(len(part.text) for part in parts))
-        with self._lock:
-            in_use = sum(held.num_bytes for held in self._held.values() if held.num_users) + self._promised_bytes
-            if in_use and in_use + promised > self._max_bytes:
-                raise PromptMemoryFull(promised, in_use, self._max_bytes)
-            idle = self._over(promised)
-            self._promised_bytes += promised
-        try:
-            self._drop(idle)
+                held = self._held.get(key)
+                if held is not None:
+                    self._held.move_to_end(key)
+                    return held
             held = self._indexed(parts)
-            held.num_users = 1
-        finally:
             with self._lock:
-                self._promised_bytes -= promised
-        with self._lock:
-            self._held[key] = held
-        return held
+                self._held[key] = held
+                self._promised.pop(key, None)
+            return held
 
     @property
     def _held_bytes(self) -> int:
         return sum(held.num_bytes for held in self._held.values())
 
-    def _over(self, more_bytes: int) -> list[HeldText]:
-        """Take out what nobody asks, oldest first, until there is room for ``more_bytes``. For the holder of the
+    def _over(self) -> list[HeldText]:
+        """Take out what nobody asks, oldest first, until what is held and what was promised fit. For the holder of the
         lock."""
         taken: list[HeldText] = []
-        for key, held in list(self._held.items()):
-            if self._held_bytes + self._promised_bytes + more_bytes <= self._max_bytes:
+        for key in list(self._held):
+            if self._held_bytes + sum(self._promised.values()) <= self._max_bytes:
                 break
-            if not held.num_users:
+            if not self._wanted[key]:
                 taken.append(self._held.pop(key))
         self.num_evicted += len(taken)
         return taken

@@ -1,13 +1,16 @@
 """Prompts in the archive: places in their messages, work that is done once, and memory that has a bound."""
 
 import random
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from retrieval.embedder import HashEmbedder
 from retrieval.errors import PromptMemoryFull
-from retrieval.open_prompt import OpenPrompt
+from retrieval.open_prompt import HeldText, OpenPrompt
 from retrieval.passage import Span
 from retrieval.prompt_archive import GAP, TEXT_CHARACTERS, PromptArchive, needed
 from retrieval.prompt_part import PromptPart
@@ -132,6 +135,71 @@ def test_what_others_ask_stays_and_the_refusal_names_pool_and_bytes(tmp_path: Pa
         assert full.value.used_bytes == prompt.text_bytes + prompt.index_bytes
         assert prompt.search("lantern", 3).passages
     ask(archive, prose(300, 6))
+
+
+def test_room_is_promised_to_a_whole_prompt_before_any_of_it_is_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that do not fit together one is refused at once, and the other is indexed to its end."""
+    parts = {
+        name: [PromptPart(f"messages.{at}", 0, prose(700, seed + at)) for at in range(3)]
+        for name, seed in (("one", 20), ("two", 30))
+    }
+    whole = {name: needed(sum(len(part.text) for part in each)) for name, each in parts.items()}
+    archive = PromptArchive(tmp_path / "prompts", HashEmbedder(dimension=32), max_bytes=max(whole.values()) * 3 // 2)
+    indexed, texts = archive._indexed, list[int]()
+    refusals: list[PromptMemoryFull] = []
+
+    def index(one: Sequence[PromptPart]) -> HeldText:
+        texts.append(len(texts))
+        if len(texts) == 1:
+            # The second comes while the first has a text of three.
+            with pytest.raises(PromptMemoryFull) as full, archive.opened("acme", parts["two"]):
+                pass
+            refusals.append(full.value)
+        return indexed(one)
+
+    monkeypatch.setattr(archive, "_indexed", index)
+    with archive.opened("acme", parts["one"]) as prompt:
+        assert len(prompt.texts) == 3
+    (refusal,) = refusals
+    assert (refusal.needed_bytes, refusal.used_bytes) == (whole["two"], whole["one"])
+    assert len(texts) == 3, "of the second nothing was indexed"
+    with archive.opened("acme", parts["two"]) as prompt:
+        assert len(prompt.texts) == 3
+    assert archive._promised == {} and not +archive._wanted
+
+
+def test_many_at_once_stay_within_the_bound_and_nobody_loses_what_he_asks(tmp_path: Path) -> None:
+    """From several threads; what two ask is promised once, the oldest that nobody asks goes first."""
+    texts = [prose(120, seed) for seed in range(8)]
+    most = 3 * needed(max(map(len, texts)))
+    archive = PromptArchive(tmp_path / "prompts", HashEmbedder(dimension=32), max_bytes=most)
+    found, refused, beyond = Counter[int](), Counter[int](), list[int]()
+
+    def ask_often(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(12):
+            number = dice.randrange(len(texts))
+            try:
+                with archive.opened("acme", [PromptPart("messages.0", 0, texts[number])]) as prompt:
+                    assert all(each in archive._held.values() for each in prompt.texts), "it is asked, and was dropped"
+                    assert prompt.search("lantern", 2).passages
+                    held = sum(each.num_bytes for each in [*archive._held.values()])
+                    beyond.append(max(0, held - most))
+                found[number] += 1
+            except PromptMemoryFull as full:
+                assert 0 < full.used_bytes <= most and full.used_bytes + full.needed_bytes > most
+                refused[number] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(ask_often, seed) for seed in range(4)]:
+            each.result()
+    assert sum(found.values()) + sum(refused.values()) == 48 and found and not any(beyond)
+    assert archive._promised == {} and not +archive._wanted
+    assert archive.num_bytes == archive._store.memory.num_bytes + sum(
+        each.shelf.num_bytes + (each.vectors.num_bytes if each.vectors else 0) for each in archive._held.values()
+    )
 
 
 def test_nothing_is_on_the_disk(tmp_path: Path) -> None:
