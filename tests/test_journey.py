@@ -118,6 +118,8 @@ def test_a_client_that_leaves_stops_the_work(server: Server, client: openai.Open
         "messages": [{"role": "user", "content": story(4000, 4)}],
         "max_tokens": 1000,
         "stream": True,
+        # Another answer would be there at once, and only the text be read on beside it.
+        "fano": {"start": "prompt"},
     }
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
         assert response.status_code == 200
