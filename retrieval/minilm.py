@@ -59,6 +59,24 @@ class Encoder:
             for encoding in self._tokenizer.encode_batch(list(texts))
         ]
 
+    def token_ids(self, words: Sequence[str]) -> list[int]:
+        """The ids of those of ``words`` that are one token each."""
+        known = (self._tokenizer.token_to_id(word) for word in words)
+        return [number for number in known if number is not None]
+
+    @torch.inference_mode()
+    def likeness(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Cosines [len(token_ids), vocabulary] of the vectors that tokens come in with, less what all of them share."""
+        table = self._weights["embeddings.word_embeddings.weight"].float()
+        centred = F.normalize(table - table.mean(dim=0), dim=1)
+        cosines: NDArray[np.float32] = (centred[torch.tensor(token_ids)] @ centred.T).numpy()
+        return cosines
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return len(self._weights["embeddings.word_embeddings.weight"])
+
     @torch.inference_mode()
     def encode(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Mean of the last layer over the real tokens, scaled to length one: float32 [len(token_ids), width]."""

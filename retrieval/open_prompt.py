@@ -9,6 +9,7 @@ from retrieval.passage import Copy, Passage, SearchResult, Span, Value
 from retrieval.prompt_part import PromptPart
 from retrieval.record import Record
 from retrieval.shelf_files import Shelf
+from retrieval.skim import Skim
 
 if TYPE_CHECKING:
     from retrieval.prompt_archive import PromptArchive
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class HeldText:
-    """A text that is indexed. ``bases`` are where in it its parts begin. ``vectors`` are those of all its rows, where
-    they were wanted once."""
+    """A text that is indexed. ``bases`` are where in it its parts begin. ``vectors`` are those of all its rows and
+    ``skim`` their word pieces, where they were wanted once."""
 
     record: Record
     shelf: Shelf
@@ -25,11 +26,13 @@ class HeldText:
     text_bytes: int
     found_bytes: int
     vectors: CandidateVectors | None = None
+    skim: Skim | None = None
 
     @property
     def index_bytes(self) -> int:
         """Of what was found in it, with its vectors if all of them stand."""
-        return self.found_bytes + (0 if self.vectors is None else self.vectors.num_bytes)
+        made = (each.num_bytes for each in (self.vectors, self.skim) if each is not None)
+        return self.found_bytes + sum(made)
 
     @property
     def num_bytes(self) -> int:

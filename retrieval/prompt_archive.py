@@ -37,6 +37,7 @@ from retrieval.record import Listed
 from retrieval.search import RANKED_DEPTH, Search
 from retrieval.shelf_files import SMALL_ROWS, Shelf
 from retrieval.shelves import Shelves
+from retrieval.skim import Skim, Skims, likely_rows
 from retrieval.tantivy_index import TantivyIndex
 from retrieval.vector_rows import vector_rows
 
@@ -44,6 +45,10 @@ from retrieval.vector_rows import vector_rows
 TEXT_CHARACTERS = 1 << 15
 # Between two messages of a text: more blanks than a passage may have, so that none reaches into both.
 GAP = "\n" * (MAX_PASSAGE_CHARACTERS + 1)
+# Where words find nothing, so large a share of the rows are compared by meaning, and no more than so many: some two
+# seconds for 64K tokens, seven for a million, beside those that it takes to read them.
+LIKELY_SHARE = 4
+MOST_LIKELY = 1024
 # What a character takes at most when all of it is indexed, in prose, tables and code alike; measured, see ``needed``.
 BYTES_PER_CHARACTER = 24
 
@@ -86,8 +91,8 @@ class PromptArchive:
         """Host memory of all texts and what was found in them. Waits for nobody who indexes."""
         with self._lock:
             shelves = sum(held.shelf.num_bytes for held in self._held.values())
-            vectors = sum(held.vectors.num_bytes for held in self._held.values() if held.vectors is not None)
-            return self._store_bytes + shelves + vectors
+            wanted = sum(held.index_bytes - held.found_bytes for held in self._held.values())
+            return self._store_bytes + shelves + wanted
 
     def close(self) -> None:
         """Forget everything."""
@@ -110,7 +115,7 @@ class PromptArchive:
 
     def search(self, question: str, texts: Sequence[HeldText], max_passages: int) -> SearchResult:
         """As ``retrieval.search.Search.run``, with the vectors of all rows if these are few, else of those that have
-        words of ``question``."""
+        words of ``question``; and of those with words like them, if that finds nothing."""
         if sum(len(text.shelf.row_spans) for text in texts) <= self._most_rows:
             shelves = {text.record.number: self._with_all_vectors(text) for text in texts}
             return self._found(question, texts, shelves, max_passages)
@@ -118,9 +123,15 @@ class PromptArchive:
         hits = search_lexical([text.shelf.lexical for text in texts], LexicalQuery.of(question), RANKED_DEPTH).hits
         for number, ordinal, _ in hits:
             wanted[number] += texts[number].shelf.rows_of(ordinal)
-        shelves = {text.record.number: self._with_vectors(text, wanted[place]) for place, text in enumerate(texts)}
-        found = self._found(question, texts, shelves, max_passages)
-        return replace(found, reason=f"{found.reason} (by meaning what has words of the question)")
+        vectors = [self._vectors(text) for text in texts]
+        found = self._found_among(question, texts, vectors, [*wanted.values()], max_passages)
+        if found.found or not isinstance(self._embedder, Skims):
+            return replace(found, reason=f"{found.reason} (by meaning what has words of the question)")
+        skims = [self._skim(self._embedder, text) for text in texts]
+        most = min(max(sum(map(len, skims)) // LIKELY_SHARE, self._most_rows), MOST_LIKELY)
+        likely = likely_rows(self._embedder, question, skims, most)
+        found = self._found_among(question, texts, vectors, likely, max_passages)
+        return replace(found, reason=f"{found.reason} (by meaning what has words like those of the question)")
 
     def _found(
         self, question: str, texts: Sequence[HeldText], shelves: dict[int, Shelf], max_passages: int
@@ -136,10 +147,28 @@ class PromptArchive:
                 text.vectors = vectors
         return replace(text.shelf, vectors=text.vectors)
 
-    def _with_vectors(self, text: HeldText, rows: Sequence[int]) -> Shelf:
-        vectors = self._vectors(text)
-        vectors.want(rows)
-        return replace(text.shelf, vectors=vectors)
+    def _found_among(
+        self,
+        question: str,
+        texts: Sequence[HeldText],
+        vectors: Sequence[CandidateVectors],
+        rows: Sequence[Sequence[int]],
+        max_passages: int,
+    ) -> SearchResult:
+        """What is found when these rows of each text have vectors too."""
+        shelves = {}
+        for text, own, wanted in zip(texts, vectors, rows, strict=True):
+            own.want(wanted)
+            shelves[text.record.number] = replace(text.shelf, vectors=own)
+        return self._found(question, texts, shelves, max_passages)
+
+    def _skim(self, embedder: Skims, text: HeldText) -> Skim:
+        if text.skim is None:
+            spans = [Span(*span) for span in text.shelf.row_spans.tolist()]
+            skim = Skim.of(embedder, self._store.texts(text.record.number, spans))
+            with self._lock:
+                text.skim = skim
+        return text.skim
 
     def _vectors(self, text: HeldText) -> CandidateVectors:
         spans, number = text.shelf.row_spans, text.record.number
