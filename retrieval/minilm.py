@@ -22,6 +22,7 @@ _MAX_TOKENS = 256  # sentence_bert_config.json of the checkpoint
 _NUM_BORDERS = 2
 # A product with fewer rows is not quicker.
 _FEWEST_ROWS = 8
+_BLOCK_ROWS = 4096
 
 
 class Encoder:
@@ -67,9 +68,12 @@ class Encoder:
     @torch.inference_mode()
     def likeness(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Cosines [len(token_ids), vocabulary] of the vectors that tokens come in with, less what all of them share."""
-        table = self._weights["embeddings.word_embeddings.weight"].float()
-        centred = F.normalize(table - table.mean(dim=0), dim=1)
-        cosines: NDArray[np.float32] = (centred[torch.tensor(token_ids)] @ centred.T).numpy()
+        table = self._weights["embeddings.word_embeddings.weight"]
+        mean = table.mean(dim=0, dtype=torch.float32)
+        wanted = F.normalize(table[torch.tensor(token_ids)].float() - mean, dim=1)
+        # Block by block: in single precision all of it would be twice what the weights are.
+        blocks = [wanted @ F.normalize(block.float() - mean, dim=1).T for block in table.split(_BLOCK_ROWS)]
+        cosines: NDArray[np.float32] = torch.cat(blocks, dim=1).numpy()
         return cosines
 
     @property

@@ -11,7 +11,7 @@ from retrieval.prompt_archive import LIKELY_SHARE, PromptArchive
 from retrieval.prompt_part import PromptPart
 from retrieval.skim import Skim, Skims, likely_rows
 
-# Pairs of words that mean the same, and two that say nothing.
+# Pairs of words that mean the same, and some that say nothing. The last three are a little like all others.
 VOCABULARY = ["[UNK]", "the", ".", "ship", "vessel", "captain", "skipper", "sank", "foundered", "lamp", "oil", "sea"]
 SILENT = 3
 
@@ -33,7 +33,7 @@ class Speller(HashEmbedder):
 
     def likeness(self, pieces):
         pair = (np.arange(len(VOCABULARY)) + 1) // 2
-        like = np.where(pair == pair[list(pieces), np.newaxis], 0.8, 0.1)
+        like = np.where(pair == pair[list(pieces), np.newaxis], 0.8, np.where(pair < pair[-3], 0.1, 0.4))
         like[np.arange(len(pieces)), list(pieces)] = 1.0
         return like.astype(np.float32)
 
@@ -64,9 +64,13 @@ def test_a_word_that_all_rows_have_tells_nothing():
     assert likely("The ship foundered", rows, most=2) == [[0, 7]]
 
 
+def test_a_rare_word_tells_more_than_a_common_one():
+    assert likely("ship lamp", [*["The lamp."] * 5, "The ship."], most=1) == [[5]]
+
+
 def test_a_word_that_is_meant_counts_for_more_than_several_a_little_like_it():
-    rows = ["The lamp oil sea captain lamp oil captain.", "The vessel lay there then and was seen no more.", "The sea."]
-    assert likely("The ship", rows * 3, most=3) == [[1, 4, 7]]
+    rows = ["The oil.", "The vessel.", "The sea."]
+    assert likely("The ship, the captain, sank", rows * 3, most=3) == [[1, 4, 7]]
 
 
 @pytest.fixture

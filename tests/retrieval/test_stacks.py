@@ -102,6 +102,29 @@ def test_equal_texts_come_by_the_order_of_the_documents(open_library, add_text):
     assert assert_alike(library, "Who keeps the globe?", ids).passages[0].document_id == ids[0]
 
 
+def test_each_document_that_has_a_share_is_looked_into(open_library, add_text):
+    library = open_library()
+    library._search._is_learned = True
+    loud = "\n\n".join("The ferry leaves, the ferry comes, the ferry man says ferry. " * 8 for _ in range(70))
+    quiet = [
+        "They spoke of roads, and of a ferry or a cart that was to be had in town. " * 5 + f"{n}" for n in range(20)
+    ]
+    ids = [add_text(library, text, f"{n}.txt").id for n, text in enumerate([loud, *quiet])]
+    found = assert_alike(library, "The ferry, compared in all documents", ids)
+    assert len({passage.document_id for passage in found.passages}) > 1
+
+
+def test_keys_of_documents_that_are_not_asked_lead_nowhere(open_library, add_text, monkeypatch):
+    monkeypatch.setattr("retrieval.key_lookup.MANY_DOCUMENTS", TOGETHER)
+    library = open_library()
+    texts = [f"Voucher LO-00{n} paid for the lamp oil of house {n}." for n in range(40, 40 + 2 * TOGETHER)]
+    ids = [add_text(library, text).id for text in texts]
+    for text in texts:
+        add_text(library, text, tenant="other")
+    found = assert_alike(library, "What did voucher LO-0043 pay for, and LO-0061?", ids[: TOGETHER + 1])
+    assert [p.document_id for p in found.passages if p.evidence] == [ids[3]] and found.num_facts == 1
+
+
 def test_nothing_of_another_tenant_is_in_a_stack(open_library, add_text):
     library, dice = open_library(), random.Random(1)
     mine = [add_text(library, text_by(dice)).id for _ in range(TOGETHER)]
