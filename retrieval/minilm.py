@@ -72,7 +72,10 @@ class Encoder:
         mean = table.mean(dim=0, dtype=torch.float32)
         wanted = F.normalize(table[torch.tensor(token_ids)].float() - mean, dim=1)
         # Block by block: in single precision all of it would be twice what the weights are.
-        blocks = [wanted @ F.normalize(block.float() - mean, dim=1).T for block in table.split(_BLOCK_ROWS)]
+        blocks = [
+            wanted @ F.normalize(table[first : first + _BLOCK_ROWS].float() - mean, dim=1).T
+            for first in range(0, len(table), _BLOCK_ROWS)
+        ]
         cosines: NDArray[np.float32] = torch.cat(blocks, dim=1).numpy()
         return cosines
 
