@@ -179,7 +179,7 @@ def run(machine: type[ArchiveSchedules], num_examples: int, num_steps: int) -> N
 
 
 def test_who_is_let_in_never_lacks_a_block(machine: type[ArchiveSchedules]) -> None:
-    run(machine, 12, 25)
+    run(machine, 8, 25)
 
 
 @pytest.mark.slow
