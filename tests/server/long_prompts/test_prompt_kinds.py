@@ -147,7 +147,9 @@ async def test_a_full_archive_refuses_before_the_first_byte(
 ) -> None:
     services = world.app.state.fano.services
     monkeypatch.setattr(services.prompts, "_max_bytes", 1000)
-    monkeypatch.setattr(services.prompts, "_promised_bytes", 900)  # somebody else's, who asks just now
+    # Somebody else asks just now.
+    monkeypatch.setitem(services.prompts._wanted, b"other", 1)
+    monkeypatch.setitem(services.prompts._promised, b"other", 900)
     for streamed in (False, True):
         reply = await client.post("/v1/chat/completions", json=chat(LONG, stream=streamed))
         error = reply.json()["error"]
