@@ -4,6 +4,7 @@ import mimetypes
 from dataclasses import dataclass
 from pathlib import Path
 
+from retrieval.docx_text import OLE, ZIP, is_word, read_docx
 from retrieval.errors import ParseFailed, UnsupportedMediaType
 from retrieval.html_text import readable_text
 from retrieval.passage import Span
@@ -11,7 +12,8 @@ from retrieval.pdf_text import read_pdf
 from retrieval.plain_text import binary_reason, decode
 
 PLAIN, MARKDOWN, HTML, PDF = "text/plain", "text/markdown", "text/html", "application/pdf"
-READABLE = (PLAIN, MARKDOWN, HTML, PDF)
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+READABLE = (PLAIN, MARKDOWN, HTML, PDF, DOCX)
 
 _BY_SUFFIX = {
     ".txt": PLAIN,
@@ -23,12 +25,13 @@ _BY_SUFFIX = {
     ".html": HTML,
     ".xhtml": HTML,
     ".pdf": PDF,
+    ".docx": DOCX,
 }
-_BY_DECLARATION = {PLAIN: PLAIN, MARKDOWN: MARKDOWN, "text/x-markdown": MARKDOWN, HTML: HTML, PDF: PDF}
+_BY_DECLARATION = {PLAIN: PLAIN, MARKDOWN: MARKDOWN, "text/x-markdown": MARKDOWN, HTML: HTML}
 _BY_DECLARATION["application/xhtml+xml"] = HTML
 # Files whose bytes are text but whose text is markup that no parser here undoes.
 _UNREADABLE_TEXT = ((b"{\\rtf", "RTF"), (b"%!PS", "PostScript"))
-_REMEDY = "send .txt, .md, .html or .pdf"
+_REMEDY = "send .txt, .md, .html, .pdf or .docx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,30 @@ class ParsedDocument:
     media_type: str
 
 
-def supported_media_type(name: str, declared: str | None, head: bytes) -> str:
+def supported_media_type(name: str, declared: str | None, head: bytes, path: Path | None = None) -> str:
     """Decide how the file will be read, from its name, declared type and first bytes (at least 1 KiB if it has them).
 
-    The bytes decide between pdf, text and neither; among texts the name decides, then the declaration; any
-    other text, source code and tables included, is read as plain text.
+    The bytes decide between pdf, Word, text and neither; among texts the name decides, then the declaration; any
+    other text, source code and tables included, is read as plain text. Which zip is a Word document is seen only in
+    the whole file at ``path``; of one that has not come yet, any zip may be one.
 
     Raises UnsupportedMediaType before anything is stored.
     """
     suffix = Path(name).suffix.lower()
     declared = (declared or "").partition(";")[0].strip().lower()
+    is_called_word = suffix == ".docx" or (declared == DOCX and suffix not in _BY_SUFFIX)
+    # With a password it is wrapped in what other programs wrap their files in as well; there its name counts.
+    is_wrapped = head.startswith(ZIP) or (head.startswith(OLE) and is_called_word)
+    if is_wrapped and (path is None or is_word(path)):
+        return DOCX
     if b"%PDF-" in head[:1024]:
         return PDF
     if suffix == ".pdf" or (declared == PDF and suffix not in _BY_SUFFIX):
         raise UnsupportedMediaType(f"{name!r} is called a pdf but its bytes are not one (no %PDF- near the start)")
+    if is_called_word:
+        raise UnsupportedMediaType(
+            f"{name!r} is called a Word document (.docx) but its bytes are not one; save it in Word as .docx"
+        )
     for magic, kind in _UNREADABLE_TEXT:
         if head.startswith(magic):
             raise UnsupportedMediaType(f"{name!r} is {kind}, which is not read here; {_REMEDY}")
@@ -79,6 +92,8 @@ def parse(path: Path, media_type: str, *, max_characters: int) -> ParsedDocument
     pages: tuple[Span, ...] = ()
     if media_type == PDF:
         text, pages = read_pdf(path, max_characters=max_characters)
+    elif media_type == DOCX:
+        text = read_docx(path, max_characters=max_characters)
     else:
         text = decode(path.read_bytes(), html=media_type == HTML)
         if media_type == HTML:

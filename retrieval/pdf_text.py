@@ -1,21 +1,15 @@
 """The text of a PDF, page by page.
 
 PDFium is not thread-safe, and a damaged file may crash it or keep it busy. Each file is therefore read in a
-process of its own (retrieval/pdf_worker.py, some 0.2 s to start): other threads go on, a crash is a failed
-document and not a dead server, and reading ends after ten minutes at most.
+process of its own (retrieval/pdf_worker.py).
 """
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from retrieval.errors import ParseFailed
 from retrieval.passage import Span
-
-_WORKER = Path(__file__).with_name("pdf_worker.py")
-_MAX_SECONDS = 600.0
+from retrieval.reader_process import read_apart
 
 # PDFium writes U+FFFE for a hyphen between letters at the end of a line, and takes the line end away.
 _SOFT_HYPHEN = re.compile(r"(\w*)\ufffe(\w*)")
@@ -25,7 +19,6 @@ _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\ufffe\uffff]")
 _MESSAGES = {
     "encrypted": "the pdf asks for a password; send a copy without one",
     "damaged": "the pdf cannot be opened: its structure is damaged or cut off; send the whole file again",
-    "too_slow": f"the pdf could not be read within {_MAX_SECONDS:.0f} seconds; split it",
     "no_text": "the pdf has pages but no text, so it is probably a scan; run it through text recognition (OCR) first",
 }
 
@@ -40,7 +33,8 @@ def read_pdf(path: Path, *, max_characters: int) -> tuple[str, tuple[Span, ...]]
 
     Raises ParseFailed ``encrypted``, ``damaged``, ``no_text``, ``too_long`` or ``too_slow``.
     """
-    raw_pages = [_characters(page) for page in _worker_pages(path, max_characters)]
+    answer = read_apart("retrieval.pdf_worker", path, max_characters, "pdf", _MESSAGES)
+    raw_pages = [_characters(page) for page in answer["pages"]]
     compounds = set(re.findall(r"[a-z]+-[a-z]+", "\n".join(raw_pages)))
     pages: list[Span] = []
     pieces: list[str] = []
@@ -56,27 +50,6 @@ def read_pdf(path: Path, *, max_characters: int) -> tuple[str, tuple[Span, ...]]
     if not text or text.isspace():
         raise ParseFailed("no_text", _MESSAGES["no_text"])
     return text, tuple(pages)
-
-
-def _worker_pages(path: Path, max_characters: int) -> list[str]:
-    # -P: the worker must import no module that merely lies beside it or in the current directory.
-    command = [sys.executable, "-P", str(_WORKER), str(path.resolve()), str(max_characters)]
-    try:
-        finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_MAX_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ParseFailed("too_slow", _MESSAGES["too_slow"]) from error
-    if finished.returncode != 0:
-        last_line = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        detail = f" (reader ended with {finished.returncode}{': ' + last_line if last_line else ''})"
-        raise ParseFailed("damaged", _MESSAGES["damaged"] + detail)
-    answer = json.loads(finished.stdout)
-    if answer["code"] == "too_long":
-        read = f"{answer['num_characters']} characters in its first {answer['num_pages']} pages"
-        raise ParseFailed("too_long", f"the pdf has {read}, the limit is {max_characters}; split it")
-    if answer["code"] is not None:
-        raise ParseFailed(answer["code"], _MESSAGES[answer["code"]])
-    pages: list[str] = answer["pages"]
-    return pages
 
 
 def _characters(page: str) -> str:

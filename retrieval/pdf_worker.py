@@ -1,12 +1,9 @@
-"""Run as a script by retrieval/pdf_text.py: one PDF to one JSON object on standard output."""
-
-import json
-import sys
+"""Run by itself for retrieval/pdf_text.py: one PDF to one JSON object on standard output."""
 
 import pypdfium2
 from pypdfium2.raw import FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY
 
-_MAX_ADDRESS_BYTES = 4 << 30
+from retrieval.reader_process import answer
 
 
 def pages_of(path: str, max_characters: int) -> dict[str, object]:
@@ -30,19 +27,10 @@ def pages_of(path: str, max_characters: int) -> dict[str, object]:
         page.close()
         num_characters += len(pages[-1])
         if num_characters > max_characters:
-            return {"code": "too_long", "num_characters": num_characters, "num_pages": number + 1}
+            read = f"{num_characters} characters in its first {number + 1} pages"
+            return {"code": "too_long", "message": f"the pdf has {read}, the limit is {max_characters}; split it"}
     return {"code": None, "pages": pages}
 
 
-def _limit_memory() -> None:
-    if sys.platform != "win32":
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = _MAX_ADDRESS_BYTES if hard == resource.RLIM_INFINITY else min(hard, _MAX_ADDRESS_BYTES)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 if __name__ == "__main__":
-    _limit_memory()
-    json.dump(pages_of(sys.argv[1], int(sys.argv[2])), sys.stdout)
+    answer(pages_of)

@@ -62,7 +62,7 @@ def _accept(services: Services, file: Path) -> Document:
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)
     upload = Upload(file.name, None, file, file.stat().st_size, head)
-    media_type = supported_media_type(file.name, None, head)
+    media_type = supported_media_type(file.name, None, head, file)
     document, _ = services.ingestor.accept(DEFAULT_TENANT, upload, media_type, is_to_be_read=False)
     return document
 

@@ -103,7 +103,7 @@ def ask(
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text, Markdown, HTML or PDF.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text, Markdown, HTML, PDF or Word (.docx).")],
     tenant: Annotated[str, typer.Option(help="Whose documents they become.")] = DEFAULT_TENANT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the documents as one JSON object.")] = False,
     model: Model = None,

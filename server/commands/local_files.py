@@ -32,5 +32,5 @@ def keep_file(library: "Library", tenant: str, file: Path, is_to_be_read: bool) 
     """
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)
-    media_type = supported_media_type(file.name, None, head)
+    media_type = supported_media_type(file.name, None, head, file)
     return library.add(tenant, file.name, media_type, file, is_to_be_read)

@@ -30,13 +30,13 @@ async def inline_document(
     data, declared = _decoded(file_data, param)
     name = clean_name(filename)
     head = data[:HEAD_BYTES]
-    try:
-        media_type = supported_media_type(name, declared, head)
-    except UnsupportedMediaType as error:
-        raise RequestInvalid(f"{param} cannot be read: {error}", param, "unsupported_file") from None
     async with open_spool(services.spool_dir) as spool:
         await spool.write(data)
         await spool.flush()
+        try:
+            media_type = await anyio.to_thread.run_sync(supported_media_type, name, declared, head, spool.path)
+        except UnsupportedMediaType as error:
+            raise RequestInvalid(f"{param} cannot be read: {error}", param, "unsupported_file") from None
         upload = Upload(name, declared, spool.path, len(data), head)
         while True:
             document, is_new = await anyio.to_thread.run_sync(

@@ -97,9 +97,9 @@ class UploadTable:
         upload_id: str,
         part_ids: Sequence[str],
         md5: str | None,
-        describe: Callable[[Upload, bytes], NewFile],
+        describe: Callable[[Upload, bytes, Path], NewFile],
     ) -> tuple[Upload, StoredFile]:
-        """Join the parts in this order to a file, which ``describe`` tells from the upload and the first bytes.
+        """Join the parts in this order to a file, which ``describe`` tells from the upload, the first bytes and all.
 
         Said again with the same parts it is the file that was made. Raises ``UnknownUpload``, ``UploadNotPending``,
         ``UnknownPart``, ``UploadMismatch``; after any of them the upload is as it was.
@@ -124,12 +124,13 @@ class UploadTable:
                 raise UploadMismatch("bytes", f"{upload.num_bytes} bytes", f"{num_bytes}")
             if md5 is not None and md5.lower() != digest.hexdigest():
                 raise UploadMismatch("md5", md5, digest.hexdigest())
+            new = describe(upload, head, Path(joined.name))
             staged = self._files.stage(Path(joined.name))
         try:
             with self._database.transaction() as connection:
                 # Two may complete it at the same time.
                 self.pending(tenant, upload_id)
-                file = self._files.insert(connection, tenant, describe(upload, head), staged)
+                file = self._files.insert(connection, tenant, new, staged)
                 connection.execute(
                     "UPDATE uploads SET status = 'completed', file_id = ?, part_ids = ? WHERE id = ?",
                     (file.id, json.dumps(list(part_ids)), upload_id),

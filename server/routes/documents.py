@@ -205,7 +205,9 @@ async def _get(services: Services, tenant: str, document_id: str) -> Document:
 
 
 async def _accept(services: Services, tenant: str, upload: Upload, read: bool | None) -> JSONResponse:
-    media_type = supported_media_type(upload.name, upload.declared_type, upload.head)
+    media_type = await anyio.to_thread.run_sync(
+        supported_media_type, upload.name, upload.declared_type, upload.head, upload.path
+    )
     is_to_be_read = services.reads_documents if read is None else read
     while True:
         document, is_new = await anyio.to_thread.run_sync(

@@ -1,5 +1,6 @@
 """Files: sent, listed, read back, deleted."""
 
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -67,7 +68,9 @@ async def create_file(request: Request, services: ServicesDep, tenant: TenantDep
             raise RequestInvalid(f"purpose is {purpose!r}, expected one of {', '.join(PURPOSES)}", "purpose")
         expiry = _expiry(form.values)
         seconds = expiry.seconds if expiry is not None else None
-        new = describe(form.name, purpose, form.declared_type, form.head, seconds)
+        new = await anyio.to_thread.run_sync(
+            describe, form.name, purpose, form.declared_type, form.head, form.path, seconds
+        )
         file = await anyio.to_thread.run_sync(services.files.table.add, tenant, new, form.path)
     return file_view(file)
 
@@ -118,13 +121,13 @@ async def read_file(file_id: str, services: ServicesDep, tenant: TenantDep) -> R
 
 
 def describe(
-    filename: str, purpose: str, declared_type: str | None, head: bytes, expires_after_seconds: int | None
+    filename: str, purpose: str, declared_type: str | None, head: bytes, path: Path, expires_after_seconds: int | None
 ) -> NewFile:
-    """What is to be kept of a file that came whole."""
+    """What is to be kept of a file that came whole and lies at ``path``."""
     if expires_after_seconds is None and purpose == "batch":
         expires_after_seconds = BATCH_SECONDS
     try:
-        media_type, refusal = supported_media_type(filename, declared_type, head), None
+        media_type, refusal = supported_media_type(filename, declared_type, head, path), None
     except UnsupportedMediaType as error:
         return NewFile(filename, purpose, None, str(error), expires_after_seconds)
     return NewFile(filename, purpose, media_type, refusal, expires_after_seconds)

@@ -1,6 +1,7 @@
 """Files that come in parts."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -77,5 +78,6 @@ async def cancel_upload(upload_id: str, services: ServicesDep, tenant: TenantDep
     return upload_view(await anyio.to_thread.run_sync(services.files.uploads.cancel, tenant, upload_id))
 
 
-def _describe(upload: Upload, head: bytes) -> NewFile:
-    return describe(upload.filename, upload.purpose, upload.declared_type, head, upload.file_expires_after_seconds)
+def _describe(upload: Upload, head: bytes, path: Path) -> NewFile:
+    seconds = upload.file_expires_after_seconds
+    return describe(upload.filename, upload.purpose, upload.declared_type, head, path, seconds)

@@ -6,7 +6,7 @@ from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.pdfgen.canvas import Canvas
 
 from retrieval.errors import ParseFailed, UnsupportedMediaType
-from retrieval.parsers import HTML, MARKDOWN, PDF, PLAIN, parse, supported_media_type
+from retrieval.parsers import DOCX, HTML, MARKDOWN, PDF, PLAIN, parse, supported_media_type
 
 
 def text_of(tmp_path: Path, data: bytes, media_type: str = PLAIN, max_characters: int = 100_000) -> str:
@@ -42,6 +42,8 @@ def pdf(*pages: list[str], encryption: StandardEncryption | None = None) -> byte
         ("page", "text/html; charset=utf-8", b"<p>hi", HTML),
         ("main.py", "text/x-python", b"import os\n", PLAIN),
         ("paper.txt", "text/plain", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", PDF),
+        ("letter.docx", None, b"PK\x03\x04\x14\x00\x06\x00", DOCX),
+        ("letter.docx", None, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), DOCX),
         ("utf16.txt", None, "\ufeffhello".encode("utf-16-le"), PLAIN),
         ("colours.log", None, b"\x1b[31mred\x1b[0m\n", PLAIN),
     ],
@@ -54,7 +56,9 @@ def test_kind_is_decided_from_bytes_then_name_then_declaration(name, declared, h
     ("name", "declared", "head"),
     [
         ("setup.txt", "text/plain", b"MZ\x90\x00\x03\x00\x00\x00\x04"),
-        ("letter.docx", None, b"PK\x03\x04\x14\x00\x06\x00"),
+        ("letter.docx", None, b"Dear all"),
+        ("letter", DOCX, b"\x00\x01\x02"),
+        ("letter.doc", "application/msword", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500)),
         ("photo.png", "image/png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"),
         ("dense.bin", None, b"\x01\x02\x03\x04abc" * 50),
         ("paper.pdf", "application/pdf", b"not a pdf at all"),
