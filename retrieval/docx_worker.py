@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from docx.opc.constants import CONTENT_TYPE, RELATIONSHIP_TYPE
+from docx.opc.constants import RELATIONSHIP_TYPE
 from docx.opc.exceptions import OpcError
 from docx.opc.part import Part, PartFactory, XmlPart
 from docx.oxml import parse_xml
@@ -83,12 +83,12 @@ def text_of(path: str, max_characters: int) -> dict[str, object]:
         with open(path, "rb") as opened:
             is_wrapped = opened.read(4) != b"PK\x03\x04"  # only what is encrypted comes here in another wrapping
         return {"code": "encrypted" if is_wrapped else "damaged"}
-    except (OpcError, LxmlError, zlib.error, EOFError, LookupError, ValueError, NotImplementedError):
+    except (OpcError, LxmlError, zlib.error, EOFError, LookupError, ValueError, NotImplementedError, RecursionError):
         return {"code": "damaged"}
 
 
 class _Reader:
-    """One pass over a document. lxml reads no tree that is deeper than 256, so this may call itself."""
+    """One pass over a document. It calls itself: trees are 256 deep at most, by lxml."""
 
     def __init__(self, path: str, max_characters: int) -> None:
         for kind in _WORDS_KINDS:

@@ -5,7 +5,6 @@ A process takes some 0.2 s to start.
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +15,13 @@ from retrieval.errors import ParseFailed
 
 _MAX_SECONDS = 600.0
 _MAX_ADDRESS_BYTES = 4 << 30
-_ROOT = str(Path(__file__).resolve().parent.parent)
+# This package may have been found where the new process does not look. Last, so that it hides no other module.
+_START = f"""
+import runpy, sys
+sys.path.append({str(Path(__file__).resolve().parent.parent)!r})
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
 
 
 def read_apart(module: str, path: Path, max_characters: int, kind: str, messages: Mapping[str, str]) -> dict[str, Any]:
@@ -24,14 +29,10 @@ def read_apart(module: str, path: Path, max_characters: int, kind: str, messages
 
     Raises ParseFailed with the ``code`` that the answer names, ``damaged`` after a crash, ``too_slow``.
     """
-    command = [sys.executable, "-P", "-m", module, str(path.resolve()), str(max_characters)]
-    # -P: what merely lies in the current directory is not imported; this package is, wherever it was found.
-    search = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+    # -P: what merely lies in the current directory is not imported.
+    command = [sys.executable, "-P", "-c", _START, module, str(path.resolve()), str(max_characters)]
     try:
-        finished = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_MAX_SECONDS, env=environment
-        )
+        finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_MAX_SECONDS)
     except subprocess.TimeoutExpired as error:
         message = f"the {kind} could not be read within {_MAX_SECONDS:.0f} seconds; split it"
         raise ParseFailed("too_slow", message) from error

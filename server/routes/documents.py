@@ -94,6 +94,7 @@ class Deletion(BaseModel):
 async def create_document(request: Request, services: ServicesDep, tenant: TenantDep, state: StateDep) -> Response:
     """Take a document: multipart field `file`, or JSON `{"text", "name"}`. It is safe on disk when the 202 leaves.
 
+    A file is text, Markdown, HTML, PDF or Word (.docx), told by its bytes before its name; any other is a 415.
     With `read` false the model does not read it to its end, and it is ready as soon as it is indexed.
     """
     settings = state.settings

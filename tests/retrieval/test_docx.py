@@ -63,7 +63,8 @@ def insert(document: Document, inner: str) -> None:
     """A paragraph or another block of the body, as WordprocessingML."""
     body = document.element.body
     namespaces = nsdecls("w", "r") + (
-        ' xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" xmlns:v="urn:schemas-microsoft-com:vml"'
+        ' xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
+        ' xmlns:v="urn:schemas-microsoft-com:vml"'
     )
     for block in parse_xml(f"<w:body {namespaces}>{inner}</w:body>"):
         body.insert(len(body) - 1, block)
@@ -115,8 +116,9 @@ def test_tracked_changes_count_as_accepted_and_controls_and_fields_show_what_the
           <w:t>inner</w:t><w:fldChar w:fldCharType="end"/><w:fldChar w:fldCharType="separate"/><w:t>Total 5</w:t>
           <w:fldChar w:fldCharType="end"/></w:r></w:p>
         <w:tbl><w:tr><w:trPr><w:del/></w:trPr><w:tc><w:p><w:r><w:t>no</w:t></w:r></w:p></w:tc></w:tr></w:tbl>
-        <w:p><mc:AlternateContent><mc:Choice Requires="x"><w:r><w:pict><v:a><w:txbxContent><w:p><w:r><w:t>In a box.</w:t>
-          </w:r></w:p></w:txbxContent></v:a></w:pict></w:r></mc:Choice><mc:Fallback><w:r><w:t>twice</w:t></w:r>
+        <w:p><mc:AlternateContent><mc:Choice Requires="x"><w:r><w:pict><v:a><w:txbxContent><w:p><w:r>
+          <w:t>In a box.</w:t></w:r></w:p></w:txbxContent></v:a></w:pict></w:r></mc:Choice>
+          <mc:Fallback><w:r><w:t>twice</w:t></w:r>
           </mc:Fallback></mc:AlternateContent><w:r><w:t>At a box.</w:t></w:r></w:p>""",
     )
     assert read(tmp_path, document) == (
@@ -310,3 +312,29 @@ def test_it_is_read_in_a_process_of_its_own_and_its_failures_are_told(tmp_path: 
     with pytest.raises(ParseFailed, match="save it again") as broken:
         parse(path, DOCX, max_characters=1000)
     assert broken.value.code == "damaged"
+
+
+def test_what_nests_or_repeats_without_measure_ends(tmp_path: Path) -> None:
+    def of(inner: str) -> bytes:
+        document = docx.Document()
+        insert(document, inner)
+        return saved(document)
+
+    word = "<w:r><w:t>x</w:t></w:r>"
+    for depth, expected in ((120, None), (1000, "damaged")):
+        opened, closed = b"<w:sdt><w:sdtContent>" * depth, b"</w:sdtContent></w:sdt>" * depth
+        deep = changed(
+            of("<w:p/>"), **{"document.xml": lambda xml, a=opened, b=closed: xml.replace(b"<w:p/>", a + b"<w:p/>" + b)}
+        )
+        assert code(tmp_path, deep) == expected
+    # Each box but once, not once for every box around it.
+    box = ("<w:r><w:pict><w:txbxContent><w:p>", "</w:p></w:txbxContent></w:pict></w:r>")
+    assert read(tmp_path, of("<w:p>" + box[0] * 30 + word + box[1] * 30 + "</w:p>")) == "x"
+    merged = '<w:tc><w:tcPr><w:vMerge w:val="{}"/></w:tcPr><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:tc><w:tc/>'
+    rows = (
+        "<w:tr>"
+        + merged.format("restart", "y" * 500)
+        + "</w:tr>"
+        + f"<w:tr>{merged.format('continue', '')}</w:tr>" * 300
+    )
+    assert code(tmp_path, of(f"<w:tbl>{rows}</w:tbl>")) == "too_long"
