@@ -8,7 +8,7 @@ when others go; only if nothing but anchored ones is left is one given up, which
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from model.cache.archive_room import ArchiveRoom
 from model.cache.block_pool import BlockPool
 from model.cache.checkpoint import Anchor, Checkpoint
 from model.cache.held import Held, bring_back
+from model.cache.host_tier import HostTier
 from model.cache.kv_archive import ArchivedBlock
 from model.cache.place import Place
 from model.cache.prefix_tree import PrefixNode, PrefixTree
@@ -49,16 +50,13 @@ class Checkpoints:
     """
 
     def __init__(self, states: StatePool, blocks: BlockPool, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
         self.num_lost = 0
         self._states = states
         self._blocks = blocks
         self._trees: dict[Hashable, PrefixTree[Checkpoint]] = {}
         self._resident: list[Checkpoint] = []
-        self._on_host: list[Checkpoint] = []
+        self._host = HostTier(budget_bytes, self._drop)
         self._anchors: dict[Hashable, Anchor] = {}
-        self._content_uses = Counter[int]()
-        self._snapshot_bytes = 0
         self._now = 0
         self.archive_room = ArchiveRoom(
             blocks.archive, lambda: (each.archive_numbers for each in self._protected().values())
@@ -72,12 +70,12 @@ class Checkpoints:
     @property
     def num_on_host(self) -> int:
         """Checkpoints in host memory alone."""
-        return len(self._on_host)
+        return len(self._host.checkpoints)
 
     @property
     def host_bytes(self) -> int:
         """Bytes in host memory: tensors, each counted once, and the tokens of the paths."""
-        return self._snapshot_bytes + TOKEN_BYTES * sum(tree.num_tokens for tree in self._trees.values())
+        return self._host.num_bytes + TOKEN_BYTES * sum(tree.num_tokens for tree in self._trees.values())
 
     def holdings(self) -> Iterable[Held]:
         """What checkpoints hold of the pools."""
@@ -85,7 +83,7 @@ class Checkpoints:
 
     def kept(self) -> Iterable[Checkpoint]:
         """All of them."""
-        return (*self._resident, *self._on_host)
+        return (*self._resident, *self._host.checkpoints)
 
     # Looking up and keeping.
 
@@ -161,7 +159,7 @@ class Checkpoints:
             if known.held is not None:
                 held.free(self._states)
             else:
-                self._leave_host(known)
+                self._host.leave(known)
                 known.held = held
                 self._resident.append(known)
             known.hidden = hidden if known.hidden is None else known.hidden
@@ -175,13 +173,13 @@ class Checkpoints:
             self._drop(known)
             known = None
         if known is None:
-            if not self._make_host_room(snapshot, self._protected()):
+            if not self._host.make_room(snapshot, self._protected()):
                 return False
             node = self._trees.setdefault(tree, PrefixTree()).node(token_ids, snapshot.num_tokens)
             told = snapshot.hidden, snapshot.information_bits, snapshot.selected_from
             known = Checkpoint(tree, node, place, 0, None, None, *told)
             node.kept = known
-            self._enter_host(known, snapshot)
+            self._host.enter(known, snapshot)
         self._touch(known)
         return True
 
@@ -278,14 +276,14 @@ class Checkpoints:
 
         Raises HostBudgetExceeded or ArchiveFull; those before the one without room stay.
         """
-        before = self._snapshot_bytes
+        before = self._host.num_bytes
         archived: dict[int, tuple[BlockContent, ArchivedBlock]] = {}
         for apart in snapshots:
             snapshot = self._archived(apart, archived)
-            added = self._added_bytes(snapshot)
+            added = self._host.added_bytes(snapshot)
             if not self.keep_snapshot(tree, token_ids, snapshot, Place.RESTORED):
-                raise HostBudgetExceeded(added, self.budget_bytes, self._snapshot_bytes)
-        return self._snapshot_bytes - before
+                raise HostBudgetExceeded(added, self._host.budget_bytes, self._host.num_bytes)
+        return self._host.num_bytes - before
 
     def forget(self, tree: Hashable, token_ids: Sequence[int], num_general: int) -> int:
         """Drop every checkpoint of texts that have more than ``num_general`` tokens in common with ``token_ids``, but
@@ -305,14 +303,10 @@ class Checkpoints:
         for tree in self._trees.values():
             tree.check()
             kept |= {id(node.kept) for node in tree.nodes() if node.kept is not None}
-        assert kept == {id(each) for each in (*self._resident, *self._on_host)}, "a checkpoint is in no tier or no tree"
+        assert kept == {id(each) for each in self.kept()}, "a checkpoint is in no tier or no tree"
         assert all(each.held is not None and each.snapshot is None for each in self._resident), "not on the device"
-        assert all(each.held is None and each.snapshot is not None for each in self._on_host), "not on the host"
-        snapshots = [each.snapshot for each in self._on_host if each.snapshot is not None]
-        contents = {id(content): content.nbytes for each in snapshots for content in each.blocks.values()}
-        total = sum(contents.values()) + sum(each.state_bytes for each in snapshots)
-        assert total == self._snapshot_bytes, "host bytes differ from those of the tensors"
-        assert self._snapshot_bytes <= self.budget_bytes, "the host budget is overrun"
+        assert all(each.held is None for each in self._host.checkpoints), "not on the host"
+        self._host.check()
         held = Counter(id(anchor.node) for anchor in self._anchors.values())
         counted = {id(node): node.num_anchors for tree in self._trees.values() for node in tree.nodes()}
         assert all(counted[node] == count for node, count in held.items()), "anchors are counted wrongly"
@@ -356,12 +350,12 @@ class Checkpoints:
         oldest = sorted(candidates, key=order)
         for victim in oldest:
             snapshot = victim.copied(self._states)
-            if self._make_host_room(snapshot, protected):
+            if self._host.make_room(snapshot, protected):
                 assert victim.held is not None
                 victim.held.free(self._states)
                 victim.held = None
                 self._resident.remove(victim)
-                self._enter_host(victim, snapshot)
+                self._host.enter(victim, snapshot)
                 return
             if id(victim) not in protected:
                 self._drop(victim)
@@ -379,45 +373,6 @@ class Checkpoints:
             "%s; the state after %d tokens was given up and will be read again", reason, checkpoint.num_tokens
         )
 
-    def _make_host_room(self, snapshot: Snapshot, protected: Collection[int]) -> bool:
-        """Drop what was used longest ago from the host until ``snapshot`` fits; False where it does not even when all
-        but the ``protected`` ones are gone."""
-
-        def fits() -> bool:
-            # Anew each time: what is dropped may be all that shared a block with the snapshot.
-            return self._snapshot_bytes + self._added_bytes(snapshot) <= self.budget_bytes
-
-        if snapshot.nbytes > self.budget_bytes and not fits():
-            return False
-        for victim in sorted(self._on_host, key=lambda each: each.touched):
-            if fits():
-                break
-            if id(victim) not in protected:
-                self._drop(victim)
-        return fits()
-
-    def _added_bytes(self, snapshot: Snapshot) -> int:
-        """Bytes that the host would hold more: contents that stand there already cost nothing."""
-        new = {id(each): each.nbytes for each in snapshot.blocks.values() if not self._content_uses[id(each)]}
-        return snapshot.state_bytes + sum(new.values())
-
-    def _enter_host(self, checkpoint: Checkpoint, snapshot: Snapshot) -> None:
-        self._snapshot_bytes += self._added_bytes(snapshot)
-        self._content_uses.update(id(content) for content in snapshot.blocks.values())
-        checkpoint.snapshot = snapshot
-        self._on_host.append(checkpoint)
-
-    def _leave_host(self, checkpoint: Checkpoint) -> None:
-        snapshot = checkpoint.snapshot
-        assert snapshot is not None
-        checkpoint.snapshot = None
-        self._on_host.remove(checkpoint)
-        for content in snapshot.blocks.values():
-            self._content_uses[id(content)] -= 1
-            if not self._content_uses[id(content)]:
-                del self._content_uses[id(content)]
-        self._snapshot_bytes -= self._added_bytes(snapshot)
-
     def _drop(self, checkpoint: Checkpoint) -> None:
         """Give a checkpoint up for good."""
         self._withdraw(checkpoint)
@@ -432,7 +387,7 @@ class Checkpoints:
             checkpoint.held = None
             self._resident.remove(checkpoint)
         else:
-            self._leave_host(checkpoint)
+            self._host.leave(checkpoint)
         checkpoint.node.kept = None
         self.archive_room.renew()
 

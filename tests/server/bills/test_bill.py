@@ -269,7 +269,7 @@ async def test_all_bills_tell_the_same_bytes(client: httpx.AsyncClient, engine: 
 
     # More prompts were read than there are slots for checkpoints, so that some stand in host memory.
     checkpoints, host = engine.checkpoints, bill["host"]
-    snapshots = [each.snapshot for each in checkpoints._on_host if each.snapshot is not None]
+    snapshots = [each.snapshot for each in checkpoints._host.checkpoints if each.snapshot is not None]
     assert bill["checkpoints"] == {"resident": checkpoints.num_resident, "host": len(snapshots), "lost": 0}
     assert snapshots and checkpoints.num_resident
     contents = {id(content): content.nbytes for each in snapshots for content in each.blocks.values()}

@@ -225,7 +225,7 @@ def _archived(engine: Any) -> dict[str, float]:
     used = {id(block): block for blocks in held for block in blocks}
     checkpoints = engine.checkpoints
     kept = [each.held.table.archive.blocks for each in checkpoints._resident]
-    kept += [each.snapshot.archive for each in checkpoints._on_host if each.snapshot is not None]
+    kept += [each.snapshot.archive for each in checkpoints._host.checkpoints if each.snapshot is not None]
     kept += [each.archive for each in runner._saved.values()]
     live = used | {id(block): block for blocks in kept for block in blocks}
     near = [block for block in live.values() if block.number < archive.num_in_memory]
@@ -279,7 +279,7 @@ def _held(engine: Any) -> dict[str, float]:
 def _session_bytes(engine: Any) -> int:
     """Host memory of checkpoints, what they share counted once, with the tokens of all; and of saved requests."""
     checkpoints = engine.checkpoints
-    snapshots = [each.snapshot for each in checkpoints._on_host if each.snapshot is not None]
+    snapshots = [each.snapshot for each in checkpoints._host.checkpoints if each.snapshot is not None]
     contents = {id(content): content.nbytes for each in snapshots for content in each.blocks.values()}
     tokens = 4 * sum(tree.num_tokens for tree in checkpoints._trees.values())
     saved = sum(each.nbytes for each in engine._runner._saved.values())
