@@ -15,8 +15,8 @@ from retrieval.words import STOP_WORDS, words
 EXACT_SHAPES = frozenset({KeyShape.QUOTED, KeyShape.ADDRESS, KeyShape.CODE})
 # What stands in more places than these says nothing about any of them, unless it is an exact key.
 MAX_WEAK_PLACES = 3
-# A phrase leads to the value of a ``key: value`` line or a table row when it makes up this share of the question's
-# content words: "What is the deadline?" asks for nothing else.
+# A phrase leads to the value of a ``key: value`` line or a table row, or to what a term means, when it makes up this
+# share of the question's content words: "What is the deadline?" asks for nothing else.
 WHOLE = 0.99
 
 
@@ -82,7 +82,7 @@ def leads(key: QueryKey, fact: StoredFact, asked: Sequence[str]) -> bool:
     """Whether the places of ``fact`` come first for who asks by ``key``; ``asked`` are the question's content words."""
     if key.shape in EXACT_SHAPES or fact.kind in (FactKind.IDENTIFIER, FactKind.PIN):
         return True
-    return fact.kind == FactKind.KEY_VALUE and share(key, asked) >= WHOLE
+    return fact.kind in (FactKind.KEY_VALUE, FactKind.TERM) and share(key, asked) >= WHOLE
 
 
 def _parts_of_codes(keys: Sequence[QueryKey], met: Sequence[int]) -> Sequence[int]:

@@ -18,6 +18,10 @@ _MEANS = re.compile(
     rf"[\"“](?P<term>[^\"”\n]{{2,{_MAX_TERM}}})[\"”]\s+(?:(?:shall|will)\s)?"
     r"(?:means?|denotes?|refers?\sto|has\sthe\smeaning|have\sthe\smeanings?|is\sdefined\sas|designates)\b:?\s+"
 )
+_BOUND = re.compile(
+    r"(?<![\w’'-])(?P<who>[A-Z][\w’'-]{0,40}(?: [A-Z][\w’'-]{0,40}){0,4}) "
+    r"(?:shall|must|agrees?|undertakes?|warrants?)\b"
+)
 _ASKED = re.compile(r"\b(?:does|do|did|what|would|could|might)\b[^.;\n]{0,60}\Z", re.IGNORECASE)
 # Where what is named may begin: a party after "between", after another name in brackets, in an enumeration.
 _BORDER = re.compile(
@@ -54,10 +58,13 @@ class TermRecogniser:
         """Hits whose key is the term."""
         text = survey.text
         yield from self._definitions(survey)
-        low = 0
+        low, bound = 0, _bound_terms(text)
         for match in _NAMED_IN_BRACKETS.finditer(text):
             # Elsewhere such a bracket translates, or names a work.
-            if not survey.register.is_legal(match.start()) or not _is_title(match["first"]):
+            # The shortest of contracts still says what its parties shall do.
+            if not _is_title(match["first"]) or not (
+                survey.register.is_legal(match.start()) or match["first"] in bound
+            ):
                 continue
             found = _named(text, survey, low, match.start(), match["first"])
             if found is None:
@@ -105,6 +112,15 @@ def _gloss_end(text: str, start: int, end: int) -> int:
     return end
 
 
+def _bound_terms(text: str) -> set[str]:
+    """What the text says of that it shall do something: the capitalised words before, and each of their ends."""
+    bound: set[str] = set()
+    for match in _BOUND.finditer(text):
+        words = match["who"].split()
+        bound |= {" ".join(words[start:]) for start in range(len(words))}
+    return bound
+
+
 def _is_title(term: str) -> bool:
     """Defined terms have capitals; a quoted title or saying has small words as well, and goes on for longer."""
     return _SMALL_WORD.search(term) is None and len(_WORD.findall(term)) <= _MAX_TITLE_WORDS
@@ -133,6 +149,9 @@ def _named(text: str, survey: Survey, after: int, end: int, term: str) -> tuple[
         start = _with_word_of(text, first, end, term)
     if start is None:
         borders = [match.end() for match in _BORDER.finditer(text, low, end)]
+        # "... (the "Supplier") and Acme Ltd": what is between has a word in it.
+        if leading and _WORD.search(text, leading.start(), leading.end()):
+            borders.insert(0, low)
         start = next((border for border in reversed(borders) if text[border : border + 1].isupper()), None)
     score = 0.85 if start is not None else 0.5
     if start is None:

@@ -94,7 +94,7 @@ _PLAIN_NUMBER = re.compile(r"\d{1,4}(?:st|nd|rd|th|s|['’]s)?|[12]\d{3}[-/]\d{2
 # "US 2010", "2018 2019", "$5 000": words, years or the thousands of an amount side by side, not the pieces of one code.
 _NO_CODE = re.compile(r"(?:[A-Z]+|[12]\d{3})(?: [12]\d{3})+|\D?\d{1,3}(?: \d{3})+")
 _NAMED = re.compile(
-    r"(?:what(?:'s|’s|\s+is|\s+was|\s+are)|give me|tell me|show me|find|state|name)\s+"
+    r"(?:(?:what|who)(?:'s|’s|\s+is|\s+was|\s+are|\s+were)|give me|tell me|show me|find|state|name)\s+"
     r"(?:the|its|their|his|her|our|my)\s+"
     r"([^\W\d_][\w-]{2,40})(?=\s*(?:\?|$|of\b|for\b|in\b|on\b|here\b))",
     re.IGNORECASE,
@@ -120,7 +120,8 @@ def query_keys(question: str) -> tuple[QueryKey, ...]:
 
     Codes written in parts (``INV 2024 000123``) are also given as one. Phrases, for ``key: value`` lines, are two
     to five neighbouring words that begin and end with a content word; a single word is a phrase only where the question
-    names it (``what is the deadline?``). Only the first 4000 characters of a question are looked at.
+    names it (``what is the deadline?``, ``who is the Supplier?``). Only the first 4000 characters of a question are
+    looked at.
     """
     question = unicodedata.normalize("NFKC", question[:_MAX_QUESTION_CHARACTERS]).translate(_DASHES)
     keys: dict[tuple[str, ...], QueryKey] = {}

@@ -8,7 +8,9 @@ from retrieval.keys import KeyShape, query_keys
 TENANT = "acme"
 TEXT = (
     "Deadline: the Friday after Easter\n\nThe parcel QX-7741-B came on 3 May 2021.\n\nThe mill cost $5,000 in all.\n\n"
-    "| valve | tested |\n| --- | --- |\n| brass valve | by Mrs Ellery |\n\nWrite to ellery@mill.example before noon.\n"
+    "| valve | tested |\n| --- | --- |\n| brass valve | by Mrs Ellery |\n\n"
+    "Write to ellery@mill.example before noon.\n\n"
+    'The lease is between Jon Harker (the "Miller") and others. The Miller shall grind the corn.\n'
 )
 
 
@@ -31,6 +33,7 @@ def met(library, add_text):
         'Who tested the "brass valve", and how?',
         "What was sent to ELLERY@mill.example?",
         "What is the deadline?",
+        "Who is the Miller?",
     ],
 )
 def test_codes_addresses_and_what_is_quoted_or_all_that_is_asked_lead(met, question):

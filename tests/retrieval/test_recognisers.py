@@ -117,6 +117,19 @@ def test_terms_are_found_with_what_they_mean():
     ]
 
 
+def test_the_parties_of_the_shortest_contract_are_found_by_what_they_shall_do():
+    parties = 'Made on 3 March 2025 between Kestrel Foundry Ltd (the "Supplier") and Harbour Works plc (the "Buyer"). '
+    duties = "The Supplier shall deliver within 30 days. Each Buyer must pay within 45 days."
+    terms = [fact for fact in recognise(parties + duties) if fact.kind is FactKind.TERM]
+    assert [(fact.keys[0], fact.text, fact.score) for fact in terms] == [
+        ("Supplier", "Kestrel Foundry Ltd", 0.85),
+        ("Buyer", "Harbour Works plc", 0.85),
+    ]
+    # A work that is named so binds nobody.
+    poem = recognise('He read an old poem (the "Iliad"). They shall pay.')
+    assert all(fact.kind is not FactKind.TERM for fact in poem)
+
+
 def test_duties_are_found_where_the_text_is_a_contract():
     duty = "The Supplier shall deliver the Goods within thirty (30) days."
     contract = f"This Agreement binds the Parties hereby. {duty} It shall end. Liability and Termination: Section 9.\n"
@@ -268,6 +281,7 @@ def test_folding_a_form_leads_to_no_other_form(written, number):
         "Foo Committee on Foreign Affairs and ",
         "The Party MUST not ",
         "Licensee agrees to ",
+        "The Party ",
         'Section 1 hereof (the "X Y") ',
         '"X" means a (b ',
         "Phone: 12 ",
