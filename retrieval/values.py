@@ -38,6 +38,8 @@ ASIDE = frozenset(
     mention mentioned name named page paragraph passage passages please provided quote report say says section show
     state stated tell text above below value key""".split()
 )
+# Who asks for a term with no other words than these asks what it means.
+_DEFINING = frozenset(stems("called define defined defines definition mean meaning means meant term".split()))
 # What no recogniser knows, as 4256-0340, may be a value all the same: a word with a digit in it.
 _NUMBERED = re.compile(r"(?<![\w.,:/+-])[^\W_](?:[\w.,:/+-]*\w)?(?![\w])")
 _BETWEEN_CELLS = re.compile(r"[|\t]")
@@ -91,6 +93,9 @@ class Reader:
                 named.add(fact.evidence)
                 for span, is_whole in self._cells(fact, key):
                     found.append(self._value(number, span, fact.evidence, is_raw, Standing.NAMED, is_whole))
+            elif fact.kind == FactKind.TERM and self._asked.beside(key) <= _DEFINING:
+                named.add(fact.evidence)
+                found.append(self._value(number, fact.span, fact.evidence, is_raw, Standing.NAMED))
             elif fact.is_pinned and fact.key not in fold(self._text(fact.span)):
                 named.add(fact.evidence)
                 found.append(self._value(number, fact.span, fact.evidence, is_raw, Standing.PINNED))
