@@ -61,6 +61,7 @@ async def test_the_bill_tells_policy_bytes_and_retrieval(client: httpx.AsyncClie
         "resident_bytes": {"kv": 100, "ssm_state": 100, "conv_state": 10},
         "archive_bytes": {"kv_archive": 0, "kv_summaries": 0, "text": len(TEXT), "index": 1500},
         "start": "fresh",
+        "reading": None,
         "state_capacity_bits": 1680,
         "state_recall_bits": None,
         "context_information_bits": None,
