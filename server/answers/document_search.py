@@ -3,14 +3,14 @@
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.config import ReadingUnit
 from model.policy import PolicyName
 from retrieval.passage import Document, Passage, SearchResult
 from retrieval.scope import Scope
-from server.answers.certainty import values_of
+from server.answers.certainty import Values, values_of
 from server.answers.citations import Source
 from server.answers.gate import Reason, decide
 from server.answers.given import fact_passages
@@ -82,87 +82,92 @@ class DocumentSearch:
 
         Raises as ``look``, and ``EvidenceTooLong``."""
         begun = time.monotonic()
-        question = inquiry.turns[-1].content
         chosen = inquiry.decision or decide(inquiry.turns)
         looked = self.look(inquiry, chosen.query)
-        result, given, scope = looked.result, looked.given, looked.scope
-        text_bytes, index_bytes, told = looked.text_bytes, looked.index_bytes, looked.told
-        seconds = time.monotonic() - begun
-        passages = (*given, *looked.found)
-        decision = "retrieved" if passages else "nothing"
-        has_key = any(passage.evidence is not None for passage in passages)
-        reason = Reason.KEY_HIT if has_key else chosen.reason
-        query = None if chosen.query == question else chosen.query
+        seconds, result = time.monotonic() - begun, looked.result
+        passages = (*looked.given, *looked.found)
+        reason = Reason.KEY_HIT if any(passage.evidence is not None for passage in passages) else chosen.reason
         if is_asked:
+            decision = "retrieved" if passages else "nothing"
             self._metrics.retrieved(decision, reason, {**result.seconds, "total": seconds}, len(result.passages))
-        conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
-        if decision == "nothing":
-            bill = RetrievalBill(
-                True,
-                reason,
-                0,
-                result.num_facts,
-                seconds,
-                text_bytes,
-                index_bytes,
-                note=result.reason,
-                query=query,
-                scope=scope,
-            )
-            sampling = sampling_params(inquiry, 1, 0.0)
-            return Groundwork(Prompt(array("i"), 0), sampling, (), (), (), bill, told, conversation)
-        max_tokens = inquiry.sampling.max_tokens or self._limits.answer_max_tokens
-        policy = inquiry.policy or self._model.policy
+        bill = RetrievalBill(
+            used=True,
+            reason=reason,
+            num_facts=result.num_facts,
+            seconds=seconds,
+            text_bytes=looked.text_bytes,
+            index_bytes=looked.index_bytes,
+            note=result.reason,
+            query=None if chosen.query == inquiry.turns[-1].content else chosen.query,
+            scope=looked.scope,
+        )
         sources = tuple(Source(number, passage) for number, passage in enumerate(passages, start=1))
-        if inquiry.recall == "verbatim" and (values := values_of(sources, chosen.query)).is_certain:
+        conversation = None if history is None else build_chat(self._tokenizer, inquiry.turns, history)
+        unasked = Groundwork(
+            prompt=Prompt(array("i"), 0),
+            sampling=sampling_params(inquiry, 1, 0.0),
+            sources=sources,
+            readings=(),
+            evidence=(),
+            bill=bill,
+            searched=looked.told,
+            conversation=conversation,
+        )
+        if not passages:
+            return unasked
+        values = values_of(sources, chosen.query) if inquiry.recall == "verbatim" else Values()
+        if values.is_certain:
             note = "; ".join(filter(None, (result.reason, values.note)))
-            bill = RetrievalBill(
-                True, reason, 0, result.num_facts, seconds, text_bytes, index_bytes, note=note, query=query, scope=scope
-            )
-            return Groundwork(
-                Prompt(array("i"), 0),
-                sampling_params(inquiry, max_tokens, 0.0),
-                sources,
-                (),
-                values.pieces,
-                bill,
-                told,
-                conversation,
-                is_whole=True,
-                is_certain=True,
-            )
-        readings = sources
+            sampling = sampling_params(inquiry, self._max_tokens(inquiry), 0.0)
+            known = replace(unasked, sampling=sampling, evidence=values.pieces, bill=replace(bill, note=note))
+            return replace(known, is_whole=True, is_certain=True)
+        return self._asking(inquiry, unasked, chosen.query, len(looked.given), history)
+
+    def _asking(
+        self, inquiry: Inquiry, unasked: Groundwork, query: str, num_given: int, history: History | None
+    ) -> Groundwork:
+        """The groundwork with a prompt for the model. The first ``num_given`` sources are facts of the request."""
+        sources = readings = unasked.sources
         if self._model.reads is ReadingUnit.SENTENCE:
-            searched_for = sources[len(given) :]
-            readings = (*sources[: len(given)], *([nearest_reading(searched_for)] if searched_for else []))
+            searched_for = sources[num_given:]
+            readings = (*sources[:num_given], *([nearest_reading(searched_for)] if searched_for else []))
+        max_tokens = self._max_tokens(inquiry)
+        policy = inquiry.policy or self._model.policy
         window = None if policy.name is PolicyName.FULL else policy.window
         try:
             prompt = build_prompt(
                 self._tokenizer,
                 inquiry.turns[:-1],
-                question,
+                inquiry.turns[-1].content,
                 [source.passage.text for source in readings],
                 Budget(max_tokens, self._model.max_context_tokens, window),
                 history,
                 inquiry.form.place,
-                max(1, len(given)),
+                max(1, num_given),
             )
         except EvidenceTooLong as error:
-            if not given:
+            if not num_given:
                 error.param = inquiry.question_param
                 raise
             param = inquiry.facts[0].param.rpartition(".")[0]
             raise FactsTooLong(param, error.num_tokens, error.max_tokens, error.limit_tokens) from error
-        note = result.reason
+        note = unasked.bill.note
         if dropped := len(readings) - prompt.num_passages:
             note = f"{note}; {dropped} of {len(readings)} passages left out to fit"
             sources = readings = readings[: prompt.num_passages]
-        if inquiry.recall == "verbatim" and (told_of := values_of(sources, chosen.query).note):
+        if inquiry.recall == "verbatim" and (told_of := values_of(sources, query).note):
             note = f"{note}; {told_of}"
-        start = inquiry.form.start
-        bill = RetrievalBill(
-            True, reason, len(readings), result.num_facts, seconds, text_bytes, index_bytes, start, note, query, scope
+        evidence, is_whole = quotable(readings, query) if inquiry.recall == "verbatim" else ((), False)
+        return replace(
+            unasked,
+            prompt=prompt,
+            sampling=sampling_params(inquiry, max_tokens, 0.0),
+            sources=sources,
+            readings=readings,
+            evidence=evidence,
+            bill=replace(unasked.bill, num_passages=len(readings), start=inquiry.form.start, note=note),
+            is_whole=is_whole,
         )
-        evidence, is_whole = quotable(readings, chosen.query) if inquiry.recall == "verbatim" else ((), False)
-        sampling = sampling_params(inquiry, max_tokens, 0.0)
-        return Groundwork(prompt, sampling, sources, readings, evidence, bill, told, conversation, is_whole)
+
+    def _max_tokens(self, inquiry: Inquiry) -> int:
+        return inquiry.sampling.max_tokens or self._limits.answer_max_tokens
