@@ -59,12 +59,13 @@ class TermRecogniser:
         text = survey.text
         yield from self._definitions(survey)
         low, bound = 0, _bound_terms(text)
-        for match in _NAMED_IN_BRACKETS.finditer(text):
+        brackets = [match for match in _NAMED_IN_BRACKETS.finditer(text) if _is_title(match["first"])]
+        # The shortest of contracts still says what one of its parties shall do.
+        parties = {survey.sentences.around(Span(*each.span())).start for each in brackets if each["first"] in bound}
+        for match in brackets:
             # Elsewhere such a bracket translates, or names a work.
-            # The shortest of contracts still says what its parties shall do.
-            if not _is_title(match["first"]) or not (
-                survey.register.is_legal(match.start()) or match["first"] in bound
-            ):
+            sentence = survey.sentences.around(Span(*match.span()))
+            if not survey.register.is_legal(match.start()) and sentence.start not in parties:
                 continue
             found = _named(text, survey, low, match.start(), match["first"])
             if found is None:
