@@ -25,7 +25,7 @@ _BOUND = re.compile(
 _ASKED = re.compile(r"\b(?:does|do|did|what|would|could|might)\b[^.;\n]{0,60}\Z", re.IGNORECASE)
 # Where what is named may begin: a party after "between", after another name in brackets, in an enumeration.
 _BORDER = re.compile(
-    r"\b(?:between|BETWEEN|among|AMONG)\s+(?:and\s+)?|[;:]\s+(?:and\s)?|\(\w{1,4}\)\s|(?<=\s)\w\)\s|[)”\"],?\s+(?:and|or)\s|,\s+and\s"
+    r"\b(?:[Bb]etween|BETWEEN|[Aa]mong|AMONG)\s+(?:and\s+)?|[;:]\s+(?:and\s)?|\(\w{1,4}\)\s|(?<=\s)\w\)\s|[)”\"],?\s+(?:and|or)\s|,\s+and\s"
 )
 _LEADING = re.compile(r"[\s,;).]*(?:(?:and|or|between|by|with|is|are|that|which)\s+)*")
 _DETERMINER = re.compile(

@@ -117,8 +117,9 @@ def test_terms_are_found_with_what_they_mean():
     ]
 
 
-def test_the_parties_of_the_shortest_contract_are_found_by_what_they_shall_do():
-    parties = 'Made on 3 March 2025 between Kestrel Foundry Ltd (the "Supplier") and Harbour Works plc (the "Buyer"). '
+@pytest.mark.parametrize("begun", ["Made on 3 March 2025 between", "Between"])
+def test_the_parties_of_the_shortest_contract_are_found_by_what_they_shall_do(begun):
+    parties = f'{begun} Kestrel Foundry Ltd (the "Supplier") and Harbour Works plc (the "Buyer"). '
     duties = "The Supplier shall deliver within 30 days. Payment is due within 45 days."
     terms = [fact for fact in recognise(parties + duties) if fact.kind is FactKind.TERM]
     assert [(fact.keys[0], fact.text, fact.score) for fact in terms] == [
