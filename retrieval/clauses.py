@@ -58,14 +58,15 @@ class TermRecogniser:
         """Hits whose key is the term."""
         text = survey.text
         yield from self._definitions(survey)
-        low, bound = 0, _bound_terms(text)
-        brackets = [match for match in _NAMED_IN_BRACKETS.finditer(text) if _is_title(match["first"])]
+        low = 0
+        titled = [match for match in _NAMED_IN_BRACKETS.finditer(text) if _is_title(match["first"])]
+        brackets = [(match, survey.sentences.around(Span(*match.span())).start) for match in titled]
         # The shortest of contracts still says what one of its parties shall do.
-        parties = {survey.sentences.around(Span(*each.span())).start for each in brackets if each["first"] in bound}
-        for match in brackets:
+        bound = _bound_terms(text) if brackets else set()
+        parties = {sentence for match, sentence in brackets if match["first"] in bound}
+        for match, sentence in brackets:
             # Elsewhere such a bracket translates, or names a work.
-            sentence = survey.sentences.around(Span(*match.span()))
-            if not survey.register.is_legal(match.start()) and sentence.start not in parties:
+            if not survey.register.is_legal(match.start()) and sentence not in parties:
                 continue
             found = _named(text, survey, low, match.start(), match["first"])
             if found is None:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from fakes_model import TINY_CONFIG
 
 from model.cache.block_pool import BlockPool
 from model.cache.fetched_blocks import FetchedBlocks
@@ -46,24 +47,7 @@ def assert_close(found, expected, tolerance=TOLERANCE):
     torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=tolerance * scale)
 
 
-CONFIG = ModelConfig.from_dict(
-    {
-        "model_type": "jamba",
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "mamba_d_state": 4,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
-        "mamba_dt_rank": 2,
-        "rms_norm_eps": 1e-6,
-    }
-)
+CONFIG = ModelConfig.from_dict(TINY_CONFIG | {"num_hidden_layers": 3})
 
 
 def model_of(kernels, fetched=None):
